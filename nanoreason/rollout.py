@@ -1,0 +1,140 @@
+"""The vocabulary of the project: Problem, Rollout, Batch, Task. Read this first.
+
+    Problem --Sampler--> Rollout --collate--> Batch --update--> new weights
+
+A `Rollout` is one ragged row: plain Python lists, no padding. Whether a token counts in the loss is recorded at
+the moment the token is appended (sampled: yes; prompt or forced: no) and never inferred from token values, so
+pad = eos is harmless, EOS is always trained, and forced tokens ("Wait", a child's answer) are context, not loss.
+
+SFT data is a Rollout that the policy did not sample but should have (`demonstration`), so STaR's filter,
+best-of-n, distillation and GRPO are all list comprehensions over `list[Rollout]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a task hands out. `solution` is a full worked response (empty where the task knows none)."""
+
+    prompt: str
+    answer: str
+    solution: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A source of problems and their judge.
+
+    `problem` is pure: item `index` of a split is a function of (task name, split, index) alone.
+    `reward` is pure and total: it never raises and never evaluates text as code.
+    """
+
+    def problem(self, split: str, index: int) -> Problem: ...
+
+    def reward(self, problem: Problem, response: str) -> float: ...
+
+
+@dataclass(eq=False)  # two rows with equal contents are still two rows
+class Rollout:
+    """One prompt and everything that was appended to it. All lists have length T, index t is about `tokens[t]`."""
+
+    problem: Problem
+    tokens: list[int]
+    loss_mask: list[bool]  # True: the policy chose this token
+    logprobs: list[float]  # under the distribution the token was drawn from; 0.0 where it was not drawn
+    prompt_len: int
+    seed: int = 0  # names the row's own stream of random numbers
+    draws: int = 0  # how many of them are used up; a retracted token does not give its number back
+    max_new_tokens: int | None = None  # budget for the response, forced tokens included; None: the sampler's
+    stop_reason: str = ""  # "" running or never sampled, "eos", "stop" (a stop id), "length" (budget or context)
+    reward: float = 0.0
+    advantage: float = 0.0
+
+    @property
+    def response(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
+
+    def sampled(self, token: int, logprob: float) -> None:
+        """Append a token that the policy drew."""
+        self.tokens.append(token)
+        self.loss_mask.append(True)
+        self.logprobs.append(logprob)
+        self.draws += 1
+
+    def force(self, tokens: list[int]) -> None:
+        """Append tokens that the policy did not choose: context, never loss."""
+        self.tokens += tokens
+        self.loss_mask += [False] * len(tokens)
+        self.logprobs += [0.0] * len(tokens)
+
+    def retract(self, count: int = 1) -> None:
+        """Take back the last `count` tokens of the response; the prompt cannot be retracted."""
+        keep = len(self.tokens) - count
+        if count < 0 or keep < self.prompt_len:
+            raise ValueError(f"cannot retract {count} tokens: the response has {len(self.tokens) - self.prompt_len}")
+        del self.tokens[keep:], self.loss_mask[keep:], self.logprobs[keep:]
+        self.stop_reason = ""
+
+
+@dataclass
+class Batch:
+    """Padded tensors of some rollouts; column t of every (B, T) tensor is about `tokens[:, t]`.
+
+    Rows are right-padded, so causal attention alone hides the padding: there is no attention mask.
+    """
+
+    tokens: torch.Tensor  # (B, T) int64
+    loss_mask: torch.Tensor  # (B, T) bool
+    old_logprobs: torch.Tensor  # (B, T) float32
+    weights: torch.Tensor  # (B, T) float32, how much each token counts; sums to 1 over the whole step
+    advantages: torch.Tensor  # (B, 1) float32
+
+
+def seed_of(*parts: Any) -> int:
+    """A 64-bit seed from names and numbers, the same on every machine.
+
+    Sums such as `seed + index` make streams of neighbouring seeds overlap; hashing the whole name does not.
+
+    >>> seed_of("star", 1, "round", 3) == seed_of("star", 1, "round", 3) != seed_of("star", 1, "round", 4)
+    True
+    """
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
+
+
+def prompt_row(tokenizer, problem: Problem, seed: int = 0, max_new_tokens: int | None = None) -> Rollout:
+    """A row that holds only its prompt, ready for `Sampler.submit`."""
+    tokens = tokenizer.encode(problem.prompt)
+    return Rollout(problem, tokens, [False] * len(tokens), [0.0] * len(tokens), len(tokens), seed,
+                   max_new_tokens=max_new_tokens)  # fmt: skip
+
+
+def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: int = 0) -> list[Rollout]:
+    """`group_size` rows per problem, next to each other, each with its own random numbers."""
+    return [
+        prompt_row(tokenizer, problem, seed_of(seed, p, g)) for p, problem in enumerate(problems) for g in range(group_size)
+    ]
+
+
+def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollout:
+    """The row the policy should have sampled: `text` (default: the problem's solution), then EOS, all of it in the loss."""
+    row = prompt_row(tokenizer, problem)
+    response = tokenizer.encode(problem.solution if text is None else text) + [tokenizer.eos_id]
+    row.tokens += response
+    row.loss_mask += [True] * len(response)
+    row.logprobs += [0.0] * len(response)
+    row.stop_reason = "eos"
+    return row
+
+
+def response_text(tokenizer, row: Rollout) -> str:
+    """The response as text, without the EOS that closed it."""
+    tokens = row.response
+    return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_id else tokens)
