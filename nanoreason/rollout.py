@@ -119,7 +119,9 @@ def prompt_row(tokenizer, problem: Problem, seed: int = 0, max_new_tokens: int |
 def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: int = 0) -> list[Rollout]:
     """`group_size` rows per problem, next to each other, each with its own random numbers."""
     return [
-        prompt_row(tokenizer, problem, seed_of(seed, p, g)) for p, problem in enumerate(problems) for g in range(group_size)
+        prompt_row(tokenizer, problem, seed_of(seed, p, g))
+        for p, problem in enumerate(problems)
+        for g in range(group_size)
     ]
 
 

@@ -1,0 +1,82 @@
+"""The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
+
+Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and checks its criteria.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before torch loads: idle OpenMP threads that spin cost other processes on the machine more than they gain this one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+RECIPES = {
+    "star": "STaR on digit addition: sample, filter, rationalize, fine-tune; repeat",
+    "sft": "supervised fine-tuning of a small or loaded model on demonstrations",
+}
+SECTIONS = {
+    "star": "STaR with and without rationalization against direct answers, on digit addition",
+}
+
+USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
+       python train.py <recipe> --help
+       python train.py reproduce <section> [--preset tiny|cpu|gpu] [--seeds N] [--out DIR]
+
+recipes
+{recipes}
+
+sections to reproduce
+{sections}"""
+
+
+def usage() -> str:
+    def lines(entries: dict[str, str]) -> str:
+        return "\n".join(f"  {name:<8} {text}" for name, text in entries.items())
+
+    return USAGE.format(recipes=lines(RECIPES), sections=lines(SECTIONS))
+
+
+def main(argv: list[str]) -> int:
+    """Run a command; bad input and interruptions end in one clear line on stderr and exit code 2 or 130."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    command, flags = argv[0], argv[1:]
+    try:
+        if command == "reproduce":
+            from nanoreason.experiments.reproduce import main as reproduce
+
+            return reproduce(flags, SECTIONS)
+        if command not in RECIPES:
+            print(f"train.py: {command!r} is no recipe: use one of {', '.join(RECIPES)}, or reproduce", file=sys.stderr)
+            return 2
+        return train(command, flags)
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; the run is kept: the same command with --resume goes on from its last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    except (ValueError, FileExistsError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def train(name: str, flags: list[str]) -> int:
+    import importlib
+
+    import torch
+
+    from nanoreason.run import parse_config
+
+    recipe = importlib.import_module(f"nanoreason.recipes.{name}")
+    config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
+    torch.set_num_threads(config.threads)
+    recipe.run(config)
+    print(f"\nleft in {config.out}: " + ", ".join(sorted(os.listdir(config.out))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

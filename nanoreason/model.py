@@ -1,0 +1,273 @@
+"""A decoder-only transformer (Llama, Qwen2, Qwen3) and its KV cache, written by hand.
+
+    tokens (B, T) -> embed -> [RMSNorm -> attention -> + -> RMSNorm -> SwiGLU -> +] x layers -> RMSNorm -> head -> logits (B, T, V)
+
+One forward serves training, prefill and decoding. What a token may see is decided by one rule, *key j is visible at
+position p iff j <= p*: rows are right-padded and every row has its own positions, so there is no mask argument.
+Module names are Hugging Face's, so a checkpoint loads without a name map.
+
+Shape letters: B rows, T tokens, S cache slots, V vocabulary, D width, H heads, K kv heads, G = H / K, d head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass
+class ModelConfig:
+    """Field names are those of Hugging Face's config.json."""
+
+    model_type: str = "llama"  # llama, qwen2 (bias on q, k, v) or qwen3 (RMSNorm on each head's q and k)
+    vocab_size: int = 64
+    hidden_size: int = 96
+    intermediate_size: int = 256
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    head_dim: int = 24
+    max_position_embeddings: int = 256
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # None, or Llama 3.1's {"rope_type": "llama3", "factor": ...}
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False  # bias on q, k, v and o (llama, qwen3); qwen2 always has it on q, k, v alone
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ("llama", "qwen2", "qwen3"):
+            raise ValueError(f"model_type {self.model_type!r} is not supported: use llama, qwen2 or qwen3")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.rope_scaling and self.rope_scaling.get("rope_type") not in ("default", "llama3"):
+            raise ValueError(f"rope_scaling {self.rope_scaling} is not supported: only rope_type llama3 is")
+
+
+def small_config(width: int, layers: int, heads: int, vocab_size: int, context: int, **other: Any) -> ModelConfig:
+    """The shape of our own small models: SwiGLU of 8/3 width rounded up to 32, tied embeddings."""
+    if width % heads or width // heads % 2:
+        raise ValueError(f"width {width} must be an even multiple of heads {heads}")
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=math.ceil(width * 8 / 3 / 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=other.pop("kv_heads", heads),
+        head_dim=width // heads,
+        max_position_embeddings=context,
+        **other,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ KV cache
+
+
+class KVCache:
+    """Keys and values of many rows. Slot j of a row holds its token at position j, so positions are addresses.
+
+    `kv` is (layer, 2, B, K, S, d): kv heads before slots, so that one row's head is a plain matrix for `bmm`.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, slots: int, device: torch.device, dtype: torch.dtype):
+        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, slots, config.head_dim)
+        # Zeros, not empty: an unwritten slot is weighted with probability 0, and 0 * NaN would still be NaN.
+        self.kv = torch.zeros(shape, device=device, dtype=dtype)
+
+    @staticmethod
+    def bytes_per_slot(config: ModelConfig, dtype: torch.dtype) -> int:
+        return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+    def view(self, first: int, last: int, window: int) -> KVCache:
+        """Rows first..last-1, reading no slot from `window` on; writes go to the same memory."""
+        part = object.__new__(KVCache)
+        part.kv = self.kv[:, :, first:last, :, :window]
+        return part
+
+    def write(
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store k, v (B, K, T, d) at positions (B, T); return all keys and values (B, K, S, d) of the view."""
+        keys, values = self.kv[layer]
+        slots = positions[:, None, :, None].expand_as(k)  # (B, K, T, d)
+        keys.scatter_(2, slots, k.to(keys.dtype))
+        values.scatter_(2, slots, v.to(values.dtype))
+        return keys, values
+
+
+# ----------------------------------------------------------------------------------------------------- the layers
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope_table(config: ModelConfig) -> torch.Tensor:
+    """(2, context, d): cosines and sines of position * frequency; Llama 3.1 stretches the low frequencies."""
+    d = config.head_dim
+    frequency = config.rope_theta ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)  # (d/2,)
+    scaling = config.rope_scaling
+    if scaling and scaling["rope_type"] == "llama3":
+        turns = (
+            scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        )  # full turns in the first context
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast enough to stay as it is, 0: slowed by `factor`
+        frequency = frequency * (keep + (1 - keep) / scaling["factor"])
+    angle = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequency  # (context, d/2)
+    angle = torch.cat([angle, angle], dim=-1)  # (context, d): dimension i turns together with i + d/2
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn x (B, heads, T, d) by its position: rotary embedding, in the half-split layout of Hugging Face."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D, H, K, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        qkv_bias = config.attention_bias or config.model_type == "qwen2"
+        self.head_dim = d
+        self.q_proj = nn.Linear(D, H * d, bias=qkv_bias)
+        self.k_proj = nn.Linear(D, K * d, bias=qkv_bias)
+        self.v_proj = nn.Linear(D, K * d, bias=qkv_bias)
+        self.o_proj = nn.Linear(H * d, D, bias=config.attention_bias and config.model_type != "qwen2")
+        if config.model_type == "qwen3":
+            self.q_norm = RMSNorm(d, config.rms_norm_eps)
+            self.k_norm = RMSNorm(d, config.rms_norm_eps)
+
+    def forward(self, x, rope, positions, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, d)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (
+            rotate(q.transpose(1, 2), *rope),
+            rotate(k.transpose(1, 2), *rope),
+            v.transpose(1, 2),
+        )  # (B, H|K, T, d)
+        if cache is None:  # key j is visible at position p iff j <= p
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        else:
+            k, v = cache.write(layer, k, v, positions)  # (B, K, S, d)
+            out = attend(q, k, v, bias)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Attention of new tokens over a cache: q (B, H, T, d), k and v (B, K, S, d), bias (B, 1, T, S) of 0 and -inf.
+
+    The G query heads that share a kv head become G*T rows of one matrix, so keys are read once and never repeated.
+    """
+    (B, H, T, d), (_, K, S, _) = q.shape, k.shape
+    G = H // K
+    q = q.reshape(B * K, G * T, d)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*K, S, d), still views of the cache
+    bias = bias[:, :, None].expand(B, K, G, T, S).reshape(B * K, G * T, S)
+    scores = torch.baddbmm(bias.to(q.dtype), q, k.to(q.dtype).transpose(1, 2), alpha=d**-0.5)  # (B*K, G*T, S)
+    return torch.bmm(scores.softmax(-1).to(q.dtype), v.to(q.dtype)).view(B, H, T, d)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *context) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *context)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig, seed: int = 0):
+        """Random weights from `seed`: normal(0, 0.02), the two projections into the residual stream scaled by 1/sqrt(2L)."""
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.register_buffer("rope", rope_table(config), persistent=False)  # (2, context, d)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / math.sqrt(2 * config.num_hidden_layers) if residual else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def hidden(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """tokens (B, T) -> final hidden states (B, T, D).
+
+        Without a cache the tokens start at position 0. With one, `positions` (B, T) says where each token stands:
+        its keys are stored there, and it sees every slot up to there.
+        """
+        bias = None
+        if cache is None:
+            cos, sin = self.rope[:, None, None, : tokens.shape[1]]  # (1, 1, T, d)
+        else:
+            cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, d)
+            slots = torch.arange(cache.kv.shape[4], device=tokens.device)
+            hidden = slots > positions[..., None]  # (B, T, S)
+            bias = torch.zeros_like(hidden, dtype=cos.dtype).masked_fill_(hidden, -torch.inf)[:, None]  # (B, 1, T, S)
+        x = self.model.embed_tokens(tokens)  # (B, T, D)
+        for layer, block in enumerate(self.model.layers):
+            x = block(x, (cos, sin), positions, bias, cache, layer)
+        return self.model.norm(x)
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """tokens (B, T) -> logits (B, T, V); the logits at column t are about the token at t + 1."""
+        return self.lm_head(self.hidden(tokens, positions, cache))
+
+    def size(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

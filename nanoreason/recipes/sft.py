@@ -1,0 +1,122 @@
+"""Supervised fine-tuning: maximise the log-probability of demonstrations, from random weights or from a checkpoint.
+
+    for step 1..S:  rows = demonstrations(step);  loss = -mean log p(response token | what stands before it)
+
+The demonstrations are a task's own worked solutions, or the lines {"prompt": ..., "response": ...} of a JSONL file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
+from nanoreason.evaluate import test_accuracy
+from nanoreason.learn import fit, from_stream, in_epochs, make_optimizer
+from nanoreason.model import Transformer, small_config
+from nanoreason.rollout import Problem, Rollout, demonstration, seed_of
+from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, table
+from nanoreason.tasks.addition import Addition, budget, digits_of, test_sums, tokenizer
+from nanoreason.tokenizer import TextTokenizer
+
+
+@dataclass
+class SftConfig(RunConfig):
+    """Supervised fine-tuning on worked sums, on direct answers, or on a JSONL file of prompts and responses."""
+
+    out: str = "runs/sft"  # folder of this run: config.json, metrics.jsonl, checkpoints
+    base: str = ""  # checkpoint folder to start from; empty: random weights of the shape below
+    width: int = 96  # D, the model's width
+    layers: int = 3  # transformer blocks
+    heads: int = 4  # attention heads
+    context: int = 256  # longest row in tokens
+    data: str = ""  # JSONL file of {"prompt", "response"}; empty: digit addition
+    digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums
+    shares: tuple[float, ...] = ()  # how often each length is shown; empty: equally
+    form: str = "scratchpad"  # scratchpad or direct (the answer alone)
+    hint_share: float = 0.0  # how many of the sums carry their answer as a hint
+    pool: int = 0  # different problems per length; 0: never the same one twice on purpose
+    steps: int = 800  # optimizer steps
+    lr: float = 2e-3  # peak learning rate
+    decay: bool = True  # cosine to a tenth of it; --no-decay: constant
+    warmup: int = 20  # steps of warm-up
+    rows_per_step: int = 64  # rows of an update
+    micro_tokens: int = (
+        1024  # tokens of a micro-batch: memory and speed, not the result; small ones stay in a CPU cache
+    )
+    save_every: int = 100  # steps between checkpoints
+    log_every: int = 20  # steps between lines of metrics.jsonl
+    eval_every: int = 0  # steps between tests on held-out sums; 0: only at the end
+    eval_digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths that are tested
+    eval_problems: int = 100  # held-out sums per length
+
+
+PRESETS = {
+    "cpu": SftConfig(),
+    "tiny": SftConfig(
+        width=32, layers=2, heads=2, context=64, digits=(1, 2), steps=20, warmup=2, rows_per_step=16, save_every=10,
+        log_every=5, eval_digits=(1, 2), eval_problems=8,
+    ),
+    "gpu": SftConfig(width=256, layers=6, heads=8, steps=2000, lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
+}  # fmt: skip
+
+
+def run(config: SftConfig) -> dict:
+    """Train, test, and leave the model in OUT/policy; returns the last line of metrics."""
+    run = Run(config)
+    device = pick_device(config.device)
+    if config.base:
+        model, words = load_checkpoint(config.base, device)
+    elif config.data:
+        raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
+    else:
+        words = tokenizer()
+        model = Transformer(
+            small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
+            seed_of(config.seed, "sft"),
+        ).to(device)
+    optimizer = make_optimizer(model)
+    first = resume(run.folder / "policy", model, optimizer).get("step", 0)
+    run.rewind(first)
+
+    def measure() -> dict:
+        problems = test_sums(config.eval_digits, config.eval_problems, config.form) if not config.data else []
+        return test_accuracy(model, words, Addition(form=config.form), problems, budget=budget, key=digits_of)
+
+    def after(step: int, metrics: dict) -> None:
+        done = step + 1
+        if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+            metrics = metrics | measure()
+        if (
+            done == config.steps
+            or done % config.log_every == 0
+            or (config.eval_every and done % config.eval_every == 0)
+        ):
+            run.log(done, **metrics)
+        if done == config.steps or done % config.save_every == 0:
+            save_checkpoint(run.folder / "policy", model, words, optimizer, {"step": done})
+
+    fit(model, optimizer, demonstrations(config, words), steps=config.steps, first_step=first, lr=config.lr, warmup=config.warmup,
+        decay=config.decay, micro_tokens=config.micro_tokens, after=after)  # fmt: skip
+    run.close()
+    last = read_jsonl(run.folder / "metrics.jsonl")[-1]
+    names = [name for name in last if name.startswith("acc/")] or ["loss"]
+    print(table(["step", *names], [[config.steps, *(f"{last[name]:.2f}" for name in names)]]), flush=True)
+    return last
+
+
+def demonstrations(config: SftConfig, words: TextTokenizer) -> Callable[[int], list[Rollout]]:
+    """The rows of each step."""
+    if config.data:
+        lines = read_jsonl(Path(config.data))
+        problems = [Problem(line["prompt"], "", line["response"]) for line in lines]
+    elif config.pool:  # the very problems that STaR practises on, with their solutions
+        problems = [
+            Addition((n,), config.form).problem(f"train-{n}", i) for n in config.digits for i in range(config.pool)
+        ]
+    else:
+        task = Addition(config.digits, config.form, config.shares, config.hint_share)
+        return from_stream(words, task, f"sft-{config.seed}", config.rows_per_step)
+    rows = [demonstration(words, problem) for problem in problems]
+    return in_epochs(rows, config.rows_per_step, config.seed)

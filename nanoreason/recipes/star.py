@@ -1,0 +1,215 @@
+"""STaR: Self-Taught Reasoner (Zelikman et al., 2022), Algorithm 1, on digit addition.
+
+    base M                                        # knows short sums, a little of longer ones
+    for round 1..N:
+        rows  = policy samples a scratchpad and an answer for each problem of the round
+        kept  = rows whose answer is right
+        if rationalize: the problems it got wrong again, with the answer as a hint;
+                        keep those that are right now, stored WITHOUT their hint
+        policy = M fine-tuned on kept             # from the base each time; only the data carries over
+
+The filter is a policy gradient with reward 1 or 0 and no baseline; a rationalized trace is an off-policy sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanoreason.checkpoint import existing, load_checkpoint, load_training, resume, save_checkpoint
+from nanoreason.evaluate import Graded, accuracy_by, grade, respond, test_accuracy
+from nanoreason.learn import fit, from_stream, in_epochs, make_optimizer
+from nanoreason.model import Transformer, small_config
+from nanoreason.rollout import Problem, demonstration, seed_of
+from nanoreason.run import Run, RunConfig, pick_device, table
+from nanoreason.tasks.addition import Addition, budget, digits_of, hinted, test_sums, tokenizer, trimmed
+from nanoreason.tokenizer import TextTokenizer
+
+
+@dataclass
+class StarConfig(RunConfig):
+    """STaR on digit addition: sample, filter, rationalize what failed, fine-tune the base; repeat."""
+
+    out: str = "runs/star"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, checkpoints
+    base: str = ""  # checkpoint folder of the base model; empty: train one here, into OUT/base
+    # the base, if it is trained here
+    width: int = 96  # D, the model's width
+    layers: int = 3  # transformer blocks
+    heads: int = 4  # attention heads
+    context: int = 256  # longest row in tokens; a 10-digit sum needs 202
+    base_steps: int = 800  # optimizer steps
+    base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
+    base_shares: tuple[float, ...] = (0.55, 0.33, 0.09, 0.024, 0.006)  # how often sums of 1, 2, ... digits are shown
+    base_hint_share: float = 0.3  # how many of them carry their answer as a hint
+    # the rounds
+    rounds: int = 8  # N; 0 only trains the base
+    digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums that the policy practises on
+    late_digits: tuple[int, ...] = ()  # lengths that join them later
+    late_from: int = 0  # the round in which they join; 0: never
+    pool: int = 10000  # different problems per length
+    problems: int = 600  # how many of them, per length, are drawn for a round
+    rationalize: bool = False  # hint at the answer of problems that were not solved
+    retry_temperature: float = 0.0  # > 0: sample unsolved problems again at this temperature (without hints)
+    temperature: float = 0.0  # of the first attempt; 0 is greedy
+    restart: bool = True  # fine-tune the base in each round; --no-restart: go on from the last policy
+    first_steps: int = 80  # optimizer steps in round 1
+    step_growth: float = 1.0  # factor per round; 1.2 is the paper's schedule without rationalization
+    step_increment: int = 0  # steps added per round; 20 on top of 300 is the paper's schedule with it
+    rows_per_step: int = 64  # rows of an update
+    lr: float = 1e-3  # peak learning rate, constant after warm-up
+    warmup: int = 20  # steps of warm-up
+    micro_tokens: int = (
+        1024  # tokens of a micro-batch: memory and speed, not the result; small ones stay in a CPU cache
+    )
+    # measuring
+    eval_digits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)  # lengths that are tested on held-out sums
+    eval_problems: int = 100  # held-out sums per length
+
+
+PRESETS = {
+    "cpu": StarConfig(),
+    "tiny": StarConfig(
+        width=32, layers=2, heads=2, context=64, base_steps=30, base_shares=(0.8, 0.2), rounds=2, digits=(1, 2), pool=64,
+        problems=16, first_steps=4, warmup=2, rows_per_step=16, eval_digits=(1, 2), eval_problems=8,
+    ),
+    "gpu": StarConfig(
+        width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=200,
+        rows_per_step=128, lr=5e-4, micro_tokens=32768, eval_problems=500,
+    ),
+}  # fmt: skip
+
+
+def run(config: StarConfig) -> dict:
+    """All rounds; returns the last line of metrics. The policy is left in OUT/policy, the base in OUT/base."""
+    run = Run(config)
+    device = pick_device(config.device)
+    base, words = (
+        load_checkpoint(config.base, device) if config.base else train_base(config, run.folder / "base", device)
+    )
+    policy, first = base, 0
+    if existing(run.folder / "policy"):
+        policy, _ = load_checkpoint(run.folder / "policy", device)
+        first = load_training(run.folder / "policy", policy)["round"] + 1
+    run.rewind(first - 1)
+    metrics: dict = {}
+    for round in range(first, config.rounds + 1):
+        metrics = {"round": round}
+        if round > 0:
+            policy, metrics = one_round(config, round, base, policy, words, run)
+        problems = test_sums(config.eval_digits, config.eval_problems)
+        metrics |= test_accuracy(policy, words, Addition(), problems, budget=budget, key=digits_of)
+        run.log(round, **metrics)
+        save_checkpoint(run.folder / "policy", policy, words, state={"round": round})
+        print(report(config, metrics, header=round == first), flush=True)
+    run.close()
+    return metrics
+
+
+def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, TextTokenizer]:
+    """A small transformer from random weights that has seen few long sums, some of them with hints."""
+    # DIFFERS from the paper: GPT-J is prompted with ten worked examples per length. A model this small has no
+    # few-shot ability, so what the examples did is trained in, once, with lengths so rare that they are not mastered.
+    words = tokenizer()
+    shares = config.base_shares
+    task = Addition(digits=tuple(range(1, len(shares) + 1)), shares=shares, hint_share=config.base_hint_share)
+    model = Transformer(
+        small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
+        seed_of(config.seed, "base"),
+    ).to(device)
+    optimizer = make_optimizer(model)
+    first = resume(folder, model, optimizer).get("step", 0)
+
+    def after(step: int, metrics: dict) -> None:
+        if (step + 1) % 100 == 0 or step + 1 == config.base_steps:
+            save_checkpoint(folder, model, words, optimizer, {"step": step + 1})
+
+    rows_of = from_stream(words, task, f"base-{config.seed}", config.rows_per_step)
+    fit(model, optimizer, rows_of, steps=config.base_steps, first_step=first, lr=config.base_lr, warmup=config.warmup,
+        decay=True, micro_tokens=config.micro_tokens, after=after, name="base")  # fmt: skip
+    return model, words
+
+
+def round_problems(config: StarConfig, round: int) -> list[Problem]:
+    """This round's share of the pool: as many sums of each length, drawn anew, so about pool/problems rounds repeat none."""
+    digits = config.digits + (config.late_digits if config.late_from and round >= config.late_from else ())
+    chosen = []
+    for n in digits:
+        indices = random.Random(seed_of(config.seed, "round", round, n)).sample(range(config.pool), config.problems)
+        chosen += [Addition((n,)).problem(f"train-{n}", index) for index in sorted(indices)]
+    return chosen
+
+
+def one_round(config: StarConfig, round: int, base, policy, words, run: Run) -> tuple[Transformer, dict]:
+    """Sample, filter, rationalize, fine-tune: the body of Algorithm 1's loop (its lines 3 to 7)."""
+    started = time.perf_counter()
+    task = Addition(digits=config.digits + config.late_digits)
+    problems = round_problems(config, round)
+    metrics: dict = {"round": round}
+
+    def attempt(problems: list[Problem], temperature: float, name: str) -> list[Graded]:
+        seed = seed_of(config.seed, round, name)
+        rows = respond(policy, words, problems, budget=budget, temperature=temperature, seed=seed, name=name)
+        marks = grade(task, words, rows)
+        for n, share in accuracy_by(marks, digits_of).items():
+            metrics[f"{name}/{n}"] = share
+        for mark in {digits_of(mark.problem): mark for mark in marks}.values():  # one per length, to read
+            run.sample(
+                round,
+                attempt=name,
+                prompt=mark.problem.prompt,
+                response=mark.text,
+                right=mark.lenient,
+                valid=mark.strict,
+            )
+        return marks
+
+    marks = attempt(problems, config.temperature, "sample")
+    kept = [demonstration(words, mark.problem, trimmed(mark.text)) for mark in marks if mark.lenient]
+    valid = sum(mark.strict for mark in marks)
+    failed = [mark.problem for mark in marks if not mark.lenient]
+    second: list[Graded] = []
+    if config.rationalize:
+        second = attempt([hinted(problem) for problem in failed], config.temperature, "hinted")
+    elif config.retry_temperature > 0:
+        second = attempt(failed, config.retry_temperature, "retry")
+    # The trace goes under the problem as it was first posed: the hint is gone, as if it had been found unaided.
+    again = [
+        demonstration(words, problem, trimmed(mark.text))
+        for problem, mark in zip(failed, second, strict=False)
+        if mark.lenient
+    ]
+    valid += sum(mark.strict for mark in second)
+    metrics |= {
+        "kept": len(kept) / len(problems),
+        "kept_second": len(again) / len(problems),
+        "valid_share_of_kept": valid / max(1, len(kept) + len(again)),
+        "time/rollout": time.perf_counter() - started,
+    }
+    if not kept and not again:
+        raise ValueError(
+            f"round {round}: no trace was right, so there is nothing to learn from: train the base longer or on longer sums"
+        )
+
+    model = copy.deepcopy(base if config.restart else policy)
+    # DIFFERS from the paper's code: the optimizer is fresh in each round, there are no pre-training moments to reload.
+    steps = int(config.first_steps * config.step_growth ** (round - 1) + config.step_increment * (round - 1))
+    losses: list[float] = []
+    started = time.perf_counter()
+    fit(model, make_optimizer(model), in_epochs(kept + again, config.rows_per_step, seed_of(config.seed, "fit", round)), steps=steps,
+        lr=config.lr, warmup=config.warmup, micro_tokens=config.micro_tokens, name=f"round {round}",
+        after=lambda step, values: losses.append(values["loss"]))  # fmt: skip
+    metrics |= {"steps": steps, "loss": losses[-1], "time/update": time.perf_counter() - started}
+    return model, metrics
+
+
+def report(config: StarConfig, metrics: dict, header: bool) -> str:
+    """One row of the table: held-out accuracy per digit length, and how much of the round's data was kept."""
+    names = ["round", *(f"{n} digits" for n in config.eval_digits), "kept", "hinted", "steps"]
+    row = [str(metrics["round"]), *(f"{metrics[f'acc/{n}']:.2f}" for n in config.eval_digits)]
+    row += [f"{metrics.get(key, 0):.2f}" for key in ("kept", "kept_second")] + [str(metrics.get("steps", 0))]
+    widths = [max(6, len(name)) for name in names]
+    lines = table([name.rjust(w) for name, w in zip(names, widths, strict=True)], [row]).split("\n")
+    return "\n".join(lines if header else lines[1:])

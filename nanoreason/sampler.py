@@ -1,0 +1,327 @@
+"""The one sampling loop: rows come back when they stop; put them back if they should go on.
+
+    sampler = Sampler(model, eos_id=tokenizer.eos_id, temperature=1.0, max_new_tokens=128)
+    sampler.submit(prompt_rows(tokenizer, problems, group_size=16))
+    for row in sampler:                       # each row, the moment it stops: stop id, EOS or budget
+        if closes_its_thinking_too_early(row):
+            row.retract(); row.force(wait); sampler.submit([row])
+
+Rollouts, budget forcing, spawn / join, majority voting and evaluation are all this loop. How it works:
+
+* Live rows are the slots [:n] of a KV cache; one decode step adds one token to each of them. Keys, tokens, log-probs
+  and random numbers all live at (slot, position): slot j of a row is about its token at position j.
+* A row that stops is swapped behind the live ones and handed out. New rows take slots from n on (continuous
+  batching), so no step is spent on a row that is done. Until then a stopped row's keys stay where they are: submit it
+  again and it goes on with only the new tokens to be read.
+* Prompts are read (`_prefill`) up to their last token, a prompt shared by a group once; the last token is the first
+  decode step's input. Attention reads only as far as the longest live row.
+* The k-th draw of a row inverts the CDF at `uniforms(row.seed)[k]`. A sample is therefore a function of the weights, the
+  row and its numbers: not of the rows beside it, nor of when they leave. Its log-prob comes from the same softmax.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from nanoreason.model import KVCache, Transformer
+from nanoreason.rollout import Rollout
+from nanoreason.run import autocast
+
+PREFILL_TOKENS = 16_384  # prompt tokens read at once; bounds the memory of a prefill
+
+
+def uniforms(seed: int, start: int, count: int) -> np.ndarray:
+    """Numbers start .. start+count-1 of a row's own stream in [0, 1): float32, counter-based, the same everywhere."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(start + count, dtype=np.float32)[start:]
+
+
+def draw(
+    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits (B, V), u (B,) in [0, 1) -> tokens (B,), log-probs (B,) of the distribution they were drawn from.
+
+    Temperature 0 takes the most likely token; its log-prob is then the one at temperature 1. With top_p < 1 only the
+    most likely tokens that together reach top_p can be drawn, and the log-prob is that of this truncated distribution.
+    """
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    probs = (logits / temperature).softmax(-1)  # (B, V)
+    if top_p < 1:
+        ordered, order = probs.sort(-1, descending=True, stable=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p  # the mass before a token already reaches top_p
+        probs = probs.masked_fill(outside.gather(-1, order.argsort(-1)), 0)
+    cdf = probs.cumsum(-1)
+    total = cdf[:, -1:]
+    # Just below the total: rounding must not reach past the last token that has any probability.
+    target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cdf, target, right=True)  # (B, 1): the first token whose CDF exceeds the target
+    return tokens[:, 0], (probs.gather(-1, tokens) / total).log()[:, 0]
+
+
+class Sampler:
+    """An iterator over stopped rows. One sampler serves one set of weights: make a new one after an update.
+
+    temperature     0 is greedy
+    max_new_tokens  budget of rows that name none of their own
+    stop_ids        tokens that hand a row back, EOS aside; the stop token is the row's last token
+    max_rows        rows decoded at once; kv_bytes lowers it where the cache would grow too large
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        eos_id: int,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop_ids: tuple[int, ...] = (),
+        max_rows: int = 512,
+        kv_bytes: int = 4 << 30,
+    ):
+        self.version = self._weights_version(model)
+        if temperature < 0 or not 0 < top_p <= 1 or max_rows < 1:
+            raise ValueError(
+                f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs >= 0, (0, 1] and >= 1"
+            )
+        self.model, self.eos_id, self.max_new_tokens = model, eos_id, max_new_tokens
+        self.temperature, self.top_p, self.max_rows, self.kv_bytes = temperature, top_p, max_rows, kv_bytes
+        self.context = model.config.max_position_embeddings
+        self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
+        self.stops[[eos_id, *stop_ids]] = True
+        self.queue: deque[Rollout] = deque()  # submitted, not yet in a slot
+        self.finished: deque[Rollout] = deque()  # stopped, not yet handed out
+        self.rows: list[
+            Rollout | None
+        ] = []  # slot -> row; [:n] are live, behind them stopped rows whose keys still lie there
+        self.n = 0
+        self.cache: KVCache | None = None
+        self.steps = 0  # decode steps so far
+        self.row_steps = 0  # live rows summed over them: the work really done
+
+    # ------------------------------------------------------------------------------------------------ the interface
+
+    def submit(self, rows: list[Rollout]) -> None:
+        """Queue rows to be continued to their next stop. A row that cannot even start is an error that names it."""
+        if self._weights_version(self.model) != self.version:
+            raise RuntimeError(
+                "the model's weights changed since this sampler was made, so its keys are stale: make a new Sampler"
+            )
+        waiting = {id(row) for row in [*self.queue, *self.rows[: self.n], *self.finished]}
+        for i, row in enumerate(rows):
+            if not row.tokens:
+                raise ValueError(f"row {i}: its prompt is empty, there is nothing to continue")
+            if len(row.tokens) >= self.context:
+                raise ValueError(
+                    f"row {i}: {len(row.tokens)} tokens leave no room in the model's context of {self.context} "
+                    f"(prompt starts {row.problem.prompt[:40]!r})"
+                )
+            if id(row) in waiting:
+                raise ValueError(f"row {i} is already being sampled: submit it again only after it came back")
+            waiting.add(id(row))
+        for row in rows:
+            if len(row.tokens) >= self._end(row):  # no budget left: it stops where it stands
+                row.stop_reason = "length"
+                self.finished.append(row)
+            else:
+                row.stop_reason = ""
+                # Rows whose keys are still here go first, before new rows take their slots.
+                (self.queue.appendleft if row in self.rows else self.queue.append)(row)
+
+    @staticmethod
+    def _weights_version(model: Transformer) -> int:
+        return sum(parameter._version for parameter in model.parameters())
+
+    def finish(self, rows: list[Rollout]) -> list[Rollout]:
+        """Submit rows, run until all have stopped, and return them in the order given."""
+        self.submit(rows)
+        for _ in self:
+            pass
+        return rows
+
+    def __iter__(self) -> Iterator[Rollout]:
+        return self
+
+    @torch.inference_mode()
+    def __next__(self) -> Rollout:
+        while not self.finished:
+            # Only now, when every stopped row was handed out: one that was submitted again still has its keys.
+            if self.queue:
+                self._admit()
+            if not self.n:
+                raise StopIteration
+            self._step()
+        return self.finished.popleft()
+
+    # ------------------------------------------------------------------------------------------------- decoding
+
+    def _step(self) -> None:
+        """One token for every live row; rows that stop move to `finished`, in the order of their slots."""
+        window = int(self.host_position[: self.n].max()) + 1
+        with autocast(self.model.device):
+            stopped = self._decode(self.cache.view(0, self.n, window), self.n)
+        self.host_position[: self.n] += 1
+        self.steps += 1
+        self.row_steps += self.n
+        slots = stopped.nonzero()[:, 0].tolist()
+        self.finished += [self.rows[slot] for slot in slots]
+        for slot in reversed(slots):  # from behind, so that a swap moves no slot that is still to come
+            self._retire(slot)
+
+    def _decode(self, cache: KVCache, n: int) -> torch.Tensor:
+        """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
+        position = self.position[:n]  # of each row's last token: the input of this step
+        here = position[:, None]  # (n, 1)
+        logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
+        token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
+        position += 1
+        self.tokens[:n].scatter_(1, here, token[:, None])
+        self.logprobs[:n].scatter_(1, here, logprob[:, None])
+        return self.stops[token] | (position + 1 >= self.end[:n])
+
+    def _retire(self, slot: int) -> None:
+        """Hand the row in `slot` its new tokens and swap it behind the live ones."""
+        row = self.rows[slot]
+        new = slice(len(row.tokens), int(self.host_position[slot]) + 1)
+        for token, logprob in zip(self.tokens[slot, new].tolist(), self.logprobs[slot, new].tolist(), strict=True):
+            row.sampled(token, logprob)
+        row.stop_reason = "eos" if token == self.eos_id else "stop" if self.stops[token] else "length"
+        self.n -= 1
+        self._swap(slot, self.n)
+
+    # ------------------------------------------------------------------------------------------------- admission
+
+    def _end(self, row: Rollout) -> int:
+        """Tokens the row may have in all."""
+        budget = self.max_new_tokens if row.max_new_tokens is None else row.max_new_tokens
+        return min(row.prompt_len + budget, self.context)
+
+    def _admit(self) -> None:
+        """Move queued rows into slots and read what of them is not in the cache yet."""
+        self._reserve()
+        free = len(self.rows) - self.n
+        if self.n and free < min(len(self.queue), 1 + len(self.rows) // 16):
+            return  # a few slots at a time make larger prefills, and live rows lose nothing by it
+        first = self.n
+        source = {tuple(row.tokens[: row.prompt_len]): slot for slot, row in enumerate(self.rows[:first])}
+        chosen = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
+        fresh = []
+        for row in chosen:
+            if row in self.rows:  # it came back before its slot was taken
+                self._swap(self.rows.index(row), self.n)
+                self._start(row, reuse=True)
+            else:
+                fresh.append(row)
+        copies = []  # a prompt is read once, by the first row that has it
+        for row in sorted(fresh, key=lambda row: len(row.tokens)):  # equal lengths side by side: less padding
+            if tuple(row.tokens) in source:
+                copies.append(row)
+            else:
+                source[tuple(row.tokens)] = self.n
+                self._start(row)
+        self._prefill(first, self.n)
+        if copies:
+            targets = list(range(self.n, self.n + len(copies)))
+            window = max(len(row.tokens) for row in copies)
+            sources = [source[tuple(row.tokens)] for row in copies]
+            self.cache.kv[:, :, targets, :, :window] = self.cache.kv[:, :, sources, :, :window]
+            for row in copies:
+                self._start(row)
+
+    def _start(self, row: Rollout, reuse: bool = False) -> None:
+        """Make `row` the next live row, in slot n. `reuse`: the slot still holds keys of its earlier tokens."""
+        slot, length, end = self.n, len(row.tokens), self._end(row)
+        read = 0  # tokens from the front whose keys are in the cache
+        if reuse:
+            cached = self.tokens[
+                slot, : int(self.host_position[slot])
+            ].tolist()  # the last token's keys were never needed
+            read = next(
+                (j for j, (a, b) in enumerate(zip(cached, row.tokens, strict=False)) if a != b),
+                min(len(cached), length),
+            )
+        self.tokens[slot, :length] = torch.tensor(row.tokens)
+        if self.temperature > 0:  # the draw made at position p uses uniform[slot, p]
+            self.uniform[slot, length - 1 : end - 1] = torch.from_numpy(uniforms(row.seed, row.draws, end - length))
+        self.end[slot] = end
+        self.position[slot] = self.host_position[slot] = length - 1
+        self.read[slot] = min(read, length - 1)
+        self.rows[slot] = row
+        self.n += 1
+
+    def _prefill(self, first: int, last: int) -> None:
+        """Put the keys of slots first..last-1 into the cache, up to each row's last token."""
+        while first < last:
+            stop, width = first, 0
+            while stop < last:  # as many rows as fit the token budget, at least one
+                wider = max(width, int(self.host_position[stop] - self.read[stop]))
+                if stop > first and wider * (stop + 1 - first) > PREFILL_TOKENS:
+                    break
+                stop, width = stop + 1, wider
+            if width:
+                start = torch.from_numpy(self.read[first:stop]).to(self.model.device)[:, None]
+                positions = start + torch.arange(width, device=self.model.device)  # (B, T)
+                # A shorter row's surplus lands on positions it has not reached: invisible, and overwritten in time.
+                positions.clamp_(max=self.tokens.shape[1] - 1)
+                window = min(int(self.read[first:stop].max()) + width, self.tokens.shape[1])
+                with autocast(self.model.device):
+                    self.model.hidden(
+                        self.tokens[first:stop].gather(1, positions), positions, self.cache.view(first, stop, window)
+                    )
+            first = stop
+
+    # ---------------------------------------------------------------------------------------------------- memory
+
+    def _reserve(self) -> None:
+        """Grow the cache to what the queue asks for, within max_rows and kv_bytes."""
+        old_rows, old_slots = (len(self.rows), self.tokens.shape[1]) if self.cache else (0, 0)
+        slots = max([old_slots, *(self._end(row) for row in self.queue)])
+        device = self.model.device
+        dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else self.model.lm_head.weight.dtype
+        most = max(
+            1, self.n, min(self.max_rows, self.kv_bytes // (slots * KVCache.bytes_per_slot(self.model.config, dtype)))
+        )
+        rows = min(most, max(self.n + len(self.queue), old_rows))
+        if rows <= old_rows and slots == old_slots:
+            return
+        rows = (
+            min(most, max(rows, 2 * old_rows)) if rows > old_rows else rows
+        )  # doubling: growing row by row stays linear
+        old = [] if not self.cache else [*self._per_slot(), self.cache.kv]
+        keep = min(rows, old_rows)
+        self.cache = KVCache(self.model.config, rows, slots, device, dtype)
+        self.tokens = torch.zeros(rows, slots, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(rows, slots, device=device)
+        self.uniform = torch.zeros(rows, slots, device=device)  # u for the draw made at (slot, position)
+        self.position = torch.zeros(rows, dtype=torch.int64, device=device)  # of the last token
+        self.end = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens the row may have in all
+        self.host_position = np.zeros(
+            rows, dtype=np.int64
+        )  # the same as `position`, readable without waiting for the device
+        self.read = np.zeros(rows, dtype=np.int64)  # tokens from the front that were in the cache when the row started
+        self.rows = self.rows[:keep] + [None] * (rows - keep)
+        for now, before in zip([*self._per_slot(), self.cache.kv], old, strict=bool(old)):
+            if now is self.cache.kv:
+                now[:, :, :keep, :, :old_slots] = before[:, :, :keep]
+            elif now.ndim == 2:
+                now[:keep, :old_slots] = before[:keep]
+            else:
+                now[:keep] = before[:keep]
+
+    def _per_slot(self) -> list:
+        """Everything but the keys that is stored per slot."""
+        return [self.tokens, self.logprobs, self.uniform, self.position, self.end, self.host_position, self.read]
+
+    def _swap(self, i: int, j: int) -> None:
+        """Exchange two slots with all that lies in them."""
+        if i == j:
+            return
+        window = int(max(self.host_position[i], self.host_position[j])) + 1
+        for stored in [*self._per_slot(), self.cache.kv[:, :, :, :, :window].transpose(0, 2)]:
+            stored[[i, j]] = stored[[j, i]]
+        self.rows[i], self.rows[j] = self.rows[j], self.rows[i]
