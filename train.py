@@ -1,4 +1,4 @@
-"""python train.py <recipe> [--preset ...] [--flag value]   ·   python train.py reproduce <section> [--preset tiny|cpu|gpu]"""
+"""python train.py <recipe> [--preset NAME] [--flag value] · python train.py reproduce <section> [--preset NAME]"""
 
 import sys
 

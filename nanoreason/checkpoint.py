@@ -219,7 +219,7 @@ def load_training(folder: str | Path, model: Transformer, optimizer: torch.optim
 
 
 def resume(folder: str | Path, model: Transformer, optimizer: torch.optim.Optimizer | None = None) -> dict:
-    """If `folder` holds a checkpoint, put model and optimizer back into its state, in place. Returns the stored state or {}."""
+    """If `folder` holds a checkpoint, put model and optimizer into its state, in place; returns the state or {}."""
     if existing(folder) is None:
         return {}
     stored, _ = load_checkpoint(folder, model.device)

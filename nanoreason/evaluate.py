@@ -38,7 +38,7 @@ def respond(
     seed: int = 0,
     name: str = "sample",
 ) -> list[Rollout]:
-    """`group_size` finished rows per problem, in the problems' order; `budget(problem)` bounds their response tokens."""
+    """`group_size` finished rows per problem, in the problems' order; `budget(problem)` bounds their responses."""
     sampler = Sampler(model, eos_id=tokenizer.eos_id, temperature=temperature)
     rows = prompt_rows(tokenizer, problems, group_size, seed)
     for row in rows:
@@ -84,9 +84,9 @@ def test_accuracy(
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of the n samples, drawn without replacement, hold one of the c right ones (Chen et al., 2021, eq. 1).
+    """The chance that k of the n samples, drawn without replacement, hold one of the c right ones.
 
-    1 - C(n-c, k) / C(n, k). With k > n all samples are drawn, so it is 1 if any is right and 0 if none is.
+    Chen et al., 2021, eq. 1: 1 - C(n-c, k) / C(n, k). With k > n all samples are drawn: 1 if any is right, else 0.
 
     >>> pass_at_k(4, 1, 2), pass_at_k(10, 0, 5), pass_at_k(4, 0, 8), pass_at_k(4, 1, 8)
     (0.5, 0.0, 0.0, 1.0)

@@ -1,6 +1,6 @@
 """From rollouts to new weights: log-probs, advantages, losses, averages, collate, and the one `update`.
 
-    rollouts -> weights over the whole step -> micro-batches -> log-probs -> per-token loss -> (loss * weights).sum() -> step
+    rollouts -> weights of the whole step -> micro-batches -> log-probs -> losses -> (losses * weights).sum() -> step
 
 Every algorithm is `loss = (per_token_loss * weights).sum()`. The average (per token, per sequence, constant) is the
 tensor of weights, computed over the whole step before it is cut, so the gradient does not depend on the cut.
@@ -265,7 +265,7 @@ def in_epochs(rows: list[Rollout], rows_per_step: int, seed: int) -> Callable[[i
 
 
 def from_stream(tokenizer: TextTokenizer, task: Task, split: str, rows_per_step: int) -> Callable[[int], list[Rollout]]:
-    """`rows_of` for `fit`: the next rows_per_step problems of a split with their own solutions, never the same index twice."""
+    """`rows_of` for `fit`: the next problems of a split with their own solutions, never the same index twice."""
 
     def rows_of(step: int) -> list[Rollout]:
         indices = range(step * rows_per_step, (step + 1) * rows_per_step)

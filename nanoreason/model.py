@@ -1,6 +1,6 @@
 """A decoder-only transformer (Llama, Qwen2, Qwen3) and its KV cache, written by hand.
 
-    tokens (B, T) -> embed -> [RMSNorm -> attention -> + -> RMSNorm -> SwiGLU -> +] x layers -> RMSNorm -> head -> logits (B, T, V)
+    tokens (B, T) -> embed -> [RMSNorm, attention, +, RMSNorm, SwiGLU, +] x layers -> RMSNorm -> head: logits (B, T, V)
 
 One forward serves training, prefill and decoding. What a token may see is decided by one rule, *key j is visible at
 position p iff j <= p*: rows are right-padded and every row has its own positions, so there is no mask argument.
@@ -44,7 +44,8 @@ class ModelConfig:
             raise ValueError(f"model_type {self.model_type!r} is not supported: use llama, qwen2 or qwen3")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
+                f"num_attention_heads {self.num_attention_heads} is not a multiple "
+                f"of num_key_value_heads {self.num_key_value_heads}"
             )
         if self.rope_scaling and self.rope_scaling.get("rope_type") not in ("default", "llama3"):
             raise ValueError(f"rope_scaling {self.rope_scaling} is not supported: only rope_type llama3 is")
@@ -96,9 +97,11 @@ class KVCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store k, v (B, K, T, d) at positions (B, T); return all keys and values (B, K, S, d) of the view."""
         keys, values = self.kv[layer]
-        slots = positions[:, None, :, None].expand_as(k)  # (B, K, T, d)
-        keys.scatter_(2, slots, k.to(keys.dtype))
-        values.scatter_(2, slots, v.to(values.dtype))
+        rows = torch.arange(len(positions), device=positions.device)[
+            :, None
+        ]  # (B, 1), with positions: (B, T) addresses
+        keys.transpose(1, 2)[rows, positions] = k.transpose(1, 2).to(keys.dtype)  # (B, T, K, d)
+        values.transpose(1, 2)[rows, positions] = v.transpose(1, 2).to(values.dtype)
         return keys, values
 
 
@@ -179,6 +182,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
     """
     (B, H, T, d), (_, K, S, _) = q.shape, k.shape
     G = H // K
+    if T > 1:  # a prompt: the fused kernel never holds all (T, S) scores
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=G > 1)
     q = q.reshape(B * K, G * T, d)
     k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*K, S, d), still views of the cache
     bias = bias[:, :, None].expand(B, K, G, T, S).reshape(B * K, G * T, S)
@@ -220,7 +226,12 @@ class Decoder(nn.Module):
 
 class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0):
-        """Random weights from `seed`: normal(0, 0.02), the two projections into the residual stream scaled by 1/sqrt(2L)."""
+        """Random weights from `seed`.
+
+        Embeddings are normal(0, 0.02), projections normal(0, 1/sqrt(D)), those into the residual stream divided by
+        sqrt(2L). The usual 0.02 everywhere suits widths of some thousand; at width 96 it makes the layers so weak that
+        the loss on addition is 0.51 instead of 0.22 after 200 steps.
+        """
         super().__init__()
         self.config = config
         self.model = Decoder(config)
@@ -231,8 +242,9 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed % 2**63)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = 0.02 / math.sqrt(2 * config.num_hidden_layers) if residual else 0.02
+                std = 0.02 if name.startswith(("model.embed_tokens", "lm_head")) else config.hidden_size**-0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    std /= math.sqrt(2 * config.num_hidden_layers)
                 nn.init.normal_(parameter, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)

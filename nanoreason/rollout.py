@@ -126,7 +126,7 @@ def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: i
 
 
 def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollout:
-    """The row the policy should have sampled: `text` (default: the problem's solution), then EOS, all of it in the loss."""
+    """The row the policy should have sampled: `text` (default: the problem's solution), then EOS, all in the loss."""
     row = prompt_row(tokenizer, problem)
     response = tokenizer.encode(problem.solution if text is None else text) + [tokenizer.eos_id]
     row.tokens += response

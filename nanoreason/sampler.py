@@ -15,8 +15,8 @@ Rollouts, budget forcing, spawn / join, majority voting and evaluation are all t
   again and it goes on with only the new tokens to be read.
 * Prompts are read (`_prefill`) up to their last token, a prompt shared by a group once; the last token is the first
   decode step's input. Attention reads only as far as the longest live row.
-* The k-th draw of a row inverts the CDF at `uniforms(row.seed)[k]`. A sample is therefore a function of the weights, the
-  row and its numbers: not of the rows beside it, nor of when they leave. Its log-prob comes from the same softmax.
+* The k-th draw of a row inverts the CDF at `uniforms(row.seed)[k]`. A sample is therefore a function of the weights,
+  the row and its numbers: not of the rows beside it, nor of when they leave. Its log-prob comes from the same softmax.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def draw(
 class Sampler:
     """An iterator over stopped rows. One sampler serves one set of weights: make a new one after an update.
 
+    eos_id          None: rows end by stop ids and budgets alone
     temperature     0 is greedy
     max_new_tokens  budget of rows that name none of their own
     stop_ids        tokens that hand a row back, EOS aside; the stop token is the row's last token
@@ -76,7 +77,7 @@ class Sampler:
         self,
         model: Transformer,
         *,
-        eos_id: int,
+        eos_id: int | None,
         max_new_tokens: int = 256,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -93,12 +94,11 @@ class Sampler:
         self.temperature, self.top_p, self.max_rows, self.kv_bytes = temperature, top_p, max_rows, kv_bytes
         self.context = model.config.max_position_embeddings
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-        self.stops[[eos_id, *stop_ids]] = True
+        self.stops[[*stop_ids, *([] if eos_id is None else [eos_id])]] = True
         self.queue: deque[Rollout] = deque()  # submitted, not yet in a slot
         self.finished: deque[Rollout] = deque()  # stopped, not yet handed out
-        self.rows: list[
-            Rollout | None
-        ] = []  # slot -> row; [:n] are live, behind them stopped rows whose keys still lie there
+        # slot -> row: [:n] are live, behind them lie stopped rows whose keys are still there
+        self.rows: list[Rollout | None] = []
         self.n = 0
         self.cache: KVCache | None = None
         self.steps = 0  # decode steps so far
@@ -149,13 +149,14 @@ class Sampler:
 
     @torch.inference_mode()
     def __next__(self) -> Rollout:
-        while not self.finished:
-            # Only now, when every stopped row was handed out: one that was submitted again still has its keys.
-            if self.queue:
-                self._admit()
-            if not self.n:
-                raise StopIteration
-            self._step()
+        with autocast(self.model.device):
+            while not self.finished:
+                # Only now, when every stopped row was handed out: one that was submitted again still has its keys.
+                if self.queue:
+                    self._admit()
+                if not self.n:
+                    raise StopIteration
+                self._step()
         return self.finished.popleft()
 
     # ------------------------------------------------------------------------------------------------- decoding
@@ -163,8 +164,7 @@ class Sampler:
     def _step(self) -> None:
         """One token for every live row; rows that stop move to `finished`, in the order of their slots."""
         window = int(self.host_position[: self.n].max()) + 1
-        with autocast(self.model.device):
-            stopped = self._decode(self.cache.view(0, self.n, window), self.n)
+        stopped = self._decode(self.cache.view(0, self.n, window), self.n)
         self.host_position[: self.n] += 1
         self.steps += 1
         self.row_steps += self.n
@@ -175,14 +175,13 @@ class Sampler:
 
     def _decode(self, cache: KVCache, n: int) -> torch.Tensor:
         """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
-        position = self.position[:n]  # of each row's last token: the input of this step
-        here = position[:, None]  # (n, 1)
+        here = self.position[:n, None]  # (n, 1): where each row's last token stands, the input of this step
         logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
         token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
-        position += 1
+        here += 1  # a view: self.position moves on with it
         self.tokens[:n].scatter_(1, here, token[:, None])
         self.logprobs[:n].scatter_(1, here, logprob[:, None])
-        return self.stops[token] | (position + 1 >= self.end[:n])
+        return self.stops[token] | (self.position[:n] + 1 >= self.end[:n])
 
     def _retire(self, slot: int) -> None:
         """Hand the row in `slot` its new tokens and swap it behind the live ones."""
@@ -238,13 +237,9 @@ class Sampler:
         slot, length, end = self.n, len(row.tokens), self._end(row)
         read = 0  # tokens from the front whose keys are in the cache
         if reuse:
-            cached = self.tokens[
-                slot, : int(self.host_position[slot])
-            ].tolist()  # the last token's keys were never needed
-            read = next(
-                (j for j, (a, b) in enumerate(zip(cached, row.tokens, strict=False)) if a != b),
-                min(len(cached), length),
-            )
+            cached = self.tokens[slot, : int(self.host_position[slot])].tolist()  # keys of a last token are never made
+            same = [a == b for a, b in zip(cached, row.tokens, strict=False)]
+            read = same.index(False) if False in same else len(same)
         self.tokens[slot, :length] = torch.tensor(row.tokens)
         if self.temperature > 0:  # the draw made at position p uses uniform[slot, p]
             self.uniform[slot, length - 1 : end - 1] = torch.from_numpy(uniforms(row.seed, row.draws, end - length))
@@ -269,10 +264,8 @@ class Sampler:
                 # A shorter row's surplus lands on positions it has not reached: invisible, and overwritten in time.
                 positions.clamp_(max=self.tokens.shape[1] - 1)
                 window = min(int(self.read[first:stop].max()) + width, self.tokens.shape[1])
-                with autocast(self.model.device):
-                    self.model.hidden(
-                        self.tokens[first:stop].gather(1, positions), positions, self.cache.view(first, stop, window)
-                    )
+                tokens = self.tokens[first:stop].gather(1, positions)
+                self.model.hidden(tokens, positions, self.cache.view(first, stop, window))
             first = stop
 
     # ---------------------------------------------------------------------------------------------------- memory
@@ -283,15 +276,13 @@ class Sampler:
         slots = max([old_slots, *(self._end(row) for row in self.queue)])
         device = self.model.device
         dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else self.model.lm_head.weight.dtype
-        most = max(
-            1, self.n, min(self.max_rows, self.kv_bytes // (slots * KVCache.bytes_per_slot(self.model.config, dtype)))
-        )
+        affordable = self.kv_bytes // (slots * KVCache.bytes_per_slot(self.model.config, dtype))
+        most = max(1, self.n, min(self.max_rows, affordable))
         rows = min(most, max(self.n + len(self.queue), old_rows))
         if rows <= old_rows and slots == old_slots:
             return
-        rows = (
-            min(most, max(rows, 2 * old_rows)) if rows > old_rows else rows
-        )  # doubling: growing row by row stays linear
+        if rows > old_rows:
+            rows = min(most, max(rows, 2 * old_rows))  # doubling, so that growing row by row stays linear
         old = [] if not self.cache else [*self._per_slot(), self.cache.kv]
         keep = min(rows, old_rows)
         self.cache = KVCache(self.model.config, rows, slots, device, dtype)
@@ -300,9 +291,7 @@ class Sampler:
         self.uniform = torch.zeros(rows, slots, device=device)  # u for the draw made at (slot, position)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)  # of the last token
         self.end = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens the row may have in all
-        self.host_position = np.zeros(
-            rows, dtype=np.int64
-        )  # the same as `position`, readable without waiting for the device
+        self.host_position = np.zeros(rows, dtype=np.int64)  # `position`, readable without waiting for the device
         self.read = np.zeros(rows, dtype=np.int64)  # tokens from the front that were in the cache when the row started
         self.rows = self.rows[:keep] + [None] * (rows - keep)
         for now, before in zip([*self._per_slot(), self.cache.kv], old, strict=bool(old)):

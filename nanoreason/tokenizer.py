@@ -15,7 +15,7 @@ EOS = "<|endoftext|>"
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` that knows its EOS, adds no special tokens by itself and refuses what it cannot encode."""
+    """A `tokenizers.Tokenizer` that knows its EOS, adds no special tokens and refuses what it cannot encode."""
 
     def __init__(self, backend: Tokenizer, eos_token: str = EOS):
         self.backend = backend

@@ -1,6 +1,6 @@
 """python train.py reproduce <section>: all arms and seeds of a section, its figure, and its criteria as numbers.
 
-    jobs(preset, ...)  ->  runs in OUT/seed*/ARM, in parallel processes  ->  OUT/metrics.jsonl  ->  figure.png, summary.json
+    stages of jobs -> runs in OUT/seed*/ARM, in parallel processes -> OUT/metrics.jsonl -> figure.png, summary.json
 
 A section is a module `nanoreason.experiments.<section>` with
 
@@ -26,7 +26,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoreason.run import RunConfig, device_name, pick_device, read_jsonl, replace_text, set_bar_position, write_json
+from nanoreason.run import (
+    RunConfig,
+    device_name,
+    pick_device,
+    read_jsonl,
+    replace_text,
+    say,
+    set_bar_position,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def run_job(job: Job) -> None:
         return
     spent = json.loads((folder / "spent.json").read_text()) if (folder / "spent.json").exists() else 0.0
     torch.set_num_threads(job.config.threads)
-    print(f"\n{job.arm}, seed {job.config.seed}", flush=True)
+    say(f"\n{job.arm}, seed {job.config.seed}")
     started = time.perf_counter()
     try:
         importlib.import_module(f"nanoreason.recipes.{job.recipe}").run(job.config)
@@ -170,9 +179,8 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
         raise ValueError(f"--seeds {flags.seeds}: at least one seed is needed")
     out = Path(flags.out or f"runs/{flags.section}-{flags.preset}")
     summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers)
-    print(
-        f"\n{flags.section}, preset {flags.preset}, {flags.seeds} seed(s), {summary['seconds']:.0f} s of {summary['device']}"
-    )
+    cost = f"{summary['seconds']:.0f} s of {summary['device']}"
+    print(f"\n{flags.section}, preset {flags.preset}, {flags.seeds} seed(s), {cost}")
     for line in summary["criteria"]:
         value = "none" if line["value"] is None else f"{line['value']:.3f}"
         print(f"  {'passed' if line['passed'] else 'FAILED'}  {line['name']}: {value} (threshold {line['threshold']})")

@@ -16,7 +16,7 @@ from nanoreason.evaluate import test_accuracy
 from nanoreason.learn import fit, from_stream, in_epochs, make_optimizer
 from nanoreason.model import Transformer, small_config
 from nanoreason.rollout import Problem, Rollout, demonstration, seed_of
-from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, table
+from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, say, table
 from nanoreason.tasks.addition import Addition, budget, digits_of, test_sums, tokenizer
 from nanoreason.tokenizer import TextTokenizer
 
@@ -58,7 +58,9 @@ PRESETS = {
         width=32, layers=2, heads=2, context=64, digits=(1, 2), steps=20, warmup=2, rows_per_step=16, save_every=10,
         log_every=5, eval_digits=(1, 2), eval_problems=8,
     ),
-    "gpu": SftConfig(width=256, layers=6, heads=8, steps=2000, lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
+    "gpu": SftConfig(
+        width=256, layers=6, heads=8, steps=2000, lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500,
+    ),
 }  # fmt: skip
 
 
@@ -97,12 +99,12 @@ def run(config: SftConfig) -> dict:
         if done == config.steps or done % config.save_every == 0:
             save_checkpoint(run.folder / "policy", model, words, optimizer, {"step": done})
 
-    fit(model, optimizer, demonstrations(config, words), steps=config.steps, first_step=first, lr=config.lr, warmup=config.warmup,
-        decay=config.decay, micro_tokens=config.micro_tokens, after=after)  # fmt: skip
+    fit(model, optimizer, demonstrations(config, words), steps=config.steps, first_step=first, lr=config.lr,
+        warmup=config.warmup, decay=config.decay, micro_tokens=config.micro_tokens, after=after)  # fmt: skip
     run.close()
     last = read_jsonl(run.folder / "metrics.jsonl")[-1]
     names = [name for name in last if name.startswith("acc/")] or ["loss"]
-    print(table(["step", *names], [[config.steps, *(f"{last[name]:.2f}" for name in names)]]), flush=True)
+    say(table(["step", *names], [[config.steps, *(f"{last[name]:.2f}" for name in names)]]))
     return last
 
 

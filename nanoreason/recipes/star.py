@@ -23,8 +23,8 @@ from nanoreason.checkpoint import existing, load_checkpoint, load_training, resu
 from nanoreason.evaluate import Graded, accuracy_by, grade, respond, test_accuracy
 from nanoreason.learn import fit, from_stream, in_epochs, make_optimizer
 from nanoreason.model import Transformer, small_config
-from nanoreason.rollout import Problem, demonstration, seed_of
-from nanoreason.run import Run, RunConfig, pick_device, table
+from nanoreason.rollout import Problem, Rollout, demonstration, seed_of
+from nanoreason.run import Run, RunConfig, pick_device, say, table
 from nanoreason.tasks.addition import Addition, budget, digits_of, hinted, test_sums, tokenizer, trimmed
 from nanoreason.tokenizer import TextTokenizer
 
@@ -55,11 +55,14 @@ class StarConfig(RunConfig):
     retry_temperature: float = 0.0  # > 0: sample unsolved problems again at this temperature (without hints)
     temperature: float = 0.0  # of the first attempt; 0 is greedy
     restart: bool = True  # fine-tune the base in each round; --no-restart: go on from the last policy
+    prompt_set: int = 10  # worked examples per length that stay in every round's data, each with and without hint
+    prompt_share: float = 0.125  # how much of an update they are
     first_steps: int = 80  # optimizer steps in round 1
     step_growth: float = 1.0  # factor per round; 1.2 is the paper's schedule without rationalization
     step_increment: int = 0  # steps added per round; 20 on top of 300 is the paper's schedule with it
     rows_per_step: int = 64  # rows of an update
-    lr: float = 1e-3  # peak learning rate, constant after warm-up
+    lr: float = 1e-3  # peak learning rate
+    decay: bool = True  # cosine to a tenth of it; --no-decay: constant after warm-up, as in the paper
     warmup: int = 20  # steps of warm-up
     micro_tokens: int = (
         1024  # tokens of a micro-batch: memory and speed, not the result; small ones stay in a CPU cache
@@ -72,8 +75,8 @@ class StarConfig(RunConfig):
 PRESETS = {
     "cpu": StarConfig(),
     "tiny": StarConfig(
-        width=32, layers=2, heads=2, context=64, base_steps=30, base_shares=(0.8, 0.2), rounds=2, digits=(1, 2), pool=64,
-        problems=16, first_steps=4, warmup=2, rows_per_step=16, eval_digits=(1, 2), eval_problems=8,
+        width=32, layers=2, heads=2, context=64, base_steps=30, base_shares=(0.8, 0.2), rounds=2, digits=(1, 2),
+        pool=64, problems=16, first_steps=4, warmup=2, rows_per_step=16, eval_digits=(1, 2), eval_problems=8,
     ),
     "gpu": StarConfig(
         width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=200,
@@ -103,7 +106,7 @@ def run(config: StarConfig) -> dict:
         metrics |= test_accuracy(policy, words, Addition(), problems, budget=budget, key=digits_of)
         run.log(round, **metrics)
         save_checkpoint(run.folder / "policy", policy, words, state={"round": round})
-        print(report(config, metrics, header=round == first), flush=True)
+        say(report(config, metrics, header=round == first))
     run.close()
     return metrics
 
@@ -133,13 +136,23 @@ def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, T
 
 
 def round_problems(config: StarConfig, round: int) -> list[Problem]:
-    """This round's share of the pool: as many sums of each length, drawn anew, so about pool/problems rounds repeat none."""
+    """This round's sums: equally many of each length, drawn from the pool without repeats within the round."""
     digits = config.digits + (config.late_digits if config.late_from and round >= config.late_from else ())
     chosen = []
     for n in digits:
         indices = random.Random(seed_of(config.seed, "round", round, n)).sample(range(config.pool), config.problems)
         chosen += [Addition((n,)).problem(f"train-{n}", index) for index in sorted(indices)]
     return chosen
+
+
+def prompt_set(config: StarConfig, words: TextTokenizer) -> list[Rollout]:
+    """The worked examples P, the same in every round."""
+    # DIFFERS from the paper: there P stands in the prompt whenever the policy samples, with hints when it rationalizes.
+    # A model this small cannot read a prompt of ten examples, so P is in the training data instead. Without it a policy
+    # that was fine-tuned on traces without hints forgets in one round how to read one.
+    task = Addition(config.digits)
+    problems = [task.problem(f"prompts-{config.seed}", i) for i in range(config.prompt_set * len(config.digits))]
+    return [demonstration(words, problem) for p in problems for problem in (p, hinted(p))]
 
 
 def one_round(config: StarConfig, round: int, base, policy, words, run: Run) -> tuple[Transformer, dict]:
@@ -190,7 +203,7 @@ def one_round(config: StarConfig, round: int, base, policy, words, run: Run) -> 
     }
     if not kept and not again:
         raise ValueError(
-            f"round {round}: no trace was right, so there is nothing to learn from: train the base longer or on longer sums"
+            f"round {round}: no trace was right, there is nothing to learn from: train the base longer (--base-steps)"
         )
 
     model = copy.deepcopy(base if config.restart else policy)
@@ -198,9 +211,16 @@ def one_round(config: StarConfig, round: int, base, policy, words, run: Run) -> 
     steps = int(config.first_steps * config.step_growth ** (round - 1) + config.step_increment * (round - 1))
     losses: list[float] = []
     started = time.perf_counter()
-    fit(model, make_optimizer(model), in_epochs(kept + again, config.rows_per_step, seed_of(config.seed, "fit", round)), steps=steps,
-        lr=config.lr, warmup=config.warmup, micro_tokens=config.micro_tokens, name=f"round {round}",
-        after=lambda step, values: losses.append(values["loss"]))  # fmt: skip
+    fixed = int(config.rows_per_step * config.prompt_share) if config.prompt_set else 0
+    new_rows = in_epochs(kept + again, config.rows_per_step - fixed, seed_of(config.seed, "fit", round))
+    old_rows = in_epochs(prompt_set(config, words), fixed, seed_of(config.seed, "prompts", round))
+
+    def rows_of(step: int):
+        return new_rows(step) + old_rows(step)
+
+    fit(model, make_optimizer(model), rows_of, steps=steps, lr=config.lr, warmup=config.warmup, decay=config.decay,
+        micro_tokens=config.micro_tokens, after=lambda step, values: losses.append(values["loss"]),
+        name=f"round {round}")  # fmt: skip
     metrics |= {"steps": steps, "loss": losses[-1], "time/update": time.perf_counter() - started}
     return model, metrics
 
