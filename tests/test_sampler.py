@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoreason.learn import collate, token_logprobs, token_weights
+from nanoreason.learn import collate, make_optimizer, token_logprobs, token_weights, update
 from nanoreason.rollout import Problem
 from nanoreason.sampler import Sampler, draw, uniforms
 
@@ -308,13 +308,13 @@ def test_a_row_that_goes_on_equals_a_fresh_run_of_the_same_row(model, ragged, co
             waiting[id(row)] = copy_rows([row])
             sampler.submit([row])
             went_on += 1
-    assert fresh_runs == went_on > 20
+    assert fresh_runs == went_on > 15
 
 
 def test_a_row_that_goes_on_without_a_change_equals_one_that_never_stopped(model, prompt_only):
-    """Stopped at every token 7 or 11 and put back at once, it uses the same numbers as if nothing had happened."""
+    """Stopped at every token below 16 and put back at once, it uses the same numbers as if nothing had happened."""
     stopping, free = prompt_only([3, 1], 5, 40), prompt_only([3, 1], 5, 40)
-    sampler = Sampler(model, eos_id=EOS, stop_ids=tuple(range(1, 12)))
+    sampler = Sampler(model, eos_id=EOS, stop_ids=tuple(range(1, 16)))
     sampler.submit([stopping])
     stops = 0
     for row in sampler:
@@ -517,8 +517,6 @@ def test_weights_that_changed_after_the_sampler_was_made_are_an_error(make_model
 
 
 def test_an_optimizer_step_counts_as_a_change_of_weights(make_model, prompt_only):
-    from nanoreason.learn import make_optimizer, update
-
     model = make_model(5)
     sampler = Sampler(model, eos_id=EOS)
     rows = sampler.finish([prompt_only([1, 2], 1, 5)])

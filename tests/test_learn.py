@@ -1,0 +1,619 @@
+"""The learner: one gradient for every cut, the right sign everywhere, clipping, KL, averages, masks, errors."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanoreason import learn
+from nanoreason.learn import (
+    clipped_policy_loss,
+    collate,
+    fit,
+    from_stream,
+    group_advantages,
+    in_epochs,
+    kl_estimate,
+    make_optimizer,
+    micro_batches,
+    sft_loss,
+    token_logprobs,
+    token_weights,
+    update,
+)
+from nanoreason.rollout import Problem, Rollout, demonstration
+from nanoreason.run import learning_rate
+from nanoreason.tasks.addition import Addition, tokenizer
+
+CPU = torch.device("cpu")
+
+
+def policy_loss(logprobs, batch):
+    return clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages)
+
+
+def with_true_logprobs(model, rows, temperature=1.0):
+    """The rows, with the log-probs that this model gives them: as if it had just sampled them."""
+    for row in rows:
+        batch = collate([row], token_weights([row]), CPU)
+        with torch.no_grad():
+            row.logprobs = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)[0].tolist()
+    return rows
+
+
+def gradient_of(model, rows, loss_of, **options):
+    """The gradient of one update, by weight; the model stays as it was."""
+    model = copy.deepcopy(model)
+    update(model, torch.optim.SGD(model.parameters()), rows, loss_of, lr=0.0, max_grad_norm=math.inf, **options)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+# -------------------------------------------------------------------------------------------------------- log-probs
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+def test_token_logprobs_are_those_of_the_softmax_at_this_temperature(model, finished, temperature):
+    rows = finished(5)
+    batch = collate(rows, token_weights(rows), CPU)
+    with torch.no_grad():
+        logprobs = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)
+    for i, row in enumerate(rows):
+        for t, token in enumerate(row.tokens):
+            expected = 0.0
+            if row.loss_mask[t]:
+                with torch.no_grad():
+                    logits = model(torch.tensor([row.tokens[:t]]))[0, -1]
+                expected = (logits / temperature).log_softmax(-1)[token].item()
+            assert logprobs[i, t].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_padding_and_its_value_change_nothing_even_when_it_is_the_eos(model, finished):
+    """Rows end with token 0, the EOS. Padding with it, or with anything else, gives the same tensors where it counts."""
+    rows = finished(6)
+    weights = token_weights(rows)
+    results = []
+    for pad_id in (0, 5):
+        batch = collate(rows, weights, CPU, pad_id)
+        assert batch.loss_mask.tolist() == [
+            row.loss_mask + [False] * (batch.tokens.shape[1] - len(row.tokens)) for row in rows
+        ]
+        assert not batch.weights[~batch.loss_mask].any()
+        with torch.no_grad():
+            results.append(token_logprobs(model, batch.tokens, batch.loss_mask))
+    assert torch.equal(*results)
+    alone = [collate([row], [w], CPU) for row, w in zip(rows, weights, strict=True)]
+    with torch.no_grad():
+        for i, batch in enumerate(alone):
+            short = token_logprobs(model, batch.tokens, batch.loss_mask)[0]
+            torch.testing.assert_close(results[0][i, : len(short)], short, atol=1e-5, rtol=0)
+
+
+def test_column_t_of_every_tensor_is_about_token_t(finished):
+    rows = finished(4)
+    batch = collate(rows, token_weights(rows), CPU)
+    for i, row in enumerate(rows):
+        n = len(row.tokens)
+        assert batch.tokens[i, :n].tolist() == row.tokens
+        assert batch.loss_mask[i, :n].tolist() == row.loss_mask
+        torch.testing.assert_close(batch.old_logprobs[i, :n], torch.tensor(row.logprobs))
+        assert batch.advantages[i].item() == pytest.approx(row.advantage)
+
+
+# ------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("loss_of", [sft_loss, policy_loss])
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(model, finished, average, loss_of):
+    rows = finished(64, longest=12)
+    weights = token_weights(rows, average, constant=40)
+    longest = max(len(row.tokens) for row in rows)
+    lengths = [len(row.tokens) for row in rows]
+    gradients = []
+    for micro_tokens, most_rows in ((64 * longest, 64), (5 * longest, 64), (1, 1)):
+        sizes = [len(batch) for batch in micro_batches(lengths, micro_tokens)]
+        assert max(sizes) <= most_rows and (len(sizes) > 1) == (micro_tokens < 64 * longest)
+        gradients.append(gradient_of(model, rows, loss_of, weights=weights, micro_tokens=micro_tokens))
+    scale = max(g.abs().max().item() for g in gradients[0].values())
+    for gradient in gradients[1:]:
+        for name, expected in gradients[0].items():
+            assert (gradient[name] - expected).abs().max() < 1e-5 * scale, name
+
+
+def test_five_rows_of_equal_length_go_into_one_micro_batch_of_five_times_their_length():
+    assert [len(cut) for cut in micro_batches([7] * 64, 35)] == [5] * 12 + [4]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths, micro_tokens):
+    cut = micro_batches(lengths, micro_tokens)
+    assert sorted(i for batch in cut for i in batch) == list(range(len(lengths)))
+    for batch in cut:
+        assert len(batch) * max(lengths[i] for i in batch) <= micro_tokens or len(batch) == 1
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("loss_of", [policy_loss, lambda logprobs, batch: -logprobs * batch.advantages])
+def test_one_step_on_a_hand_made_group_moves_right_up_and_wrong_down(make_model, prompt_only, average, loss_of):
+    """One prompt, two right and two wrong responses of different lengths."""
+    model = make_model(7)
+    rows = [prompt_only([3, 4, 5]) for _ in range(4)]
+    for row, response in zip(rows, ([6, 7, 0], [8, 0], [9, 10, 0], [11, 12, 13, 0]), strict=True):
+        for token in response:
+            row.sampled(token, 0.0)
+    with_true_logprobs(model, rows)
+    for row, advantage in zip(rows, group_advantages([1.0, 1.0, 0.0, 0.0], 4), strict=True):
+        row.advantage = advantage
+    before = [sum(row.logprobs) for row in rows]
+    weights = token_weights(rows, average, constant=8)
+    update(model, torch.optim.SGD(model.parameters(), lr=0.0), rows, loss_of, lr=0.01, weights=weights)
+    after = [sum(row.logprobs) for row in with_true_logprobs(model, rows)]
+    assert all(b > a for a, b in zip(before[:2], after[:2], strict=True))
+    assert all(b < a for a, b in zip(before[2:], after[2:], strict=True))
+
+
+def test_sft_makes_its_demonstrations_more_likely_and_nothing_else_is_its_loss(make_model, finished):
+    model = make_model(8)
+    rows = with_true_logprobs(model, finished(8))
+    nll = -sum(sum(row.logprobs) for row in rows) / sum(sum(row.loss_mask) for row in rows)
+    metrics = update(model, make_optimizer(model), rows, lr=1e-3, micro_tokens=50)
+    assert metrics["loss"] == pytest.approx(nll, rel=1e-4)
+    assert metrics["num_tokens"] == sum(sum(row.loss_mask) for row in rows)
+    assert update(model, make_optimizer(model), rows, lr=0.0)["loss"] < nll
+
+
+def test_the_temperature_of_the_update_is_that_of_its_logprobs(model, finished):
+    """On the policy's own rows the ratio is 1, so the loss is minus the mean advantage: only at the right temperature."""
+    rows = with_true_logprobs(model, finished(6), temperature=0.7)
+    counts = [sum(row.loss_mask) for row in rows]
+    expected = -sum(row.advantage * count for row, count in zip(rows, counts, strict=True)) / sum(counts)
+
+    def loss_at(temperature):
+        frozen = copy.deepcopy(model)
+        optimizer = make_optimizer(frozen)
+        return update(frozen, optimizer, rows, policy_loss, lr=0.0, temperature=temperature)["loss"]
+
+    assert loss_at(0.7) == pytest.approx(expected, abs=1e-4)
+    assert abs(loss_at(1.0) - expected) > 1e-2
+
+
+# --------------------------------------------------------------------------------------------------- clipped losses
+
+CLIPS = {
+    "none": {"clip_low": math.inf, "clip_high": math.inf},
+    "ppo": {"clip_low": 0.2, "clip_high": 0.2},
+    "dapo": {"clip_low": 0.2, "clip_high": 0.28},
+    "tight": {"clip_low": 0.0, "clip_high": 0.0},
+}
+
+
+def test_with_one_update_per_rollout_all_clip_variants_are_bit_identical(model, finished):
+    """Where the ratio is exactly 1 clipping does nothing, and the gradient is that of -A * log-prob."""
+    rows = finished(10)
+
+    def gradient(loss_of):
+        return gradient_of(model, rows, loss_of)
+
+    def variant(clip):
+        return lambda logprobs, batch: clipped_policy_loss(logprobs, logprobs.detach(), batch.advantages, **clip)
+
+    plain = gradient(lambda logprobs, batch: -batch.advantages * (logprobs - logprobs.detach()).exp())
+    score = gradient(lambda logprobs, batch: -batch.advantages * logprobs)
+    for name in ("none", "ppo", "dapo"):
+        for weight, value in gradient(variant(CLIPS[name])).items():
+            assert torch.equal(value, plain[weight]), (name, weight)
+    for weight, value in plain.items():
+        torch.testing.assert_close(value, score[weight])
+
+
+def policy_gradient_of(logprob: float, old: float, advantage: float, **clip) -> float:
+    """d loss / d log-prob of one token."""
+    x = torch.tensor([[logprob]], dtype=torch.float64, requires_grad=True)
+    old, advantage = torch.tensor([[old]], dtype=torch.float64), torch.tensor([[advantage]], dtype=torch.float64)
+    clipped_policy_loss(x, old, advantage, **clip).sum().backward()
+    return x.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "stops"),
+    [
+        (1.0, 1.5, True),  # right, and already more likely by more than 1 + clip_high: enough
+        (1.0, 0.5, False),  # right, but less likely than before: move back
+        (-1.0, 1.5, False),  # wrong, and more likely than before: move back
+        (-1.0, 0.5, True),  # wrong, and already less likely by more than 1 - clip_low: enough
+    ],
+)
+def test_clipping_stops_the_gradient_only_of_moves_that_went_far_enough(advantage, ratio, stops):
+    gradient = policy_gradient_of(math.log(ratio) - 1.0, -1.0, advantage, clip_low=0.2, clip_high=0.2)
+    assert gradient == pytest.approx(0.0 if stops else -advantage * ratio)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "stops"), [(1.0, 1.25, False), (1.0, 1.35, True), (-1.0, 0.85, False), (-1.0, 0.75, True)]
+)
+def test_the_upper_bound_limits_right_answers_and_the_lower_bound_wrong_ones(advantage, ratio, stops):
+    gradient = policy_gradient_of(math.log(ratio), 0.0, advantage, clip_low=0.2, clip_high=0.3)
+    assert (gradient == 0.0) == stops
+
+
+@given(
+    logprob=st.floats(-3, -0.01),
+    old=st.floats(-3, -0.01),
+    advantage=st.floats(-2, 2),
+    clip_low=st.floats(0.05, 0.5),
+    clip_high=st.floats(0.05, 0.5),
+)
+def test_the_gradient_of_the_clipped_loss_equals_finite_differences(logprob, old, advantage, clip_low, clip_high):
+    h, clip = 1e-6, {"clip_low": clip_low, "clip_high": clip_high}
+    for corner in (1 - clip_low, 1 + clip_high):  # at the corners there is no derivative
+        if abs(logprob - old - math.log(corner)) < 10 * h:
+            return
+
+    def loss(x):
+        values = (torch.tensor([[v]], dtype=torch.float64) for v in (x, old, advantage))
+        return clipped_policy_loss(*values, **clip).item()
+
+    slope = (loss(logprob + h) - loss(logprob - h)) / (2 * h)
+    assert policy_gradient_of(logprob, old, advantage, **clip) == pytest.approx(slope, abs=1e-4)
+
+
+def test_the_clipped_loss_is_ratio_times_advantage_within_the_bounds_and_never_better_outside(finished):
+    logprobs, old = torch.randn(2, 200, generator=torch.Generator().manual_seed(0)).unsqueeze(1)
+    for advantage in (-1.5, 0.0, 2.0):
+        A = torch.tensor([[advantage]])
+        loss, ratio = clipped_policy_loss(logprobs, old, A, 0.2, 0.2), (logprobs - old).exp()
+        inside = (ratio > 0.8) & (ratio < 1.2)
+        assert inside.any() and not inside.all()
+        torch.testing.assert_close(loss[inside], (-ratio * advantage)[inside])
+        assert (loss >= -ratio * advantage - 1e-6).all()
+
+
+def test_a_ratio_beyond_what_a_float_holds_stops_the_gradient_instead_of_spoiling_it():
+    """exp(100) is inf in float32; a clipped token has gradient 0, not 0 * inf."""
+    logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    clipped_policy_loss(logprobs, torch.tensor([[-101.0, -1.0]]), torch.tensor([[1.0]])).sum().backward()
+    assert logprobs.grad.tolist() == [[0.0, -1.0]]
+
+
+# ------------------------------------------------------------------------------------------- KL on three tokens
+
+LOGITS = torch.tensor([0.2, -0.7, 1.1], dtype=torch.float64)
+REFERENCE = torch.tensor([1.0, 0.1, -0.4], dtype=torch.float64).log_softmax(-1)
+
+
+def exact_kl(logits):
+    logp = logits.log_softmax(-1)
+    return (logp.exp() * (logp - REFERENCE)).sum()
+
+
+def expected_estimate(logits, estimator):
+    """The mean of the estimator over tokens drawn from the policy, which is held fixed, as sampling does."""
+    logp = logits.log_softmax(-1)
+    return (logp.exp().detach() * kl_estimate(logp, REFERENCE, estimator)).sum()
+
+
+def gradient_at(function):
+    logits = LOGITS.clone().requires_grad_(True)
+    function(logits).backward()
+    return logits.grad
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_the_mean_of_k1_and_of_k3_is_the_exact_kl(estimator):
+    assert expected_estimate(LOGITS, estimator).item() == pytest.approx(exact_kl(LOGITS).item(), rel=1e-12)
+    assert exact_kl(LOGITS).item() > 0.1
+
+
+def test_the_mean_of_k2_is_half_the_mean_squared_log_ratio():
+    difference = LOGITS.log_softmax(-1) - REFERENCE
+    expected = (LOGITS.softmax(-1) * difference**2 / 2).sum().item()
+    assert expected_estimate(LOGITS, "k2").item() == pytest.approx(expected, rel=1e-12)
+    assert expected != pytest.approx(exact_kl(LOGITS).item(), rel=0.05)  # biased
+
+
+@given(st.floats(-20, 0), st.floats(-20, 0))
+def test_k2_and_k3_are_never_negative_and_zero_only_where_both_agree(logprob, ref_logprob):
+    p, q = torch.tensor([logprob], dtype=torch.float64), torch.tensor([ref_logprob], dtype=torch.float64)
+    for estimator in ("k2", "k3"):
+        value = kl_estimate(p, q, estimator).item()
+        assert value >= 0
+        assert value > 0 or abs(logprob - ref_logprob) < 1e-6
+    assert kl_estimate(p, q, "k1").item() == logprob - ref_logprob
+
+
+def test_the_mean_gradient_of_k2_is_the_exact_gradient_of_the_kl():
+    torch.testing.assert_close(gradient_at(lambda x: expected_estimate(x, "k2")), gradient_at(exact_kl))
+
+
+def test_the_mean_gradient_of_k1_is_zero():
+    """It is the mean of the score function: as a loss, k1 pulls nowhere."""
+    assert gradient_at(lambda x: expected_estimate(x, "k1")).abs().max() < 1e-12
+    assert gradient_at(exact_kl).abs().max() > 0.05
+
+
+def test_the_mean_gradient_of_k3_is_that_of_the_reversed_kl():
+    """d/d theta E_p[q/p - 1 - log(q/p)] with p's draws held fixed is the gradient of KL(reference || policy)."""
+
+    def reversed_kl(logits):
+        return (REFERENCE.exp() * (REFERENCE - logits.log_softmax(-1))).sum()
+
+    torch.testing.assert_close(gradient_at(lambda x: expected_estimate(x, "k3")), gradient_at(reversed_kl))
+    assert (gradient_at(reversed_kl) - gradient_at(exact_kl)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_descending_on_the_kl_estimate_brings_the_policy_to_its_reference(estimator):
+    logits = LOGITS.clone().requires_grad_(True)
+    for _ in range(20):
+        (gradient,) = torch.autograd.grad(expected_estimate(logits, estimator), logits)
+        logits.data -= 0.5 * gradient
+    assert exact_kl(logits).item() < 0.1 * exact_kl(LOGITS).item()
+
+
+def test_an_unknown_kl_estimator_is_an_error():
+    with pytest.raises(ValueError, match="k4"):
+        kl_estimate(LOGITS, REFERENCE, "k4")
+
+
+# --------------------------------------------------------------------------------------------------------- masks
+
+
+def test_a_demonstration_ends_with_an_eos_that_counts_and_its_prompt_does_not(model):
+    words = tokenizer()
+    row = demonstration(words, Problem("Input:\n1 + 2\nTarget:\n", "3", "3"))
+    assert row.tokens[-1] == words.eos_id == words.pad_id
+    assert row.loss_mask == [False] * row.prompt_len + [True, True]
+    (weights,) = token_weights([row])
+    assert weights[-1] == weights[-2] == 0.5
+    batch = collate([row], [weights], CPU, pad_id=words.pad_id)
+    assert batch.loss_mask[0, -1] and batch.weights[0, -1] == 0.5
+
+
+def test_a_row_whose_only_sampled_token_is_its_eos_still_learns_to_stop(make_model, prompt_only):
+    model = make_model(9)
+    row = prompt_only([1, 2, 3])
+    row.sampled(0, -2.0)
+    before = with_true_logprobs(model, [row])[0].logprobs[-1]
+    assert before < -0.1
+    update(model, make_optimizer(model), [row], lr=1e-2)
+    assert with_true_logprobs(model, [row])[0].logprobs[-1] > before
+
+
+def test_forced_tokens_and_the_prompt_are_context_and_never_loss(prompt_only):
+    row = prompt_only([1, 2])
+    row.sampled(3, -0.5)
+    row.force([4, 5])
+    row.sampled(0, -0.25)
+    assert row.loss_mask == [False, False, True, False, False, True]
+    for average in ("token", "sequence", "constant"):
+        (weights,) = token_weights([row], average, constant=10)
+        assert [weight > 0 for weight in weights] == row.loss_mask
+
+
+def test_the_gradient_of_a_forced_tokens_own_prediction_is_zero(make_model, prompt_only):
+    """Tokens 20 and 21 are only ever forced or prompt: with an untied head their output weights must not be pulled up."""
+    model = make_model(10, tie_word_embeddings=False)
+    row = prompt_only([20, 2])
+    row.sampled(3, 0.0)
+    row.force([21])
+    row.sampled(0, 0.0)
+    pulled = gradient_of(model, [row], lambda logprobs, batch: -logprobs)["lm_head.weight"]  # (V, D)
+    with torch.no_grad():
+        hidden = model.hidden(torch.tensor([row.tokens]))[0]
+        expected = torch.zeros_like(pulled)
+        for t in (2, 4):  # the two sampled columns
+            error = model.lm_head(hidden[t - 1]).softmax(-1)
+            error[row.tokens[t]] -= 1
+            expected += error[:, None] * hidden[t - 1] / 2
+    torch.testing.assert_close(pulled, expected, atol=1e-5, rtol=1e-4)
+
+
+@given(st.data())
+def test_every_writer_keeps_the_lists_of_a_row_equally_long_and_the_mask_true_exactly_for_sampled_tokens(
+    prompt_only, data
+):
+    row = prompt_only(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=4)))
+    start, truth = list(row.tokens), []
+    for action in data.draw(st.lists(st.sampled_from(["sampled", "force", "retract"]), max_size=12)):
+        if action == "sampled":
+            row.sampled(token := data.draw(st.integers(0, 9)), -1.0)
+            truth.append((token, True, -1.0))
+        elif action == "force":
+            row.force(tokens := data.draw(st.lists(st.integers(0, 9), max_size=3)))
+            truth += [(token, False, 0.0) for token in tokens]
+        elif (count := data.draw(st.integers(0, 4))) <= len(truth):
+            row.retract(count)
+            del truth[len(truth) - count :]
+        else:
+            with pytest.raises(ValueError, match="cannot retract"):
+                row.retract(count)
+    assert row.tokens[: row.prompt_len] == start and not any(row.loss_mask[: row.prompt_len])
+    n = row.prompt_len
+    assert list(zip(row.response, row.loss_mask[n:], row.logprobs[n:], strict=True)) == truth
+
+
+# ------------------------------------------------------------------------------------------------------- averages
+
+
+def of_length(count: int, prompt_len: int = 1) -> Rollout:
+    n = prompt_len + count
+    return Rollout(Problem("", ""), [1] * n, [False] * prompt_len + [True] * count, [0.0] * n, prompt_len)
+
+
+def test_a_token_of_a_short_row_counts_as_much_as_one_of_a_long_row_only_in_the_token_and_constant_averages():
+    """A row of 10 tokens beside one of 1000, by hand."""
+    rows = [of_length(10), of_length(1000)]
+    short, long = token_weights(rows, "token")
+    assert (short[1], long[1]) == (1 / 1010, 1 / 1010)
+    short, long = token_weights(rows, "sequence")
+    assert (short[1], long[1]) == (1 / 20, 1 / 2000)
+    short, long = token_weights(rows, "constant", constant=2000)
+    assert (short[1], long[1]) == (1 / 4000, 1 / 4000)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.sampled_from(["token", "sequence"]))
+def test_the_weights_of_a_step_sum_to_one(counts, average):
+    rows = [of_length(count, prompt_len=1 + i % 3) for i, count in enumerate(counts)]
+    weights = token_weights(rows, average)
+    assert math.fsum(w for row in weights for w in row) == pytest.approx(1.0)
+    if average == "sequence":
+        assert [math.fsum(row) for row in weights] == pytest.approx([1 / len(rows)] * len(rows))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20))
+def test_constant_weights_sum_to_one_when_every_row_uses_its_budget_and_to_less_otherwise(counts):
+    weights = token_weights([of_length(count) for count in counts], "constant", constant=60)
+    assert math.fsum(w for row in weights for w in row) == pytest.approx(sum(counts) / (60 * len(counts)))
+    assert math.fsum(w for row in token_weights([of_length(60)] * 3, "constant", 60) for w in row) == pytest.approx(1)
+
+
+def test_a_row_without_loss_tokens_has_weight_zero_and_is_no_division_by_zero():
+    for average in ("token", "sequence", "constant"):
+        assert token_weights([of_length(0)], average, constant=5) == [[0.0]]
+
+
+def test_an_average_that_is_not_known_or_lacks_its_constant_is_an_error():
+    with pytest.raises(ValueError, match="mean"):
+        token_weights([of_length(3)], "mean")
+    with pytest.raises(ValueError, match="constant"):
+        token_weights([of_length(3)], "constant")
+
+
+# ----------------------------------------------------------------------------------------------------- advantages
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.booleans())
+def test_advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero(rewards, divide):
+    advantages = group_advantages(rewards, 3, divide)
+    for group, members in ((advantages[:3], rewards[:3]), (advantages[3:], rewards[3:])):
+        assert sum(group) == pytest.approx(0, abs=1e-6)
+        if max(members) == min(members):
+            assert group == [0.0] * 3
+        elif divide and max(members) - min(members) > 1e-3:
+            assert sum(a * a for a in group) / 3 == pytest.approx(1)
+        elif not divide:
+            assert max(group) - min(group) == pytest.approx(max(members) - min(members))
+
+
+def test_a_group_is_judged_by_itself_alone():
+    assert group_advantages([1.0, 0.0, 5.0, 5.0], 2) == [1.0, -1.0, 0.0, 0.0]
+    assert group_advantages([3.0, 4.0], 1) == [0.0, 0.0]
+
+
+def test_rewards_that_do_not_fall_into_groups_are_an_error():
+    with pytest.raises(ValueError, match="5 rewards"):
+        group_advantages([1.0] * 5, 2)
+
+
+# -------------------------------------------------------------------------------------------------- broken numbers
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_the_sample_and_leaves_every_weight_untouched(
+    make_model, finished, assert_same_weights, bad
+):
+    model = make_model(11)
+    before = copy.deepcopy(model)
+    rows = finished(12)
+    rows[7].advantage = bad
+    rows[7].problem = Problem("the guilty prompt", "")
+    with pytest.raises(FloatingPointError, match="the guilty prompt"):
+        update(model, make_optimizer(model), rows, policy_loss, lr=1e-2, micro_tokens=100)
+    assert_same_weights(model, before)
+
+
+def test_a_gradient_that_is_not_finite_leaves_every_weight_untouched(make_model, finished, assert_same_weights):
+    model = make_model(12)
+    before = copy.deepcopy(model)
+
+    def steep(logprobs, batch):  # its value is 0, its slope at 0 infinite
+        return (logprobs - logprobs.detach()).abs().sqrt()
+
+    with pytest.raises(FloatingPointError, match="gradient"):
+        update(model, make_optimizer(model), finished(4), steep, lr=1e-2)
+    assert_same_weights(model, before)
+
+
+def test_the_gradient_is_cut_to_the_norm_allowed_and_reported_uncut(make_model, finished):
+    model, rows = make_model(13), finished(6)
+    steps = {}
+    for most in (0.01, 1e9):
+        moved = copy.deepcopy(model)
+        metrics = update(moved, torch.optim.SGD(moved.parameters()), rows, lr=1.0, max_grad_norm=most)
+        pairs = zip(moved.parameters(), model.parameters(), strict=True)
+        steps[most] = math.sqrt(sum((a - b).square().sum().item() for a, b in pairs))
+        assert metrics["grad_norm"] == pytest.approx(steps[1e9] if most > 1 else metrics["grad_norm"], rel=1e-3)
+    assert steps[0.01] == pytest.approx(0.01, rel=1e-2)
+    assert steps[1e9] > 0.1
+
+
+# ------------------------------------------------------------------------------------------------- rows over time
+
+
+@given(st.integers(1, 40), st.integers(1, 16), st.integers(0, 5))
+def test_in_epochs_gives_each_row_once_per_epoch_in_a_new_order(count, rows_per_step, seed):
+    rows = list(range(count))
+    rows_of = in_epochs(rows, rows_per_step, seed)
+    stream = [row for step in range(3 * count) for row in rows_of(step)]
+    epochs = [stream[first : first + count] for first in range(0, 3 * count, count)]
+    assert all(sorted(epoch) == rows for epoch in epochs)
+    assert count < 8 or len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=10))
+def test_the_rows_of_a_step_are_a_function_of_the_step_alone(steps):
+    """Asked in any order, as after a resume."""
+    rows = list(range(17))
+    expected = [in_epochs(rows, 5, seed=3)(step) for step in steps]
+    rows_of = in_epochs(rows, 5, seed=3)
+    assert [rows_of(step) for step in steps] == expected
+    assert any(in_epochs(rows, 5, seed=4)(step) != rows_of(step) for step in range(3))
+
+
+def test_a_stream_never_repeats_an_index_and_starts_anywhere():
+    words, task = tokenizer(), Addition((3,))
+    rows_of = from_stream(words, task, "train", 4)
+    stream = [row.problem for step in range(3) for row in rows_of(step)]
+    assert stream == [task.problem("train", i) for i in range(12)]
+    assert [row.problem for row in from_stream(words, task, "train", 4)(2)] == stream[8:]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_fitting_in_two_halves_equals_fitting_at_once(make_model, finished, assert_same_weights, stop):
+    rows = finished(20)
+    options = {"lr": 1e-2, "warmup": 2, "decay": True}
+
+    rows_of = in_epochs(rows, 6, 0)
+
+    def stop_here(step, metrics):
+        if step + 1 == stop:
+            raise KeyboardInterrupt
+
+    whole, halves = make_model(14), make_model(14)
+    fit(whole, make_optimizer(whole), rows_of, steps=7, **options)
+    optimizer = make_optimizer(halves)
+    with pytest.raises(KeyboardInterrupt):
+        fit(halves, optimizer, rows_of, steps=7, **options, after=stop_here)
+    fit(halves, optimizer, rows_of, steps=7, first_step=stop, **options)
+    assert_same_weights(whole, halves)
+
+
+def test_fit_reports_every_step_with_the_learning_rate_it_used(make_model, finished, monkeypatch):
+    used, reported = [], []
+    monkeypatch.setattr(learn, "update", lambda *args, lr, **options: used.append(lr) or {"loss": 1.0})
+    model = make_model(15)
+    fit(model, make_optimizer(model), lambda step: finished(2), steps=9, lr=0.5, warmup=4, decay=True,
+        after=lambda step, metrics: reported.append((step, metrics["learning_rate"])))  # fmt: skip
+    assert reported == list(enumerate(used))
+    assert used == [learning_rate(step, 9, 0.5, 4, True) for step in range(9)]
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth_of_it():
+    rates = [learning_rate(step, 100, 2.0, 10, True) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[10] == pytest.approx(2.0) and rates[100] == pytest.approx(0.2)
+    assert [learning_rate(step, 100, 2.0, 10, False) for step in (10, 99)] == [2.0, 2.0]
