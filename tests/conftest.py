@@ -32,7 +32,8 @@ def make_model():
 
     def make(seed: int = 0, **fields) -> Transformer:
         shape = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                 "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}  # fmt: skip
+                 "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+                 "max_position_embeddings": 64}  # fmt: skip
         model = Transformer(ModelConfig(**{**shape, **fields}))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

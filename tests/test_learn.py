@@ -71,7 +71,7 @@ def test_token_logprobs_are_those_of_the_softmax_at_this_temperature(model, fini
 
 
 def test_padding_and_its_value_change_nothing_even_when_it_is_the_eos(model, finished):
-    """Rows end with token 0, the EOS. Padding with it, or with anything else, gives the same tensors where it counts."""
+    """Rows end with token 0, the EOS. Padding with it or with anything else gives the same where it counts."""
     rows = finished(6)
     weights = token_weights(rows)
     results = []
@@ -166,7 +166,7 @@ def test_sft_makes_its_demonstrations_more_likely_and_nothing_else_is_its_loss(m
 
 
 def test_the_temperature_of_the_update_is_that_of_its_logprobs(model, finished):
-    """On the policy's own rows the ratio is 1, so the loss is minus the mean advantage: only at the right temperature."""
+    """On the policy's own rows the ratio is 1, so the loss is minus the mean advantage; at other temperatures not."""
     rows = with_true_logprobs(model, finished(6), temperature=0.7)
     counts = [sum(row.loss_mask) for row in rows]
     expected = -sum(row.advantage * count for row, count in zip(rows, counts, strict=True)) / sum(counts)
@@ -394,7 +394,7 @@ def test_forced_tokens_and_the_prompt_are_context_and_never_loss(prompt_only):
 
 
 def test_the_gradient_of_a_forced_tokens_own_prediction_is_zero(make_model, prompt_only):
-    """Tokens 20 and 21 are only ever forced or prompt: with an untied head their output weights must not be pulled up."""
+    """Tokens 20 and 21 are prompt and forced: the output weights of an untied head are not pulled towards them."""
     model = make_model(10, tie_word_embeddings=False)
     row = prompt_only([20, 2])
     row.sampled(3, 0.0)

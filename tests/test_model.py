@@ -1,4 +1,4 @@
-"""The transformer: equal to the reference implementation, and one visibility rule for training, prefill and decoding."""
+"""The transformer: equal to the reference implementation, one visibility rule for training, prefill and decoding."""
 
 import pytest
 import torch

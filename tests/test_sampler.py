@@ -106,22 +106,25 @@ def test_at_temperature_zero_the_most_likely_token_is_taken_with_its_logprob_at_
 # ------------------------------------------------------------------------------------------------ independence
 
 
+ALONE = {}  # (temperature, top_p): the rows of the next test, each sampled in a sampler of its own
+
+
 @given(
     order=st.permutations(range(14)),
     max_rows=st.integers(1, 16),
     kv_bytes=st.sampled_from([1, 20_000, 60_000, 4 << 30]),
-    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    temperature=st.sampled_from([0.0, 1.0]),
     top_p=st.sampled_from([0.8, 1.0]),
 )
 def test_a_sample_depends_on_no_neighbour_limit_or_order(
-    model, ragged, copy_rows, order, max_rows, kv_bytes, temperature, top_p
+    model, ragged, prompt_only, copy_rows, order, max_rows, kv_bytes, temperature, top_p
 ):
     settings = {"temperature": temperature, "top_p": top_p}
     rows = ragged(14, seed=6)
     for i in (3, 4, 5):  # a group: one prompt, three streams of numbers
-        rows[i].tokens[:] = rows[2].tokens
-        rows[i].loss_mask, rows[i].logprobs, rows[i].prompt_len = [False] * rows[2].prompt_len, [0.0] * rows[2].prompt_len, rows[2].prompt_len  # fmt: skip
-    alone = [sample(model, [row], **settings)[0] for row in copy_rows(rows)]
+        rows[i] = prompt_only(rows[2].tokens, rows[i].seed, rows[i].max_new_tokens)
+    if (temperature, top_p) not in ALONE:
+        ALONE[temperature, top_p] = [sample(model, [row], **settings)[0] for row in copy_rows(rows)]
     sampler = Sampler(model, eos_id=EOS, max_rows=max_rows, kv_bytes=kv_bytes, **settings)
     sampler.submit([rows[i] for i in order[:5]])
     handed_out = []
@@ -130,7 +133,7 @@ def test_a_sample_depends_on_no_neighbour_limit_or_order(
         if k < 9:  # the others arrive one by one, while the first are under way
             sampler.submit([rows[order[5 + k]]])
     assert sorted(map(id, handed_out)) == sorted(map(id, rows))
-    assert contents(rows) == contents(alone)
+    assert contents(rows) == contents(ALONE[temperature, top_p])
 
 
 def test_rows_of_a_group_differ_and_their_seed_alone_tells_them_apart(model, prompt_only):

@@ -1,0 +1,523 @@
+"""Checkpoints: both ways with `transformers`, clear errors, safe against a kill at any moment, exact resume."""
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanoreason import checkpoint, learn
+from nanoreason.checkpoint import existing, load_checkpoint, load_training, resume, save_checkpoint
+from nanoreason.learn import make_optimizer, update
+from nanoreason.recipes import sft, star
+from nanoreason.rollout import demonstration
+from nanoreason.run import Run, read_jsonl
+from nanoreason.tokenizer import TextTokenizer, word_tokenizer
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16}  # fmt: skip
+SHAPES = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": False, "rope_scaling": LLAMA3},
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True, "rope_theta": 500.0},
+    "llama-bias": {"model_type": "llama", "tie_word_embeddings": False, "attention_bias": True},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": False, "head_dim": 16},
+}
+TEXTS = ["w1 w2 w3", "w22 w1\nw5", "\nw7\n\nw8"]
+
+
+@pytest.fixture(scope="module")
+def words() -> TextTokenizer:
+    return word_tokenizer(["\n", *(f"w{i}" for i in range(1, 23))])  # 24 with EOS
+
+
+def tokens(rows: int = 2, columns: int = 30) -> torch.Tensor:
+    return torch.randint(0, 24, (rows, columns), generator=torch.Generator().manual_seed(0))
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        output = model(tokens())
+    return getattr(output, "logits", output)
+
+
+# ------------------------------------------------------------------------------------------- both ways, transformers
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_checkpoint_saved_here_loads_in_transformers_with_equal_logits_and_token_ids(
+    make_model, words, tmp_path, shape
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    model = make_model(1, **SHAPES[shape])
+    save_checkpoint(tmp_path / "c", model, words, make_optimizer(model), {"step": 1})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
+    assert theirs.config.eos_token_id == theirs.config.pad_token_id == words.eos_id
+    # For qwen2 AutoTokenizer insists on Qwen's own vocabulary, whatever tokenizer_config.json says.
+    kind = PreTrainedTokenizerFast if shape == "qwen2" else AutoTokenizer
+    tokenizer = kind.from_pretrained(tmp_path / "c")
+    assert tokenizer.eos_token_id == words.eos_id
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == words.encode(text)
+        assert tokenizer.decode(words.encode(text)) == words.decode(words.encode(text)) == text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "llama3", "llama-tied", "qwen2", "qwen3"])
+def test_a_checkpoint_saved_by_transformers_loads_here_with_equal_logits(words, tmp_path, family, dtype):
+    """Written in one file or, in bfloat16, in many shards. Logits are compared in float32, with the stored weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        {"llama3": "llama", "llama-tied": "llama"}.get(family, family),
+        vocab_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=family in ("llama-tied", "qwen2"),
+        eos_token_id=0, pad_token_id=0, bos_token_id=None, initializer_range=0.3,
+        rope_parameters={**(LLAMA3 if family == "llama3" else {"rope_type": "default"}), "rope_theta": 2000.0},
+        **({"head_dim": 16} if family == "qwen3" else {}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(config).to(dtype)
+    sharded = dtype == torch.bfloat16
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB" if sharded else "1GB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2 * sharded
+    words.save(tmp_path)
+    model, tokenizer = load_checkpoint(tmp_path)
+    expected = logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+    assert expected.std() > 0.3
+    assert (logits_of(model) - expected).abs().max() < 1e-4
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert tokenizer.encode(TEXTS[0]) == words.encode(TEXTS[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_checkpoint_loads_here_bit_for_bit_and_can_be_trained_on(
+    make_model, words, finished, tmp_path, shape, assert_same_weights
+):
+    model = make_model(2, **SHAPES[shape])
+    save_checkpoint(tmp_path / "c", model, words)
+    loaded, _ = load_checkpoint(tmp_path / "c")
+    assert loaded.config == model.config
+    assert_same_weights(loaded, model)
+    for each in (model, loaded):
+        update(each, make_optimizer(each), finished(4), lr=1e-2)
+    assert_same_weights(loaded, model)
+    tied = model.config.tie_word_embeddings
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def test_nothing_in_a_checkpoint_is_pickled(make_model, words, finished, tmp_path):
+    model = make_model(3)
+    optimizer = make_optimizer(model)
+    update(model, optimizer, finished(4), lr=1e-2)
+    save_checkpoint(tmp_path / "c", model, words, optimizer, {"step": 1})
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json",
+                     "training.safetensors"]  # fmt: skip
+    for path in (tmp_path / "c").iterdir():
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        else:  # a safetensors file starts with the length of its JSON header
+            raw = path.read_bytes()
+            json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+
+
+# ---------------------------------------------------------------------------------------------------- broken files
+
+
+@pytest.fixture(scope="module")
+def good(make_model, words, finished, tmp_path_factory) -> Path:
+    model = make_model(4)
+    optimizer = make_optimizer(model)
+    update(model, optimizer, finished(4), lr=1e-2)
+    folder = tmp_path_factory.mktemp("good") / "policy"
+    save_checkpoint(folder, model, words, optimizer, {"step": 7})
+    return folder
+
+
+def error_of_loading(folder: Path) -> str:
+    """The message with which loading everything in a checkpoint fails."""
+    with pytest.raises(ValueError) as caught:
+        model, _ = load_checkpoint(folder)
+        load_training(folder, model, make_optimizer(model))
+    return str(caught.value)
+
+
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json",
+         "training.safetensors"]  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_one_line_that_names_it(good, tmp_path, name, share):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    raw = (folder / name).read_bytes()
+    (folder / name).write_bytes(raw[: min(int(share * len(raw)), len(raw.rstrip()) - 1)])
+    message = error_of_loading(folder)
+    assert name in message and "\n" not in message
+
+
+FOREIGN = {"binary": b"\x80\x04\x95\xff\x00", "text": b"hello\n", "list": b"[1, 2]", "object": b"{}", "number": b"3"}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "training.safetensors"])
+def test_a_foreign_file_is_one_line_that_names_it(good, tmp_path, name, content):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    (folder / name).write_bytes(FOREIGN[content])
+    message = error_of_loading(folder)
+    assert name in message and "\n" not in message
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "tokenizer_config.json"])
+def test_a_missing_file_is_one_line_that_names_it(good, tmp_path, name):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    (folder / name).unlink()
+    message = error_of_loading(folder)
+    assert name in message and "\n" not in message
+
+
+def test_a_missing_folder_is_one_line_that_names_it(tmp_path):
+    assert str(tmp_path / "nowhere") in error_of_loading(tmp_path / "nowhere")
+
+
+def test_the_optimizer_state_of_another_model_is_not_taken_for_this_ones(good, tmp_path):
+    """Its file is whole, but holds no moments of these weights: going on with fresh ones would not be the same run."""
+    folder = shutil.copytree(good, tmp_path / "policy")
+    shutil.copy(folder / "model.safetensors", folder / "training.safetensors")
+    assert "training.safetensors" in error_of_loading(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": None}, "model_type"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "factor"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": "many"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+    ],
+    ids=str,
+)
+def test_a_config_that_is_not_computed_here_is_refused_not_ignored(good, tmp_path, change, named):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **change}))
+    message = error_of_loading(folder)
+    assert "config.json" in message and named in message and "\n" not in message
+
+
+def test_weights_of_another_shape_are_named(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "intermediate_size": 48}))
+    assert "mlp" in error_of_loading(folder)
+    (folder / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": 3}))
+    assert "lacks weight model.layers.2" in error_of_loading(folder)
+    (folder / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": 1}))
+    assert "unknown weight model.layers.1" in error_of_loading(folder)
+
+
+def test_a_shard_that_is_missing_or_not_listed_is_named(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "shard-7.safetensors"}}))
+    assert "shard-7.safetensors" in error_of_loading(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "model.safetensors.index.json" in error_of_loading(folder)
+
+
+def test_pickled_weights_are_not_loaded_but_explained(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "safetensors" in error_of_loading(folder) and "pickle" in error_of_loading(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    word_tokenizer([f"w{i}" for i in range(30)]).save(folder)
+    assert "31 tokens" in error_of_loading(folder)
+
+
+def test_a_model_of_another_shape_does_not_resume(good, make_model):
+    with pytest.raises(ValueError, match="another shape"):
+        resume(good, make_model(0, num_hidden_layers=1))
+
+
+def test_resuming_from_nothing_is_a_fresh_start(tmp_path, make_model, assert_same_weights):
+    model = make_model(5)
+    assert resume(tmp_path / "nothing", model, make_optimizer(model)) == {}
+    assert_same_weights(model, make_model(5))
+
+
+# ------------------------------------------------------------------------------------------- a kill at any moment
+
+
+class Stop:
+    """Raises KeyboardInterrupt at the `count`-th call of a function, before it or after it."""
+
+    def __init__(self, patch, owner, name, count, after=False):
+        self.calls, self.fired = 0, False
+        real = getattr(owner, name)
+
+        def stopping(*args, **kwargs):
+            self.calls += 1
+            if self.calls == count and not after:
+                self.fired = True
+                raise KeyboardInterrupt
+            result = real(*args, **kwargs)
+            if self.calls == count and after:
+                self.fired = True
+                raise KeyboardInterrupt
+            return result
+
+        patch.setattr(owner, name, stopping)
+
+
+EVENTS = [(checkpoint, "save_file"), (checkpoint.os, "replace"), (checkpoint.shutil, "rmtree"), (Path, "write_text"),
+          (Path, "mkdir")]  # fmt: skip
+
+
+def before_every_event(patch: pytest.MonkeyPatch, action) -> None:
+    """Call `action(name, arguments)` before everything that a save does to the disk."""
+
+    def acting(real, name):
+        def act(*args, **kwargs):
+            action(name, args)
+            return real(*args, **kwargs)
+
+        return act
+
+    for owner, name in EVENTS:
+        patch.setattr(owner, name, acting(getattr(owner, name), name))
+
+
+def killed_before(k: int, save, half_written: bool) -> bool:
+    """Run `save` in a child process that is killed before its k-th event; whether the child got that far."""
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def action(name, args):
+            nonlocal seen
+            if seen == k:
+                if half_written and name == "save_file":
+                    Path(args[1]).write_bytes(b"\x00" * 100)
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen += 1
+
+        before_every_event(pytest.MonkeyPatch(), action)
+        save()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("half_written", [False, True])
+def test_a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one(
+    make_model, words, finished, tmp_path, half_written
+):
+    model = make_model(6)
+    optimizer = make_optimizer(model)
+    update(model, optimizer, finished(4), lr=1e-2)
+    old = copy.deepcopy(model).state_dict()
+    save_checkpoint(tmp_path / "start" / "policy", model, words, optimizer, {"step": 1})
+    update(model, optimizer, finished(4, seed=1), lr=1e-2)
+    new = model.state_dict()
+    folder = tmp_path / "run" / "policy"
+
+    def save():
+        save_checkpoint(folder, model, words, optimizer, {"step": 2})
+
+    found, k, alive = set(), 0, False
+    while not alive:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "start", tmp_path / "run")
+        alive = not killed_before(
+            k, lambda: save_checkpoint(folder, model, words, optimizer, {"step": 2}), half_written
+        )
+        loaded, _ = load_checkpoint(folder)
+        step = load_training(folder, loaded, make_optimizer(loaded))["step"]
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, (old if step == 1 else new)[name])
+        found.add(step)
+        k += 1
+        save_checkpoint(folder, model, words, optimizer, {"step": 3})  # what was left over does no harm
+        assert load_training(folder, loaded)["step"] == 3
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["policy"]
+    assert k > 8
+    assert step == 2
+    assert found == {1, 2}
+
+
+def test_a_second_kill_before_the_first_save_was_repaired_loses_nothing_either(make_model, words, tmp_path):
+    """Killed between the two renames, the old checkpoint stands under its other name; the next save is killed too."""
+    model, folder = make_model(7), tmp_path / "policy"
+    save_checkpoint(folder, model, words, state={"step": 1})
+
+    for owner, name, count in ((os, "replace", 2), (checkpoint, "save_file", 1), (os, "replace", 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            Stop(patch, owner, name, count)
+            with pytest.raises(KeyboardInterrupt):
+                save_checkpoint(folder, model, words, state={"step": 2})
+        assert existing(folder) == tmp_path / "policy.old"
+        assert load_training(folder, load_checkpoint(folder)[0])["step"] == 1
+
+
+# --------------------------------------------------------------------------------------------- stop and resume
+
+SFT = replace(sft.PRESETS["tiny"], steps=12, save_every=4, log_every=3, rows_per_step=8, eval_every=6, eval_problems=2)
+STAR = replace(
+    star.PRESETS["tiny"], base_steps=112, rounds=3, rows_per_step=8, problems=12, rationalize=True, first_steps=3,
+    temperature=0.7, eval_problems=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scripted_answers():
+    """Makes STaR's policy answer every third problem right, whatever its weights: a tiny model would find nothing.
+
+    The rows are still sampled, and the choice depends on what was sampled, so that a policy, a round or a random
+    number that differs after a resume shows in the data.
+    """
+    patch = pytest.MonkeyPatch()
+    real = star.respond
+
+    def respond(model, words, problems, **options):
+        rows = real(model, words, problems, **options)
+        return [demonstration(words, row.problem) if sum(row.tokens) % 3 == 0 else row for row in rows]
+
+    patch.setattr(star, "respond", respond)
+    yield
+    patch.undo()
+
+
+def left_by(folder: Path) -> dict:
+    """All that a run leaves: bytes of every checkpoint file, and log lines without their times."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".jsonl" and path.parent != folder
+    }
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (folder / name).exists():
+            lines = read_jsonl(folder / name)
+            files[name] = [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+    return files
+
+
+def assert_same_run(stopped: dict, whole: dict) -> None:
+    assert stopped.keys() == whole.keys()
+    for name in whole:
+        assert stopped[name] == whole[name], name
+
+
+@pytest.fixture(scope="module")
+def whole_sft(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("sft") / "run"
+    sft.run(replace(SFT, out=str(out)))
+    left = left_by(out)
+    assert len(left["metrics.jsonl"]) >= 4 and "policy/training.safetensors" in left
+    return left
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count", "after"),
+    [
+        (learn, "update", 1, False),  # before anything was learnt
+        (learn, "update", 4, True),  # a step was done that no checkpoint knows of
+        (learn, "update", 7, False),  # between two checkpoints, logged lines behind the last one
+        (sft, "save_checkpoint", 2, False),  # logged, not saved
+        (sft, "save_checkpoint", 2, True),
+        (sft, "save_checkpoint", 3, False),  # all done, the last checkpoint missing
+        (sft, "save_checkpoint", 3, True),  # all done
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
+)
+def test_a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped(
+    whole_sft, tmp_path, owner, name, count, after
+):
+    config = replace(SFT, out=str(tmp_path / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        stop = Stop(patch, owner, name, count, after)
+        with pytest.raises(KeyboardInterrupt):
+            sft.run(config)
+        assert stop.fired
+    sft.run(replace(config, resume=True))
+    assert_same_run(left_by(tmp_path / "run"), whole_sft)
+
+
+def test_a_run_stopped_at_every_other_step_still_ends_bit_equal(whole_sft, tmp_path):
+    config = replace(SFT, out=str(tmp_path / "run"))
+    for attempt in range(20):
+        with pytest.MonkeyPatch.context() as patch:
+            Stop(patch, learn, "update", 6)
+            with contextlib.suppress(KeyboardInterrupt):
+                sft.run(replace(config, resume=attempt > 0))
+                break
+    assert attempt == 2  # five steps each, the last checkpoint at a multiple of four
+    assert_same_run(left_by(tmp_path / "run"), whole_sft)
+
+
+@pytest.fixture(scope="module")
+def whole_star(tmp_path_factory, scripted_answers) -> dict:
+    out = tmp_path_factory.mktemp("star") / "run"
+    star.run(replace(STAR, out=str(out)))
+    left = left_by(out)
+    assert [line["step"] for line in left["metrics.jsonl"]] == [0, 1, 2, 3]
+    assert all(0 < line["kept"] < 1 for line in left["metrics.jsonl"][1:])
+    assert left["samples.jsonl"]
+    return left
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count", "after"),
+    [
+        (learn, "update", 106, False),  # in the base's training, behind its checkpoint at 100
+        (star, "test_accuracy", 1, False),  # the base is done, round 0 is not
+        (learn, "update", 114, False),  # in the update of round 1
+        (Run, "log", 2, True),  # round 1 is logged, its policy is not saved
+        (star, "save_checkpoint", 4, True),  # between rounds 1 and 2
+        (star, "grade", 4, False),  # in round 2, between the first and the second attempt
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
+)
+def test_a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped(
+    whole_star, tmp_path, owner, name, count, after
+):
+    config = replace(STAR, out=str(tmp_path / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        stop = Stop(patch, owner, name, count, after)
+        with pytest.raises(KeyboardInterrupt):
+            star.run(config)
+        assert stop.fired
+    star.run(replace(config, resume=True))
+    assert_same_run(left_by(tmp_path / "run"), whole_star)
+
+
+@pytest.mark.parametrize("recipe", ["sft", "star"])
+def test_resuming_a_finished_run_changes_nothing_and_returns_its_last_line(
+    whole_sft, whole_star, tmp_path, recipe, monkeypatch
+):
+    module, config = {"sft": (sft, SFT), "star": (star, STAR)}[recipe]
+    config = replace(config, out=str(tmp_path / "run"))
+    last = module.run(config)
+    before = left_by(tmp_path / "run")
+    monkeypatch.setattr(learn, "update", None)  # nothing is left to be learnt
+    again = module.run(replace(config, resume=True))
+    assert left_by(tmp_path / "run") == before
+    assert {k: v for k, v in again.items() if k != "step"} == {k: v for k, v in last.items() if k != "step"}
