@@ -1,0 +1,92 @@
+"""The structure of the package: imports point down, recipes and tasks stand alone, and nothing unsafe is called."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import nanoreason
+
+PACKAGE = Path(nanoreason.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# An import may skip layers downward. A new module needs its place here.
+LAYERS = {
+    "__init__": 0, "rollout": 0, "tokenizer": 0, "run": 0,
+    "model": 1, "rewards": 1, "tasks": 1, "search": 1,
+    "checkpoint": 2, "sampler": 2, "learn": 2,
+    "evaluate": 3, "analysis": 3,
+    "recipes": 4,
+    "experiments": 5,
+    "__main__": 6,
+}  # fmt: skip
+ALONE = ("recipes", "tasks")  # no imports between the modules of these folders
+
+
+def name_of(path: Path) -> str:
+    """recipes/star.py -> recipes.star"""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_by(path: Path) -> set[str]:
+    """The package's own modules that a file imports, anywhere in it: {"run", "tasks.addition", ...}."""
+    modules = {name_of(source) for source in SOURCES}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are written out in full"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            package, _, module = name.partition(".")
+            if package == "nanoreason" and module in modules:
+                found.add(module)
+    return found - {name_of(path)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_an_import_never_points_up_nor_sideways_between_recipes_or_tasks(path):
+    name = name_of(path)
+    top, layer = name.split(".")[0], LAYERS[name.split(".")[0]]
+    for imported in imported_by(path):
+        other = imported.split(".")[0]
+        assert LAYERS[other] <= layer, f"{name} imports {imported}, which lies above it"
+        assert layer > 0, f"{name} is at the bottom: it imports nothing of ours, not {imported}"
+        assert not (top == other and top in ALONE), f"{name} imports its sibling {imported}"
+
+
+def test_the_import_reader_sees_the_imports_that_there_are():
+    assert {"rollout", "model", "run"} <= imported_by(PACKAGE / "sampler.py")
+    assert {"experiments.reproduce", "recipes.star"} <= imported_by(PACKAGE / "experiments" / "star.py")
+
+
+def calls_of(tree: ast.AST) -> list[tuple[int, str]]:
+    """(line, dotted name) of every call."""
+    return [(node.lineno, ast.unparse(node.func)) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_evaluates_text_unpickles_or_swallows_every_exception(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unsafe = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "os.system"}
+    for line, name in calls_of(tree):
+        assert name not in unsafe, f"{path}:{line} calls {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {n.split(".")[0] for n in names}, path
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{path}:{node.lineno} has a bare except"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_that_only_unix_has_is_imported(path):
+    """No time limits by signals, no forks: the package runs on Windows as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"signal", "fcntl", "resource", "pwd", "termios"} & set(names), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.stat().st_size], ids=name_of)
+def test_every_module_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
