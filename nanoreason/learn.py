@@ -88,7 +88,7 @@ def clipped_policy_loss(
     The gradient stops where the ratio has already moved far enough in the direction that A asks for: above
     1 + clip_high if A > 0, below 1 - clip_low if A < 0. It never stops a move back.
     """
-    ratio = (logprobs - old_logprobs).exp()
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # e^89 is inf, and a gradient of 0 * inf would be NaN
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
@@ -217,6 +217,7 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
+    torch.autograd.graph.increment_version(list(model.parameters()))  # a fused step does not; samplers look at it
     return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": sum(sum(row.loss_mask) for row in rollouts)}
 
 

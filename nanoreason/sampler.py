@@ -52,7 +52,7 @@ def draw(
         return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     probs = (logits / temperature).softmax(-1)  # (B, V)
     if top_p < 1:
-        ordered, order = probs.sort(-1, descending=True, stable=True)
+        ordered, order = probs.sort(dim=-1, descending=True, stable=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # the mass before a token already reaches top_p
         probs = probs.masked_fill(outside.gather(-1, order.argsort(-1)), 0)
     cdf = probs.cumsum(-1)
