@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nanoreason.model import ModelConfig, Transformer, rope_table
+from nanoreason.run import read_json
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -131,15 +132,6 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Transformer:
     return model.to(device)
 
 
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the folder is not a checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged") from None
-
-
 def read_config(path: Path) -> ModelConfig:
     """A Hugging Face config.json -> ModelConfig; what this code base does not compute is refused, not ignored."""
     raw = read_json(path)
@@ -152,6 +144,11 @@ def read_config(path: Path) -> ModelConfig:
     for key, value in refused.items():
         if value:
             raise ValueError(f"{path}: {key}={value!r} is not supported")
+    positive = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "max_position_embeddings")  # fmt: skip
+    for key in positive:
+        if not (isinstance(raw.get(key), int) and raw[key] > 0):
+            raise ValueError(f"{path}: {key} is {raw.get(key)!r} instead of a positive whole number")
     try:
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"} | {
@@ -166,15 +163,7 @@ def read_config(path: Path) -> ModelConfig:
             "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
             "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         }
-        for key in (
-            "model_type",
-            "vocab_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "max_position_embeddings",
-            "rms_norm_eps",
-        ):
-            values[key] = raw[key]
+        values |= {key: raw[key] for key in ("model_type", "rms_norm_eps")}
         return ModelConfig(**values)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {f'{error} is missing' if isinstance(error, KeyError) else error}") from None
@@ -183,7 +172,12 @@ def read_config(path: Path) -> ModelConfig:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of model.safetensors, or of the shards that its index names."""
     index = path / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ValueError(f"{index} has no weight_map: the file is damaged")
+        names = sorted(set(shards.values()))
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         if not (path / name).exists():
@@ -212,6 +206,8 @@ def load_training(folder: str | Path, model: Transformer, optimizer: torch.optim
             ) from None
         for name, parameter in model.named_parameters():
             found = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
+            if any(value.ndim and value.shape != parameter.shape for value in found.values()) or not found:
+                raise ValueError(f"{path / 'training.safetensors'} holds no moments for {name}: it is of another model")
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
             }

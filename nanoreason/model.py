@@ -47,8 +47,14 @@ class ModelConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple "
                 f"of num_key_value_heads {self.num_key_value_heads}"
             )
-        if self.rope_scaling and self.rope_scaling.get("rope_type") not in ("default", "llama3"):
-            raise ValueError(f"rope_scaling {self.rope_scaling} is not supported: only rope_type llama3 is")
+        if self.rope_scaling:
+            if self.rope_scaling.get("rope_type") != "llama3":
+                raise ValueError(f"rope_scaling {self.rope_scaling} is not supported: only rope_type llama3 is")
+            missing = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} - {
+                *self.rope_scaling
+            }
+            if missing:
+                raise ValueError(f"rope_scaling lacks {', '.join(sorted(missing))}")
 
 
 def small_config(width: int, layers: int, heads: int, vocab_size: int, context: int, **other: Any) -> ModelConfig:
@@ -123,7 +129,7 @@ def rope_table(config: ModelConfig) -> torch.Tensor:
     d = config.head_dim
     frequency = config.rope_theta ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)  # (d/2,)
     scaling = config.rope_scaling
-    if scaling and scaling["rope_type"] == "llama3":
+    if scaling:
         turns = (
             scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
         )  # full turns in the first context

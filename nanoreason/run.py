@@ -145,6 +145,19 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+def read_json(path: Path) -> dict:
+    """A JSON file that must hold an object; ValueError says in one line what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: the folder is not complete") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object: it is another kind of file")
+    return value
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old text or the new one, never a half."""
     temporary = path.with_name(path.name + ".tmp")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from nanoreason.run import read_json
+
 EOS = "<|endoftext|>"
 
 
@@ -108,10 +110,10 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
         raise ValueError(f"{folder / 'tokenizer.json'} is not a readable tokenizer file: {error}") from error
     eos = None
     if (folder / "tokenizer_config.json").exists():
-        eos = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        eos = read_json(folder / "tokenizer_config.json").get("eos_token")
         eos = eos.get("content") if isinstance(eos, dict) else eos
     if eos is None and (folder / "config.json").exists():
-        eos_id = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
+        eos_id = read_json(folder / "config.json").get("eos_token_id")
         eos_id = eos_id[0] if isinstance(eos_id, list) else eos_id
         eos = backend.id_to_token(eos_id) if eos_id is not None else None
     return TextTokenizer(backend, eos if eos is not None else EOS)

@@ -24,7 +24,7 @@ from nanoreason.evaluate import Graded, accuracy_by, grade, respond, test_accura
 from nanoreason.learn import fit, from_stream, in_epochs, make_optimizer
 from nanoreason.model import Transformer, small_config
 from nanoreason.rollout import Problem, Rollout, demonstration, seed_of
-from nanoreason.run import Run, RunConfig, pick_device, say, table
+from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, say, table
 from nanoreason.tasks.addition import Addition, budget, digits_of, hinted, test_sums, tokenizer, trimmed
 from nanoreason.tokenizer import TextTokenizer
 
@@ -97,7 +97,6 @@ def run(config: StarConfig) -> dict:
         policy, _ = load_checkpoint(run.folder / "policy", device)
         first = load_training(run.folder / "policy", policy)["round"] + 1
     run.rewind(first - 1)
-    metrics: dict = {}
     for round in range(first, config.rounds + 1):
         metrics = {"round": round}
         if round > 0:
@@ -108,7 +107,7 @@ def run(config: StarConfig) -> dict:
         save_checkpoint(run.folder / "policy", policy, words, state={"round": round})
         say(report(config, metrics, header=round == first))
     run.close()
-    return metrics
+    return read_jsonl(run.folder / "metrics.jsonl")[-1]
 
 
 def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, TextTokenizer]:
