@@ -146,7 +146,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
 )
 def test_resuming_with_changed_settings_is_refused_by_the_name_of_the_setting(tmp_path, change, named):
     config = Settings(out=str(tmp_path / "a"))
-    Run(config)
+    Run(config).log(0)
     before = (tmp_path / "a" / "config.json").read_text()
     with pytest.raises(ValueError, match=f"cannot resume .*{named}"):
         Run(dataclasses.replace(config, resume=True, **change))
@@ -154,14 +154,14 @@ def test_resuming_with_changed_settings_is_refused_by_the_name_of_the_setting(tm
 
 
 def test_resuming_as_another_recipe_is_refused(tmp_path):
-    Run(Settings(out=str(tmp_path / "a")))
+    Run(Settings(out=str(tmp_path / "a"))).log(0)
     with pytest.raises(ValueError, match="cannot resume"):
         Run(RunConfig(out=str(tmp_path / "a"), resume=True))
 
 
 def test_resuming_with_the_same_settings_elsewhere_is_fine(tmp_path):
     config = Settings(out=str(tmp_path / "a"))
-    Run(config)
+    Run(config).log(0)
     (tmp_path / "a").rename(tmp_path / "b")
     Run(dataclasses.replace(config, out=str(tmp_path / "b"), resume=True, threads=2, device="cpu"))
 

@@ -1,0 +1,336 @@
+"""The command line, end to end: help, one clear line for every mistake, tiny runs that leave what they promise."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import nanoreason
+from nanoreason import learn
+from nanoreason.__main__ import RECIPES, SECTIONS, main
+from nanoreason.checkpoint import load_checkpoint, save_checkpoint
+from nanoreason.experiments import reproduce as reproduction
+from nanoreason.experiments import star as section
+from nanoreason.experiments.reproduce import Criterion, Job, run_jobs
+from nanoreason.recipes import sft, star
+from nanoreason.run import read_jsonl
+from nanoreason.tasks.addition import tokenizer
+
+TRAIN = Path(nanoreason.__file__).parent.parent / "train.py"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Nothing is left in the repository by a run without --out."""
+    monkeypatch.chdir(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- help, mistakes
+
+
+def test_help_names_every_recipe_and_section():
+    shown = subprocess.run([sys.executable, TRAIN, "--help"], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0 and not shown.stderr
+    for name, text in [*RECIPES.items(), *SECTIONS.items()]:
+        assert re.search(rf"^  {name} +{re.escape(text)}", shown.stdout, re.MULTILINE)
+
+
+def test_no_command_at_all_shows_the_help(capsys):
+    assert main([]) == 0
+    assert "usage: python train.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_its_help(recipe, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([recipe, "--help"])
+    assert stopped.value.code == 0
+    assert "--preset" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def addition_base(tmp_path_factory, make_model) -> str:
+    words = tokenizer()
+    folder = tmp_path_factory.mktemp("base") / "policy"
+    save_checkpoint(folder, make_model(0, vocab_size=words.vocab_size), words)
+    return str(folder)
+
+
+MISTAKES = {
+    "no recipe": (["dance"], "'dance' is no recipe: use one of star, sft"),
+    "no base": (["star", "--base", "nowhere"], "no checkpoint at nowhere"),
+    "no device": (["star", "--device", "quantum"], "device 'quantum' is not available"),
+    "no form": (["sft", "--preset", "tiny", "--form", "poem"], "'poem'"),
+    "no width": (["sft", "--preset", "tiny", "--width", "31"], "width 31"),
+    "no digits": (["sft", "--preset", "tiny", "--digits", "0"], "digits (0,)"),
+    "small pool": (["star", "--preset", "tiny", "--pool", "5", "--base", "BASE"], "pool"),
+    "data without a base": (["sft", "--data", "rows.jsonl"], "--data needs --base"),
+    "no data": (["sft", "--base", "BASE", "--data", "missing.jsonl"], "missing.jsonl"),
+    "empty data": (["sft", "--base", "BASE", "--data", "empty.jsonl"], "empty.jsonl"),
+    "broken data": (["sft", "--base", "BASE", "--data", "broken.jsonl"], "broken.jsonl"),
+    "data without prompts": (["sft", "--base", "BASE", "--data", "foreign.jsonl"], "foreign.jsonl"),
+    "data in other words": (["sft", "--base", "BASE", "--data", "words.jsonl"], "'hello'"),
+    "rows longer than the context": (["sft", "--preset", "tiny", "--context", "32", "--digits", "3"], "context of 32"),
+    "no preset": (["reproduce", "star", "--preset", "huge"], "no preset 'huge'"),
+    "no seeds": (["reproduce", "star", "--seeds", "0"], "at least one seed"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_exit_code_2(mistake, addition_base, capsys):
+    Path("empty.jsonl").write_text("")
+    Path("broken.jsonl").write_text('{"prompt": "1"\n')
+    Path("foreign.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+    Path("words.jsonl").write_text('{"prompt": "Input:\\nhello", "response": "1"}\n')
+    flags, named = MISTAKES[mistake]
+    assert main([addition_base if flag == "BASE" else flag for flag in flags]) == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.startswith("train.py: ") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [["star", "--stepz", "3"], ["reproduce", "nothing"], ["reproduce"]], ids=" ".join)
+def test_an_unknown_flag_or_section_is_an_error_of_usage(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_last_line_of_a_data_file_counts_with_and_without_a_newline_behind_it(addition_base):
+    """People's files end either way."""
+    lines = ['{"prompt": "Input:\\n1 + 1\\nTarget:\\n", "response": "2"}', '{"prompt": "3", "response": "4"}']
+    for end in ("", "\n"):
+        Path("rows.jsonl").write_text("\n".join(lines) + end)
+        config = replace(sft.PRESETS["tiny"], data="rows.jsonl", base=addition_base, rows_per_step=2)
+        rows = sft.demonstrations(config, tokenizer())(0)
+        assert sorted(row.problem.prompt for row in rows) == ["3", "Input:\n1 + 1\nTarget:\n"]
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(addition_base, capsys):
+    """A typing error in --base, put right, is no reason to ask for --resume."""
+    flags = ["sft", "--preset", "tiny", "--steps", "2", "--out", "run", "--base"]
+    assert main([*flags, addition_base + "x"]) == 2
+    assert main([*flags, addition_base]) == 0
+
+
+# ------------------------------------------------------------------------------------------------------ recipes
+
+
+def test_the_tiny_star_run_leaves_what_it_promises_and_keeps_traces_in_every_round(capsys):
+    assert main(["star", "--preset", "tiny", "--rationalize", "--out", "run"]) == 0
+    left = {path.name for path in Path("run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "samples.jsonl", "base", "policy"} <= left
+    lines = read_jsonl("run/metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all(line["kept"] + line["kept_second"] > 0 for line in lines[1:])
+    for line in lines:
+        assert all(0 <= line[f"{name}/{n}"] <= 1 for name in ("acc", "acc_strict") for n in (1, 2))
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["rationalize"] is True and config["rounds"] == 2
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^ +\d", shown, re.MULTILINE)) == 3  # a row of the table per round
+    assert "left in run: " in shown
+
+
+def test_the_tiny_sft_run_lowers_its_loss_and_leaves_a_policy_that_loads():
+    assert main(["sft", "--preset", "tiny", "--out", "run"]) == 0
+    lines = read_jsonl("run/metrics.jsonl")
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {"acc/1", "acc/2", "acc_strict/1", "grad_norm", "learning_rate", "num_tokens"} <= lines[-1].keys()
+    assert load_checkpoint("run/policy")[0].config.hidden_size == sft.PRESETS["tiny"].width
+
+
+def test_the_same_command_twice_asks_for_resume_and_resuming_a_finished_run_changes_nothing(capsys):
+    flags = ["sft", "--preset", "tiny", "--steps", "4", "--out", "run"]
+    assert main(flags) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.name not in ("config.json",)
+              and path.is_file()}  # fmt: skip
+    assert main(flags) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert main([*flags, "--resume", "--lr", "0.5"]) == 2
+    assert "lr" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_command_are_equal_and_another_seed_is_not():
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert main(["sft", "--preset", "tiny", "--steps", "3", "--seed", seed, "--out", out]) == 0
+    a, b, c = (load_checkpoint(f"{out}/policy")[0].lm_head.weight for out in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_an_interrupted_run_says_how_to_go_on_exits_with_130_and_does_go_on(capsys, monkeypatch):
+    flags = ["sft", "--preset", "tiny", "--steps", "12", "--out", "run"]
+    real, calls = learn.update, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(learn, "update", interrupted)
+    assert main(flags) == 130
+    message = capsys.readouterr().err
+    assert "--resume" in message and "Traceback" not in message
+    assert main([*flags, "--resume"]) == 0
+    assert len(calls) == 13  # ten, one that was interrupted, and two behind the checkpoint at ten
+    assert [line["step"] for line in read_jsonl("run/metrics.jsonl")] == [5, 10, 12]
+
+
+# ---------------------------------------------------------------------------------------------------- reproduce
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> Path:
+    """`reproduce star --preset tiny`, run once."""
+    out = tmp_path_factory.mktemp("reproduced") / "out"
+    flags = ["reproduce", "star", "--preset", "tiny", "--seeds", "1", "--workers", "1", "--out", str(out)]
+    assert main(flags) == 0
+    return out
+
+
+def finite(text: str) -> dict:
+    """JSON without NaN or Infinity, which are no JSON."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in a JSON file"))
+
+
+def test_reproduce_leaves_config_metrics_samples_figure_and_summary(reproduced):
+    left = {path.name for path in reproduced.iterdir()}
+    assert {"config.json", "metrics.jsonl", "samples.jsonl", "figure.png", "summary.json", "seed0"} <= left
+    assert (reproduced / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    lines = [finite(line) for line in (reproduced / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["arm"], line["seed"]) for line in lines} == {
+        (arm, 0) for arm in ("base", "plain", "rationalize", "direct")
+    }
+
+
+def test_the_summary_has_exactly_the_format_of_every_section(reproduced):
+    summary = finite((reproduced / "summary.json").read_text())
+    assert list(summary) == ["section", "preset", "seeds", "device", "seconds", "arms", "criteria"]
+    assert (summary["section"], summary["preset"], summary["seeds"]) == ("star", "tiny", 1)
+    assert isinstance(summary["device"], str) and summary["device"]
+    assert isinstance(summary["seconds"], float) and summary["seconds"] > 0
+    assert list(summary["arms"]) == ["base", "plain", "rationalize", "direct"]
+    assert all(isinstance(numbers, dict) and "accuracy" in numbers for numbers in summary["arms"].values())
+    assert summary["criteria"]
+    for criterion in summary["criteria"]:
+        assert list(criterion) == ["name", "value", "threshold", "passed"]
+        assert isinstance(criterion["name"], str) and isinstance(criterion["passed"], bool)
+        assert isinstance(criterion["threshold"], (int, float))
+        assert criterion["value"] is None or math.isfinite(criterion["value"])
+
+
+def test_all_arms_of_a_seed_share_its_base(reproduced):
+    configs = json.loads((reproduced / "config.json").read_text())["jobs"]
+    for arm in ("plain", "rationalize", "direct"):
+        assert configs[f"seed0/{arm}"]["base"] == str(reproduced / "seed0" / "base" / "base")
+    assert configs["seed0/rationalize"]["rationalize"] and not configs["seed0/plain"]["rationalize"]
+    assert configs["seed0/direct"]["form"] == "direct"
+
+
+def test_reproducing_what_is_finished_runs_nothing_and_leaves_the_same_summary(reproduced, monkeypatch, capsys):
+    before = (reproduced / "summary.json").read_bytes()
+    monkeypatch.setattr(star, "run", None)
+    monkeypatch.setattr(sft, "run", None)
+    flags = ["reproduce", "star", "--preset", "tiny", "--seeds", "1", "--workers", "1", "--out", str(reproduced)]
+    assert main(flags) == 0
+    assert (reproduced / "summary.json").read_bytes() == before
+    shown = capsys.readouterr().out
+    for criterion in json.loads(before)["criteria"]:
+        assert criterion["name"] in shown
+
+
+def test_another_preset_in_the_same_folder_is_refused(reproduced, capsys):
+    assert main(["reproduce", "star", "--preset", "demo", "--seeds", "1", "--out", str(reproduced)]) == 2
+    assert str(reproduced) in capsys.readouterr().err
+
+
+def test_an_interrupted_job_is_resumed_and_a_finished_one_is_not_run_again(monkeypatch, tmp_path):
+    ran = []
+
+    def run(config):
+        ran.append(config.seed)
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "run", run)
+    jobs = [Job("arm", "sft", sft.SftConfig(seed=seed, out=str(tmp_path / str(seed)))) for seed in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, workers=1)
+    run_jobs(jobs, workers=1)
+    assert ran == [0, 1, 1, 2]
+    done = [json.loads((tmp_path / str(seed) / "done.json").read_text()) for seed in range(3)]
+    assert all(line["arm"] == "arm" and line["seconds"] >= 0 for line in done)
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_results(reproduced, monkeypatch, capsys):
+    def draw(*_):
+        raise ModuleNotFoundError("matplotlib", name="matplotlib")
+
+    monkeypatch.setattr(section, "draw", draw)
+    (reproduced / "summary.json").unlink()
+    reproduction.reproduce("star", "tiny", 1, reproduced, workers=1)
+    assert (reproduced / "summary.json").exists()
+    assert "nanoreason[figures]" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ the criteria
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "passed"),
+    [(0.5, True, True), (0.49, True, False), (0.5, False, True), (0.51, False, False), (None, True, False),
+     (None, False, False)],
+)  # fmt: skip
+def test_a_criterion_is_passed_on_its_side_of_the_threshold_and_never_without_a_value(value, at_least, passed):
+    line = Criterion("c", value, 0.5, at_least).line()
+    assert line == {"name": "c", "value": value, "threshold": 0.5, "passed": passed}
+
+
+def learning_curves(arrival: dict[str, dict[int, int]], rounds: int = 8) -> list[dict]:
+    """Metrics of a made-up run of all arms: in arm A, length n is at 0.9 from round arrival[A][n] on, before at 0.1."""
+    lines = []
+    for arm in ("base", *section.PRESETS["cpu"].arms):
+        steps = range(1) if arm == "base" else [1500] if arm == "direct" else range(rounds + 1)
+        for step in steps:
+            line = {"arm": arm, "seed": 0, "step": step, "kept": 0.5, "kept_second": 0.1}
+            for n in range(1, 11):
+                at = arrival.get(arm, {}).get(n, 99)
+                line[f"acc/{n}"] = line[f"acc_strict/{n}"] = 0.9 if step >= at else 0.1
+            lines.append(line)
+    return lines
+
+
+def passed_by(lines) -> dict[str, bool]:
+    return {criterion.name: criterion.line()["passed"] for criterion in section.summarise(lines, "cpu")[1]}
+
+
+ONE_BY_ONE = {1: 0, 2: 0, 3: 2, 4: 4, 5: 6}
+TOGETHER = {1: 0, 2: 0, 3: 1, 4: 2, 5: 2}
+
+
+def test_the_papers_picture_passes_every_criterion_and_its_opposite_fails_those_of_the_arms():
+    late = {**TOGETHER, 8: 7}
+    paper = passed_by(learning_curves({"plain": ONE_BY_ONE, "rationalize": TOGETHER, "late": late}))
+    assert all(paper.values()), paper
+    swapped = passed_by(learning_curves({"plain": TOGETHER, "rationalize": ONE_BY_ONE, "direct": dict.fromkeys(range(1, 6), 0)}))  # fmt: skip
+    assert sum(swapped.values()) <= 2, swapped
+
+
+def test_lengths_that_arrive_at_once_or_never_are_not_in_order():
+    assert section.in_order({1: 0, 2: 1, 3: 3, 4: 5}, 8) == 1.0
+    assert section.in_order({1: 0, 2: 2, 3: 2}, 8) == 0.0
+    assert section.in_order({1: 0, 2: 1, 3: None, 4: None}, 8) == 0.5
+    assert section.spread({1: 0, 2: 1, 3: None}, 8) == 8.0
+    assert section.spread({1: 0, 2: 3, 3: 4}, 8) == 1.0
