@@ -2,11 +2,14 @@
 
 One base per seed, which adds short sums and sees a few longer ones, then from this same base
     plain         STaR without rationalization: lengths are learnt one after another
-    rationalize   STaR with rationalization: lengths are learnt together
+    rationalize   STaR with rationalization: lengths are learnt together; after the rounds that are compared, longer
+                  sums join the practice for some more rounds (Figure 5)
     direct        answers without scratchpad, on all the problems that STaR draws from
     temperature   plain, and problems that failed are sampled again at temperature 0.7 (the paper's section 5)
     continue      rationalize, but each round goes on from the last policy instead of the base
-    late          rationalize, and longer sums join the practice in a late round (Figure 5)
+
+The step schedules are the paper's in kind: growing by a factor without rationalization, by a constant with it, because
+a long first round on little but one-digit sums overfits. The two arms differ in this too, there as here.
 """
 
 from __future__ import annotations
@@ -24,28 +27,28 @@ ARMS = {
     "direct": "direct answers",
     "temperature": "temperature instead of hints",
     "continue": "continue instead of restart",
-    "late": "longer sums join late",
 }
 
 
 @dataclass(frozen=True)
 class Preset:
     star: star.StarConfig  # what the arms have in common
-    late_digits: tuple[int, ...]  # lengths that join in the arm `late`
-    late_from: int  # the round in which they do
+    growing: dict  # schedule of the arms without rationalization
+    late_digits: tuple[int, ...]  # lengths that join the practice of `rationalize` after the compared rounds
+    late_rounds: int  # for how many more rounds
     direct_steps: int  # optimizer steps of the direct baseline
     arms: tuple[str, ...] = tuple(ARMS)
 
 
+CPU = star.PRESETS["cpu"]
 PRESETS = {
-    "cpu": Preset(star.PRESETS["cpu"], (6, 7), 6, 1500),
-    "tiny": Preset(star.PRESETS["tiny"], (3,), 2, 8, ("plain", "rationalize", "direct")),
-    "gpu": Preset(star.PRESETS["gpu"], (6, 7, 8), 11, 5000),
+    "cpu": Preset(CPU, {"first_steps": 100, "step_growth": 1.2, "step_increment": 0}, (6, 7), 3, 1500),
+    "tiny": Preset(star.PRESETS["tiny"], {"first_steps": 3}, (3,), 1, 8, ("plain", "rationalize", "direct")),
+    "gpu": Preset(star.PRESETS["gpu"], {"first_steps": 150, "step_growth": 1.2, "step_increment": 0}, (6, 7, 8), 6, 5000),
     "demo": Preset(
-        replace(
-            star.PRESETS["cpu"], base_steps=400, rounds=3, digits=(1, 2, 3), problems=300, eval_digits=(1, 2, 3, 4)
-        ),
-        (4,), 2, 300, ("plain", "rationalize", "direct"),
+        replace(CPU, base_steps=450, rounds=3, digits=(1, 2, 3), problems=300, first_steps=100, step_increment=0,
+                base_shares=(0.6, 0.3, 0.1), eval_digits=(1, 2, 3, 4)),
+        {}, (), 0, 300, ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
 
@@ -62,13 +65,15 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
         micro_tokens=common.micro_tokens, eval_digits=common.eval_digits, eval_problems=common.eval_problems,
     )  # fmt: skip
     configs = {
-        "plain": common,
-        "rationalize": replace(common, rationalize=True),
+        "plain": replace(common, **chosen.growing),
+        "rationalize": replace(
+            common, rationalize=True, rounds=common.rounds + chosen.late_rounds, late_digits=chosen.late_digits,
+            late_from=common.rounds + 1,
+        ),
         "direct": direct,
-        "temperature": replace(common, retry_temperature=0.7),
+        "temperature": replace(common, **chosen.growing, retry_temperature=0.7),
         "continue": replace(common, rationalize=True, restart=False),
-        "late": replace(common, rationalize=True, late_digits=chosen.late_digits, late_from=chosen.late_from),
-    }
+    }  # fmt: skip
     arms = [
         Job(arm, "sft" if arm == "direct" else "star", replace(configs[arm], out=str(folder / arm)))
         for arm in chosen.arms
@@ -99,6 +104,11 @@ def final(
     return statistics.fmean(values) if values else None
 
 
+def compared(lines: list[dict], rounds: int) -> list[dict]:
+    """The lines of the rounds that all arms have; `rationalize` goes on after them with longer sums."""
+    return [line for line in lines if line["arm"] != "rationalize" or line["step"] <= rounds]
+
+
 def arrivals(lines: list[dict], arm: str, digits: tuple[int, ...]) -> dict[int, int | None]:
     """{length: the first round whose accuracy exceeds one half, None if none does}, of the mean over seeds."""
     found: dict[int, int | None] = {}
@@ -108,13 +118,13 @@ def arrivals(lines: list[dict], arm: str, digits: tuple[int, ...]) -> dict[int, 
     return found
 
 
-def spread(arrived: dict[int, int | None], rounds: int) -> float:
+def spread(arrived: dict[int, int | None], rounds: int) -> float | None:
     """Rounds between the first and the last arrival among the lengths that the base did not have.
 
-    A length that never arrives counts as one round after the last: the spread is then a lower bound.
+    A length that never arrives counts as one round after the last: the spread is then a lower bound. None if none does.
     """
     times = [rounds + 1 if r is None else r for r in arrived.values() if r != 0]
-    return float(max(times) - min(times)) if times else 0.0
+    return float(max(times) - min(times)) if times and min(times) <= rounds else None
 
 
 def in_order(arrived: dict[int, int | None], rounds: int) -> float:
@@ -130,7 +140,7 @@ def in_order(arrived: dict[int, int | None], rounds: int) -> float:
 def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     """Numbers per arm, and the criteria of "what counts as reproduced"."""
     chosen, settings = PRESETS[preset], PRESETS[preset].star
-    digits = settings.digits
+    digits, everything, lines = settings.digits, lines, compared(lines, settings.rounds)
     arms: dict[str, dict] = {}
     for arm in ("base", *chosen.arms):
         arms[arm] = {
@@ -164,13 +174,24 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     if "temperature" in chosen.arms:
         worse = lead("rationalize", "temperature", "mean_accuracy_over_rounds")
         criteria.append(Criterion("rationalize - temperature: accuracy, mean over rounds", worse, 0.0))
-    never = [n for n in settings.eval_digits if n > max(digits + chosen.late_digits)]
-    if "late" in chosen.arms and never:
-        n = never[0]
-        unseen = curve(lines, "late", f"acc/{n}")
-        gain = unseen[-1] - unseen[chosen.late_from - 1]
-        criteria.append(Criterion(f"late: accuracy on {n} digits, never practised", unseen[-1], 0.01))
-        criteria.append(Criterion(f"late: gain on {n} digits after longer sums joined", gain, 0.01))
+    unseen = [n for n in settings.eval_digits if n > max(digits)]
+    never = [n for n in unseen if n not in chosen.late_digits]
+    if chosen.late_rounds and never:
+        arms["late"] = {
+            "accuracy_by_digits": {str(n): final(everything, "rationalize", (n,)) for n in digits + (*unseen,)}
+        }
+        joined, left = chosen.late_digits, never[0]
+        before = {n: curve(everything, "rationalize", f"acc/{n}")[settings.rounds] for n in (*joined, left)}
+        after = {n: curve(everything, "rationalize", f"acc/{n}")[-1] for n in (*joined, left)}
+        gain = statistics.fmean(after[n] - before[n] for n in joined)
+        criteria += [
+            Criterion(
+                f"longer unseen sums: accuracy on {joined[0]} digits before they joined", before[joined[0]], 0.01
+            ),
+            Criterion(f"late: gain on {joined} digits after they joined", gain, 0.01),
+            Criterion(f"late: accuracy on {left} digits, never practised", after[left], 0.01),
+            Criterion(f"late: gain on {left} digits after longer sums joined", after[left] - before[left], 0.01),
+        ]
     return arms, criteria
 
 
@@ -185,13 +206,13 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     chosen = PRESETS[preset]
-    digits = chosen.star.digits
+    digits, everything, lines = chosen.star.digits, lines, compared(lines, chosen.star.rounds)
     seeds = len({line["seed"] for line in lines})
     unseen = [n for n in chosen.star.eval_digits if n > max(digits)]
     colors = plt.get_cmap("viridis")
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
 
-    def lengths(axis, arm: str, shown, style: str = "-") -> None:
+    def lengths(axis, lines: list[dict], arm: str, shown, style: str = "-") -> None:
         for i, n in enumerate(shown):
             color = colors(0.9 * i / max(1, len(shown) - 1))
             for seed in range(seeds):  # single seeds stay visible behind their mean
@@ -200,7 +221,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
             axis.plot(curve(lines, arm, f"acc/{n}"), style, color=color, marker="o", markersize=3, label=f"{n} digits")
 
     for axis, arm in zip(axes[0], ("plain", "rationalize"), strict=True):
-        lengths(axis, arm, digits)
+        lengths(axis, lines, arm, digits)
         direct = final(lines, "direct", digits)
         axis.axhline(direct, color="gray", linestyle=":", label=f"direct answers, all lengths: {direct:.2f}")
         axis.set(
@@ -220,16 +241,12 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
                 axes[1][0].plot(rounds, total, "--", color=color, label=f"{ARMS[arm]}: and second try")
     axes[1][0].set(title="Share of the round's problems kept for training", xlabel="round", ylim=(-0.03, 1.03))
     axes[1][0].legend(fontsize=8)
-    arm = "late" if "late" in chosen.arms else "rationalize"
-    lengths(axes[1][1], arm, unseen or digits)
-    if arm == "late":
-        joined = ", ".join(map(str, chosen.late_digits))
-        axes[1][1].axvline(
-            chosen.late_from - 0.5, color="gray", linestyle="--", label=f"{joined} digits join the practice"
-        )
-    axes[1][1].set(
-        title=f"Longer sums, STaR {ARMS[arm]}", xlabel="round (0: the base)", ylabel="accuracy", ylim=(-0.03, 1.03)
-    )
+    lengths(axes[1][1], everything, "rationalize", unseen or digits)
+    if chosen.late_rounds:
+        label = f"{', '.join(map(str, chosen.late_digits))} digits join the practice"
+        axes[1][1].axvline(chosen.star.rounds + 0.5, color="gray", linestyle="--", label=label)
+    axes[1][1].set(title=f"Longer sums, STaR {ARMS['rationalize']}", xlabel="round (0: the base)", ylabel="accuracy")
+    axes[1][1].set_ylim(-0.03, 1.03)
     axes[1][1].legend(fontsize=8)
     figure.suptitle(f"STaR on digit addition, preset {preset}: mean of {seeds} seed(s), thin lines single seeds")
     figure.savefig(path, dpi=110)

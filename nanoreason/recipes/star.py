@@ -40,28 +40,28 @@ class StarConfig(RunConfig):
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads
     context: int = 256  # longest row in tokens; a 10-digit sum needs 202
-    base_steps: int = 800  # optimizer steps
+    base_steps: int = 1000  # optimizer steps
     base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
     base_shares: tuple[float, ...] = (0.55, 0.33, 0.09, 0.024, 0.006)  # how often sums of 1, 2, ... digits are shown
-    base_hint_share: float = 0.3  # how many of them carry their answer as a hint
+    base_hint_share: float = 0.4  # how many of them carry their answer as a hint
     # the rounds
-    rounds: int = 8  # N; 0 only trains the base
+    rounds: int = 6  # N; 0 only trains the base
     digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums that the policy practises on
     late_digits: tuple[int, ...] = ()  # lengths that join them later
     late_from: int = 0  # the round in which they join; 0: never
-    pool: int = 10000  # different problems per length
-    problems: int = 600  # how many of them, per length, are drawn for a round
+    pool: int = 10000  # different problems per length (one digit: 81 sums, repeated)
+    problems: int = 800  # how many of them, per length, are drawn for a round
     rationalize: bool = False  # hint at the answer of problems that were not solved
     retry_temperature: float = 0.0  # > 0: sample unsolved problems again at this temperature (without hints)
     temperature: float = 0.0  # of the first attempt; 0 is greedy
     restart: bool = True  # fine-tune the base in each round; --no-restart: go on from the last policy
     prompt_set: int = 10  # worked examples per length that stay in every round's data, each with and without hint
     prompt_share: float = 0.125  # how much of an update they are
-    first_steps: int = 80  # optimizer steps in round 1
-    step_growth: float = 1.0  # factor per round; 1.2 is the paper's schedule without rationalization
-    step_increment: int = 0  # steps added per round; 20 on top of 300 is the paper's schedule with it
+    first_steps: int = 200  # optimizer steps in round 1
+    step_growth: float = 1.0  # factor per round; 1.2 on top of 40 is the paper's schedule without rationalization
+    step_increment: int = 20  # steps added per round; 20 on top of 300 is the paper's schedule with it
     rows_per_step: int = 64  # rows of an update
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 2e-3  # peak learning rate
     decay: bool = True  # cosine to a tenth of it; --no-decay: constant after warm-up, as in the paper
     warmup: int = 20  # steps of warm-up
     micro_tokens: int = (
@@ -69,17 +69,18 @@ class StarConfig(RunConfig):
     )
     # measuring
     eval_digits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)  # lengths that are tested on held-out sums
-    eval_problems: int = 100  # held-out sums per length
+    eval_problems: int = 80  # held-out sums per length
 
 
 PRESETS = {
     "cpu": StarConfig(),
     "tiny": StarConfig(
-        width=32, layers=2, heads=2, context=64, base_steps=30, base_shares=(0.8, 0.2), rounds=2, digits=(1, 2),
-        pool=64, problems=16, first_steps=4, warmup=2, rows_per_step=16, eval_digits=(1, 2), eval_problems=8,
+        width=32, layers=2, heads=2, context=64, base_steps=150, base_lr=1e-2, base_shares=(0.9, 0.1), rounds=2,
+        digits=(1, 2), pool=64, problems=32, first_steps=4, step_increment=1, warmup=2, rows_per_step=16,
+        eval_digits=(1, 2), eval_problems=8,
     ),
     "gpu": StarConfig(
-        width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=200,
+        width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=300,
         rows_per_step=128, lr=5e-4, micro_tokens=32768, eval_problems=500,
     ),
 }  # fmt: skip
