@@ -17,8 +17,9 @@ them into words, two small parsers take them out of words, and one checker repla
               No solution found.                                                     N
 
 The prompt is the root's state: `Current State: 24:[4, 9, 3], Operations: []` or `T 24 : 4 9 3`, and a line end. The
-compact response is a single line of words: integers and the 18 of COMPACT_WORDS, so one token per word, or several per
-integer if digits are split. It leaves out what the line before has said, and a return to the state it is already in.
+compact response is a single line of words: integers and the 18 of COMPACT_WORDS. It leaves out what the line before
+has said, and a return to the state it is already in. Its `tokenizer` has one token per word and per digit of a number:
+with one per number, those of the held-out targets would never be trained.
 
 Of the released code these faults are knowingly absent: operands are used up (its numbers could be reused, so wrong
 answers scored), every statement is checked, not just the last operation list, solutions straight from the root count,
@@ -45,6 +46,7 @@ from operator import itemgetter
 
 from nanoreason.rollout import Problem, seed_of
 from nanoreason.tasks.countdown import Countdown, Numbers, Operation, apply, children
+from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 STRATEGIES = {  # name -> (heuristic, beam); beam 0: depth first
     f"{f'bfs{beam}' if beam else 'dfs'}-{heuristic}": (heuristic, beam)
@@ -246,6 +248,11 @@ def prompt(numbers: Sequence[int], target: int, language: str) -> str:
     if language == "compact":
         return f"T {target} : {_words(numbers)}\n"
     return _PAPER[State](State(target, tuple(numbers), ())) + "\n"
+
+
+def tokenizer() -> TextTokenizer:
+    """The 39 tokens that all of the compact language is made of."""
+    return word_tokenizer(list(COMPACT_WORDS), digits=True)
 
 
 def write(events: Iterable[Event], language: str) -> str:

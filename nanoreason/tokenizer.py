@@ -33,10 +33,16 @@ class TextTokenizer:
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises a bare Exception that does not name the word
-            known = self.backend.get_vocab()
             words = [word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
-            unknown = next((word for word in words if word not in known), text[:40])
+            unknown = next((word for word in words if not self._knows(word)), text[:40])
             raise ValueError(f"{unknown!r} is not in the tokenizer's vocabulary of {self.vocab_size} tokens") from error
+
+    def _knows(self, word: str) -> bool:
+        try:
+            self.backend.model.tokenize(word)
+        except Exception:
+            return False
+        return True
 
     def decode(self, tokens: list[int]) -> str:
         return self.backend.decode(tokens, skip_special_tokens=False)
@@ -58,21 +64,30 @@ class TextTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def word_tokenizer(words: list[str]) -> TextTokenizer:
+def word_tokenizer(words: list[str], digits: bool = False) -> TextTokenizer:
     """One token per word; words are separated by single spaces, and a newline is a word that needs none around it.
+
+    With `digits` a number is a word of one token per digit. The tokens of a first digit and of a later one differ, so
+    numbers need no separator: "4 27" is 4, 2, ##7. A number that no training text holds is then made of known tokens.
 
     >>> tokenizer = word_tokenizer(["a", "b", "\\n"])
     >>> tokenizer.encode("a b\\nb"), tokenizer.decode([1, 2, 3, 2])
     ([1, 2, 3, 2], 'a b\\nb')
+    >>> word_tokenizer(["+"], digits=True).backend.encode("4 + 207").tokens
+    ['4', '+', '2', '##0', '##7']
     """
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([EOS, *words])}))
+    if digits:
+        words = [*words, *"0123456789", *(f"##{digit}" for digit in "0123456789")]
+    vocabulary = {word: i for i, word in enumerate([EOS, *words])}
+    # WordPiece looks for the longest known beginning and goes on with the ## tokens, so only digits can follow.
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="") if digits else models.WordLevel(vocabulary))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\n| +"), "isolated"),
             pre_tokenizers.Split(Regex(r" +"), "removed"),
         ]
     )
-    # The WordPiece decoder joins with spaces (no word here starts with its "##"); the spaces at newlines go again.
+    # The WordPiece decoder joins with spaces (only later digits start with its "##"); the spaces at newlines go again.
     backend.decoder = decoders.Sequence(
         [
             decoders.WordPiece(prefix="##", cleanup=False),
