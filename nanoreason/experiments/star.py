@@ -61,7 +61,7 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
     common = replace(common, base=str(folder / "base" / "base"))
     direct = sft.SftConfig(
         seed=seed, base=common.base, context=common.context, form="direct", digits=common.digits, pool=common.pool,
-        steps=chosen.direct_steps, lr=common.lr, decay=False, warmup=common.warmup, rows_per_step=common.rows_per_step,
+        steps=chosen.direct_steps, lr=common.lr, decay=True, warmup=common.warmup, rows_per_step=common.rows_per_step,
         micro_tokens=common.micro_tokens, eval_digits=common.eval_digits, eval_problems=common.eval_problems,
     )  # fmt: skip
     configs = {
