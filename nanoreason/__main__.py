@@ -14,9 +14,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 RECIPES = {
     "star": "STaR on digit addition: sample, filter, rationalize, fine-tune; repeat",
     "sft": "supervised fine-tuning of a small or loaded model on demonstrations",
+    "sos": "Stream of Search: learn to search from searches written as text, on Countdown",
+    "sos_improve": "self-improvement of a searcher: STaR, policy gradient or APA",
 }
 SECTIONS = {
     "star": "STaR with and without rationalization against direct answers, on digit addition",
+    "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
@@ -32,7 +35,7 @@ sections to reproduce
 
 def usage() -> str:
     def lines(entries: dict[str, str]) -> str:
-        return "\n".join(f"  {name:<8} {text}" for name, text in entries.items())
+        return "\n".join(f"  {name:<11} {text}" for name, text in entries.items())
 
     return USAGE.format(recipes=lines(RECIPES), sections=lines(SECTIONS))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -65,18 +65,20 @@ class SosImproveConfig(SearchConfig):
     eval_every: int = 1  # rounds between tests on held-out problems
 
 
+STAR = SosImproveConfig()
+POLICY_GRADIENT = SosImproveConfig(
+    method="pg", rounds=60, problems=256, temperature=1.0, epochs=1, rows_per_step=128, lr=2e-4, eval_every=20
+)
+GPU = dict(inputs=4, eval_problems=500, micro_tokens=65536)
 PRESETS = {
-    "cpu": SosImproveConfig(),
-    "pg": SosImproveConfig(
-        method="pg", rounds=60, problems=256, temperature=1.0, epochs=1, rows_per_step=128, lr=2e-4, eval_every=20
-    ),
+    "cpu": STAR,
+    "pg": POLICY_GRADIENT,
     "tiny": SosImproveConfig(
         max_input=9, targets=(10, 40), eval_problems=6, hard_problems=4, rounds=2, problems=8, epochs=1,
         rows_per_step=4, warmup=1, reference_every=2, save_every=2,
     ),
-    "gpu": SosImproveConfig(
-        inputs=4, eval_problems=500, problems=20000, rows_per_step=64, lr=1e-4, micro_tokens=65536,
-    ),
+    "gpu": replace(STAR, **GPU, problems=20000, rows_per_step=64, lr=1e-4),
+    "gpu-pg": replace(POLICY_GRADIENT, **GPU, rounds=100, problems=1024, rows_per_step=512, lr=5e-5),
 }  # fmt: skip
 
 
