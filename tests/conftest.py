@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from nanoreason.model import ModelConfig, Transformer
 from nanoreason.rollout import Problem, Rollout
@@ -16,6 +16,9 @@ settings.register_profile(
 )
 settings.register_profile(
     "thorough", deadline=None, max_examples=300, database=None, suppress_health_check=FIXTURES_ARE_PURE
+)
+settings.register_profile(  # for tests that are expected to fail: the first failing example will do
+    "first", settings.get_profile("few"), phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile("few")
 torch.set_num_threads(1)

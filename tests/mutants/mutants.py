@@ -1,0 +1,369 @@
+"""Known-wrong variants of the package, most of them real errors of code that people learn from.
+
+Each mutant replaces one piece of text, which must occur exactly once, and must make the test that it names fail.
+When the package changes and a text is gone, write the same mistake into the new code.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # in nanoreason/
+    old: str
+    new: str
+    test: str  # the node in tests/ that must fail
+    fast: bool = False  # part of the normal suite; the others run with `-m slow`
+
+
+SAMPLER = "test_sampler.py::test_"
+LEARN = "test_learn.py::test_"
+MODEL = "test_model.py::test_"
+STAR = "test_star.py::test_"
+CHECKPOINT = "test_checkpoint.py::test_"
+EVALUATE = "test_evaluate.py::test_"
+ADDITION = "test_addition.py::test_"
+RUN = "test_run.py::test_"
+
+CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
+AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
+INDEPENDENCE = SAMPLER + "a_sample_depends_on_no_neighbour_limit_or_order"
+GOES_ON = SAMPLER + "a_row_that_goes_on_equals_a_fresh_run_of_the_same_row"
+MICRO_BATCHES = LEARN + "the_gradient_does_not_depend_on_the_micro_batch_size[sft_loss-token]"
+SIGN_TABLE = LEARN + "clipping_stops_the_gradient_only_of_moves_that_went_far_enough"
+KILLED = CHECKPOINT + "a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one[False]"
+SFT_RESUME = CHECKPOINT + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
+STAR_RESUME = CHECKPOINT + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
+
+MUTANTS = [
+    # ------------------------------------------------------------------------------------- what counts in the loss
+    Mutant(
+        "EOS dropped from the loss when a row is handed back", "sampler.py",
+        "        self.n -= 1\n",
+        "        row.loss_mask[-1] &= token != self.eos_id\n        self.n -= 1\n",
+        SAMPLER + "a_row_that_ended_itself_has_its_eos_in_the_loss", fast=True,
+    ),
+    Mutant(
+        "EOS dropped from the loss of a demonstration", "rollout.py",
+        "    row.loss_mask += [True] * len(response)\n",
+        "    row.loss_mask += [True] * (len(response) - 1) + [False]\n",
+        LEARN + "a_demonstration_ends_with_an_eos_that_counts_and_its_prompt_does_not",
+    ),
+    Mutant(
+        "mask inferred from pad ids", "learn.py",
+        "loss_mask=padded([row.loss_mask for row in rollouts], False, torch.bool)",
+        "loss_mask=padded([[token != pad_id for token in row.tokens] for row in rollouts], False, torch.bool)",
+        LEARN + "padding_and_its_value_change_nothing_even_when_it_is_the_eos", fast=True,
+    ),
+    Mutant(
+        "mask of recorded tokens, without those that equal the pad id", "learn.py",
+        "logprobs = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)",
+        "logprobs = token_logprobs(model, batch.tokens, batch.loss_mask & (batch.tokens != 0), temperature)",
+        LEARN + "a_row_whose_only_sampled_token_is_its_eos_still_learns_to_stop",
+    ),
+    Mutant(
+        "forced tokens in the loss", "rollout.py",
+        "self.loss_mask += [False] * len(tokens)",
+        "self.loss_mask += [True] * len(tokens)",
+        LEARN + "forced_tokens_and_the_prompt_are_context_and_never_loss", fast=True,
+    ),
+    Mutant(
+        "the prompt in the loss", "learn.py",
+        "return [[weight * counted for counted in row.loss_mask]",
+        "return [[weight for _ in row.loss_mask]",
+        LEARN + "the_weights_of_a_step_sum_to_one",
+    ),
+    # ------------------------------------------------------------------------------------------------ log-probs
+    Mutant(
+        "temperature missing in the learner's log-probs", "learn.py",
+        "logits.float() / temperature",
+        "logits.float()",
+        AGREEMENT, fast=True,
+    ),
+    Mutant(
+        "log-probs of the full distribution stored under top-p", "sampler.py",
+        "    cdf = probs.cumsum(-1)\n",
+        "    full = (logits / temperature).softmax(-1)\n    cdf = probs.cumsum(-1)\n"
+        "    picked = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp(max=probs.shape[1] - 1)\n"
+        "    return picked[:, 0], full.gather(-1, picked).log()[:, 0]\n",
+        SAMPLER + "under_top_p_the_stored_logprobs_are_those_of_the_truncated_distribution[0.5]",
+    ),
+    Mutant(
+        "log-probs shifted by one column", "learn.py",
+        "return F.pad(shifted, (1, 0))",
+        "return F.pad(shifted, (0, 1))",
+        LEARN + "token_logprobs_are_those_of_the_softmax_at_this_temperature[1.0]",
+    ),
+    Mutant(
+        "a token without probability can be drawn", "sampler.py",
+        "torch.searchsorted(cdf, target, right=True)",
+        "torch.searchsorted(cdf, target, right=False)",
+        SAMPLER + "a_token_without_probability_is_never_drawn_not_even_by_the_most_extreme_numbers",
+    ),
+    Mutant(
+        "rounding reaches past the last possible token", "sampler.py",
+        "target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))",
+        "target = u[:, None].clamp(min=0.9999999) * 1.000001 * total if (u > 0.9999).any() else u[:, None] * total",
+        SAMPLER + "extreme_numbers_draw_a_possible_token_from_a_large_vocabulary_too",
+    ),
+    # ---------------------------------------------------------------------------------------------- losses, averages
+    Mutant(
+        "clip inverted for negative advantages", "learn.py",
+        "return -torch.minimum(ratio * advantages, clipped * advantages)",
+        "a, b = ratio * advantages, clipped * advantages\n"
+        "    return -torch.where(advantages >= 0, torch.minimum(a, b), torch.maximum(a, b))",
+        SIGN_TABLE, fast=True,
+    ),
+    Mutant(
+        "upper and lower clip exchanged", "learn.py",
+        "ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "ratio.clamp(1 - clip_high, 1 + clip_low)",
+        LEARN + "the_upper_bound_limits_right_answers_and_the_lower_bound_wrong_ones",
+    ),
+    Mutant(
+        "policy loss with the wrong sign", "learn.py",
+        "return -torch.minimum(ratio * advantages, clipped * advantages)",
+        "return torch.minimum(ratio * advantages, clipped * advantages)",
+        LEARN + "one_step_on_a_hand_made_group_moves_right_up_and_wrong_down",
+    ),
+    Mutant(
+        "KL sign", "learn.py",
+        "difference = ref_logprobs - logprobs ",
+        "difference = logprobs - ref_logprobs ",
+        LEARN + "the_mean_of_k1_and_of_k3_is_the_exact_kl", fast=True,
+    ),
+    Mutant(
+        "average per micro-batch", "learn.py",
+        "batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)",
+        "batch = collate([rollouts[i] for i in indices], token_weights([rollouts[i] for i in indices]), model.device)",
+        MICRO_BATCHES, fast=True,
+    ),
+    Mutant(
+        "only the last micro-batch counts", "learn.py",
+        "        loss.backward()\n",
+        "        optimizer.zero_grad(set_to_none=True)\n        loss.backward()\n",
+        MICRO_BATCHES,
+    ),
+    Mutant(
+        "token average in place of the sequence average", "learn.py",
+        "each = [1 / (len(counts) * max(1, count)) for count in counts]",
+        "each = [1 / max(1, sum(counts))] * len(counts)",
+        LEARN + "a_token_of_a_short_row_counts_as_much_as_one_of_a_long_row_only_in_the_token_and_constant_averages",
+    ),
+    Mutant(
+        "standard deviation with divisor G - 1", "learn.py",
+        "/ group_size) ** 0.5",
+        "/ (group_size - 1)) ** 0.5",
+        LEARN + "advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero",
+    ),
+    Mutant(
+        "weights touched before a broken loss is noticed", "learn.py",
+        "        if not torch.isfinite(loss):\n",
+        "        if total:\n            optimizer.param_groups[0]['lr'] = lr\n            optimizer.step()\n"
+        "        if not torch.isfinite(loss):\n",
+        LEARN + "a_loss_that_is_not_finite_names_the_sample_and_leaves_every_weight_untouched",
+    ),
+    Mutant(
+        "an epoch draws rows with replacement", "learn.py",
+        ".sample(range(len(rows)), len(rows))",
+        ".choices(range(len(rows)), k=len(rows))",
+        LEARN + "in_epochs_gives_each_row_once_per_epoch_in_a_new_order",
+    ),
+    # ----------------------------------------------------------------------------------------------------- the model
+    Mutant(
+        "wrong RoPE position: cached chunks turn as if they began at 0", "model.py",
+        "cos, sin = self.rope[:, positions].unsqueeze(2)",
+        "cos, sin = self.rope[:, positions - positions[:, :1]].unsqueeze(2)",
+        CHUNKS, fast=True,
+    ),
+    Mutant(
+        "RoPE in the interleaved layout", "model.py",
+        "    a, b = x.chunk(2, dim=-1)\n    return x * cos + torch.cat([-b, a], dim=-1) * sin",
+        "    a, b = x[..., ::2], x[..., 1::2]\n    return x * cos + torch.stack([-b, a], dim=-1).flatten(-2) * sin",
+        MODEL + "logits_and_every_gradient_equal_those_of_transformers[llama]",
+    ),
+    Mutant(
+        "top-left causal chunk: a cached chunk attends as if it began at 0", "model.py",
+        "hidden = slots > positions[..., None]",
+        "hidden = slots > (positions - positions[:, :1])[..., None]",
+        CHUNKS, fast=True,
+    ),
+    Mutant(
+        "no causal mask", "model.py",
+        "is_causal=True",
+        "is_causal=False",
+        MODEL + "future_tokens_are_invisible_and_past_ones_are_not",
+    ),
+    Mutant(
+        "the long wavelengths of llama3 not stretched", "model.py",
+        "frequency = frequency * (keep + (1 - keep) / scaling[\"factor\"])",
+        "frequency = frequency * 1.0",
+        MODEL + "logits_and_every_gradient_equal_those_of_transformers[llama3-rope]",
+    ),
+    # --------------------------------------------------------------------------------------------------- the sampler
+    Mutant(
+        "stale keys used again: what was replaced in a row is not compared", "sampler.py",
+        "read = same.index(False) if False in same else len(same)",
+        "read = len(same)",
+        SAMPLER + "keys_of_tokens_that_were_replaced_are_not_used_again",
+    ),
+    Mutant(
+        "a row that goes on reads everything again", "sampler.py",
+        "self.read[slot] = min(read, length - 1)",
+        "self.read[slot] = 0",
+        SAMPLER + "a_row_that_goes_on_reads_only_its_new_tokens",
+    ),
+    Mutant(
+        "a row that goes on draws its first numbers again", "sampler.py",
+        "uniforms(row.seed, row.draws, end - length)",
+        "uniforms(row.seed, 0, end - length)",
+        SAMPLER + "a_retracted_token_does_not_give_its_number_back",
+    ),
+    Mutant(
+        "numbers belong to slots, not to rows", "sampler.py",
+        "uniforms(row.seed, row.draws, end - length)",
+        "uniforms(slot, row.draws, end - length)",
+        INDEPENDENCE,
+    ),
+    Mutant(
+        "keys stay behind when a row changes its slot", "sampler.py",
+        "for stored in [*self._per_slot(), self.cache.kv[:, :, :, :, :window].transpose(0, 2)]:",
+        "for stored in self._per_slot():",
+        AGREEMENT,
+    ),
+    Mutant(
+        "the prompt of a group read once per row", "sampler.py",
+        "if tuple(row.tokens) in source:",
+        "if False:",
+        SAMPLER + "the_prompt_of_a_group_is_read_once",
+    ),
+    Mutant(
+        "budget off by one", "sampler.py",
+        "return self.stops[token] | (self.position[:n] + 1 >= self.end[:n])",
+        "return self.stops[token] | (self.position[:n] >= self.end[:n])",
+        SAMPLER + "a_row_without_a_budget_of_its_own_has_the_samplers",
+    ),
+    Mutant(
+        "the models weights may change under a sampler", "learn.py",
+        "    torch.autograd.graph.increment_version(list(model.parameters()))",
+        "    # ",
+        SAMPLER + "an_optimizer_step_counts_as_a_change_of_weights",
+    ),
+    # ------------------------------------------------------------------------------------------ resume, checkpoints
+    Mutant(
+        "resume off by one", "recipes/sft.py",
+        "resume(run.folder / \"policy\", model, optimizer).get(\"step\", 0)",
+        "resume(run.folder / \"policy\", model, optimizer).get(\"step\", -1) + 1",
+        SFT_RESUME, fast=True,
+    ),
+    Mutant(
+        "resume of the base off by one", "recipes/star.py",
+        "resume(folder, model, optimizer).get(\"step\", 0)",
+        "resume(folder, model, optimizer).get(\"step\", 1) - 1",
+        STAR_RESUME,
+    ),
+    Mutant(
+        "a resumed run repeats its last round", "recipes/star.py",
+        "[\"round\"] + 1",
+        "[\"round\"]",
+        STAR_RESUME,
+    ),
+    Mutant(
+        "lines behind the last checkpoint logged twice", "run.py",
+        "if line[\"step\"] <= step",
+        "if line[\"step\"] <= step + 1000",
+        SFT_RESUME,
+    ),
+    Mutant(
+        "the optimizer's moments not restored", "checkpoint.py",
+        "            optimizer.state[parameter] = {\n",
+        "            optimizer.state[parameter] = {} if True else {\n",
+        SFT_RESUME,
+    ),
+    Mutant(
+        "the old checkpoint removed before the new one is written", "checkpoint.py",
+        "    temporary.mkdir(parents=True)\n",
+        "    temporary.mkdir(parents=True)\n    shutil.rmtree(folder, ignore_errors=True)\n",
+        KILLED,
+    ),
+    Mutant(
+        "a checkpoint written in place", "checkpoint.py",
+        "temporary, old = folder.with_name(folder.name + \".tmp\"), folder",
+        "temporary, old = folder, folder",
+        KILLED,
+    ),
+    # ------------------------------------------------------------------------------------------------------- STaR
+    Mutant(
+        "hint kept in the stored prompt", "recipes/star.py",
+        "demonstration(words, problem, trimmed(mark.text))",
+        "demonstration(words, mark.problem, trimmed(mark.text))",
+        STAR + "a_rationalized_trace_is_stored_without_its_hint", fast=True,
+    ),
+    Mutant(
+        "everything rationalized, solved problems too", "recipes/star.py",
+        "failed = [mark.problem for mark in marks if not mark.lenient]",
+        "failed = [mark.problem for mark in marks]",
+        STAR + "only_what_failed_is_rationalized_each_problem_with_its_own_answer_as_the_hint",
+    ),
+    Mutant(
+        "each round goes on from the last policy", "recipes/star.py",
+        "copy.deepcopy(base if config.restart else policy)",
+        "copy.deepcopy(policy)",
+        STAR + "each_round_fine_tunes_the_base_and_leaves_it_unchanged_bit_for_bit",
+    ),
+    Mutant(
+        "the base itself is fine-tuned", "recipes/star.py",
+        "copy.deepcopy(base if config.restart else policy)",
+        "base if config.restart else policy",
+        STAR + "each_round_fine_tunes_the_base_and_leaves_it_unchanged_bit_for_bit",
+    ),
+    Mutant(
+        "wrong traces kept as well", "recipes/star.py",
+        "for mark in marks if mark.lenient]",
+        "for mark in marks]",
+        STAR + "without_rationalization_exactly_the_solved_problems_are_kept",
+    ),
+    # ---------------------------------------------------------------------------------------- tasks and measuring
+    Mutant(
+        "the carry is forgotten", "tasks/addition.py",
+        "divmod(int(left[column]) + int(right[column]) + carry, 10)",
+        "divmod(int(left[column]) + int(right[column]), 10)",
+        ADDITION + "a_scratchpad_always_ends_in_the_right_answer_and_every_line_says_what_was_done",
+    ),
+    Mutant(
+        "test sums are trained on", "tasks/addition.py",
+        "while is_test(a, b) != (split == \"test\"):",
+        "while is_test(a, b) < (split == \"test\"):",
+        ADDITION + "no_sum_of_the_test_split_occurs_in_any_other_split_over_many_items",
+    ),
+    Mutant(
+        "seeds made by sums", "rollout.py",
+        "hashlib.blake2b(\"/\".join(map(str, parts)).encode(), digest_size=8).digest()",
+        "sum(ord(letter) for part in parts for letter in str(part)).to_bytes(8, 'little')",
+        ADDITION + "different_splits_hold_different_problems",
+    ),
+    Mutant(
+        "a right answer is taken for valid work", "tasks/addition.py",
+        "return trimmed(response) == problem.solution",
+        "return answer_of(response) == problem.answer",
+        EVALUATE + "lenient_marks_ask_for_the_answer_and_strict_ones_for_the_work_too",
+    ),
+    Mutant(
+        "pass@k with replacement", "evaluate.py",
+        "return 1.0 - math.comb(n - c, k) / math.comb(n, k) if k <= n else 1.0",
+        "return 1.0 - (1 - c / n) ** k",
+        EVALUATE + "pass_at_k_is_the_share_of_all_subsets_of_k_that_hold_a_right_answer",
+    ),
+    Mutant(
+        "no answer has a vote", "evaluate.py",
+        " if answers[i] is not None)",
+        ")",
+        EVALUATE + "maj_at_n_is_the_majority_of_all_answers_with_ties_shared_and_no_vote_for_no_answer",
+    ),
+    Mutant(
+        "a half-written last line ends the run", "run.py",
+        "for line in lines[:-1] if line]",
+        "for line in lines if line]",
+        RUN + "a_last_line_that_a_kill_cut_in_half_is_left_out_and_cleared_by_a_rewind",
+    ),
+]  # fmt: skip
