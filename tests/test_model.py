@@ -68,17 +68,18 @@ def test_any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pa
     reached = torch.tensor(data.draw(st.lists(st.integers(0, 20), min_size=rows, max_size=rows)))
     with torch.no_grad():
         expected = model.hidden(tokens)
-        cache = KVCache(model.config, rows, columns + 5, torch.device("cpu"), torch.float32)
+        cache = KVCache(model.config, rows, max(1, int(reached.max())), torch.device("cpu"), torch.float32)
         cache.kv.normal_(std=30)  # what lies in slots that were not reached must not matter
         for row in range(rows):  # each row alone, as far as it goes
             if n := int(reached[row]):
-                out = model.hidden(tokens[row : row + 1, :n], torch.arange(n)[None], cache.view(row, row + 1, n))
+                out = model.hidden(tokens[row : row + 1, :n], torch.arange(n)[None], cache.view(row, row + 1))
                 torch.testing.assert_close(out[0], expected[row, :n], atol=1e-4, rtol=1e-4)
         while int(reached.max()) < columns:
             width = data.draw(st.integers(1, columns - int(reached.max())))
             positions = reached[:, None] + torch.arange(width)  # (B, T)
-            window = data.draw(st.integers(int(positions.max()) + 1, columns + 5))
-            out = model.hidden(tokens.gather(1, positions), positions, cache.view(0, rows, window))
+            slots = data.draw(st.integers(int(positions.max()) + 1, columns + 5))
+            cache.resize(rows, max(slots, cache.slots))  # it grows with the rows
+            out = model.hidden(tokens.gather(1, positions), positions, cache.view(0, rows))
             for row in range(rows):
                 torch.testing.assert_close(out[row], expected[row, positions[row]], atol=1e-4, rtol=1e-4)
             reached += width
@@ -88,11 +89,23 @@ def test_a_view_of_the_cache_leaves_other_rows_and_slots_alone(model):
     cache = KVCache(model.config, 4, 12, torch.device("cpu"), torch.float32)
     cache.kv.fill_(7.0)
     with torch.no_grad():
-        model.hidden(random_tokens(2, 3), torch.arange(4, 7).expand(2, 3), cache.view(1, 3, 9))
+        model.hidden(random_tokens(2, 3), torch.arange(4, 7).expand(2, 3), cache.view(1, 3))
     written = (cache.kv != 7.0).all(-1)  # (layer, 2, B, K, S)
     expected = torch.zeros(4, 12, dtype=torch.bool)
     expected[1:3, 4:7] = True
     assert torch.equal(written, expected[None, None, :, None].expand_as(written))
+
+
+@given(st.tuples(st.integers(1, 5), st.integers(1, 9)), st.tuples(st.integers(1, 5), st.integers(1, 9)))
+def test_resizing_the_cache_keeps_what_both_shapes_have_and_fills_the_rest_with_zeros(model, before, after):
+    cache = KVCache(model.config, *before, torch.device("cpu"), torch.float32)
+    cache.kv.normal_()
+    old = cache.kv.clone()
+    cache.resize(*after)
+    assert (cache.kv.shape[2], cache.slots) == after
+    rows, slots = (min(pair) for pair in zip(before, after, strict=True))
+    assert torch.equal(cache.kv[:, :, :rows, :, :slots], old[:, :, :rows, :, :slots])
+    assert not cache.kv[:, :, rows:].any() and not cache.kv[:, :, :, :, slots:].any()
 
 
 @given(seed=st.integers(0, 99), length=st.integers(1, 20), padding=st.integers(1, 12))

@@ -227,8 +227,14 @@ MUTANTS = [
     ),
     Mutant(
         "keys stay behind when a row changes its slot", "sampler.py",
-        "for stored in [*self._per_slot(), self.cache.kv[:, :, :, :, :window].transpose(0, 2)]:",
+        "for stored in [*self._per_slot(), self.cache.kv.transpose(0, 2)]:",
         "for stored in self._per_slot():",
+        AGREEMENT,
+    ),
+    Mutant(
+        "keys lost when the cache grows", "model.py",
+        "        self.kv[keep] = old[keep]\n",
+        "",
         AGREEMENT,
     ),
     Mutant(
