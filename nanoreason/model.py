@@ -92,11 +92,26 @@ class KVCache:
     def bytes_per_slot(config: ModelConfig, dtype: torch.dtype) -> int:
         return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
-    def view(self, first: int, last: int, window: int) -> KVCache:
-        """Rows first..last-1, reading no slot from `window` on; writes go to the same memory."""
+    @property
+    def slots(self) -> int:
+        return self.kv.shape[4]
+
+    def view(self, first: int, last: int) -> KVCache:
+        """Rows first..last-1; writes go to the same memory."""
         part = object.__new__(KVCache)
-        part.kv = self.kv[:, :, first:last, :, :window]
+        part.kv = self.kv[:, :, first:last]
         return part
+
+    def resize(self, rows: int, slots: int) -> None:
+        """Change the shape and keep what both shapes have.
+
+        Attention reads all slots of a row, so a cache is kept as short as its longest row: reading a part of each row
+        would be no saving, since memory that is read with gaps is several times slower than memory read in one piece.
+        """
+        old, (layers, two, _, heads, _, d) = self.kv, self.kv.shape
+        self.kv = old.new_zeros(layers, two, rows, heads, slots, d)
+        keep = (slice(None), slice(None), slice(min(rows, old.shape[2])), slice(None), slice(min(slots, old.shape[4])))
+        self.kv[keep] = old[keep]
 
     def write(
         self, layer: int, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
@@ -272,7 +287,7 @@ class Transformer(nn.Module):
             cos, sin = self.rope[:, None, None, : tokens.shape[1]]  # (1, 1, T, d)
         else:
             cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, d)
-            slots = torch.arange(cache.kv.shape[4], device=tokens.device)
+            slots = torch.arange(cache.slots, device=tokens.device)
             hidden = slots > positions[..., None]  # (B, T, S)
             bias = torch.zeros_like(hidden, dtype=cos.dtype).masked_fill_(hidden, -torch.inf)[:, None]  # (B, 1, T, S)
         x = self.model.embed_tokens(tokens)  # (B, T, D)

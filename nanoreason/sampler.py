@@ -14,7 +14,7 @@ Rollouts, budget forcing, spawn / join, majority voting and evaluation are all t
   batching), so no step is spent on a row that is done. Until then a stopped row's keys stay where they are: submit it
   again and it goes on with only the new tokens to be read.
 * Prompts are read (`_prefill`) up to their last token, a prompt shared by a group once; the last token is the first
-  decode step's input. Attention reads only as far as the longest live row.
+  decode step's input. The cache is only as long as the longest row so far, so that attention reads no further.
 * The k-th draw of a row inverts the CDF at `uniforms(row.seed)[k]`. A sample is therefore a function of the weights,
   the row and its numbers: not of the rows beside it, nor of when they leave. Its log-prob comes from the same softmax.
 """
@@ -32,6 +32,7 @@ from nanoreason.rollout import Rollout
 from nanoreason.run import autocast
 
 PREFILL_TOKENS = 16_384  # prompt tokens read at once; bounds the memory of a prefill
+WIDEN = 32  # slots by which the cache grows when the longest row reaches its end
 
 
 def uniforms(seed: int, start: int, count: int) -> np.ndarray:
@@ -163,8 +164,8 @@ class Sampler:
 
     def _step(self) -> None:
         """One token for every live row; rows that stop move to `finished`, in the order of their slots."""
-        window = int(self.host_position[: self.n].max()) + 1
-        stopped = self._decode(self.cache.view(0, self.n, window), self.n)
+        self._widen(int(self.host_position[: self.n].max()) + 1)
+        stopped = self._decode(self.cache.view(0, self.n), self.n)
         self.host_position[: self.n] += 1
         self.steps += 1
         self.row_steps += self.n
@@ -226,9 +227,8 @@ class Sampler:
         self._prefill(first, self.n)
         if copies:
             targets = list(range(self.n, self.n + len(copies)))
-            window = max(len(row.tokens) for row in copies)
             sources = [source[tuple(row.tokens)] for row in copies]
-            self.cache.kv[:, :, targets, :, :window] = self.cache.kv[:, :, sources, :, :window]
+            self.cache.kv[:, :, targets] = self.cache.kv[:, :, sources]
             for row in copies:
                 self._start(row)
 
@@ -263,9 +263,9 @@ class Sampler:
                 positions = start + torch.arange(width, device=self.model.device)  # (B, T)
                 # A shorter row's surplus lands on positions it has not reached: invisible, and overwritten in time.
                 positions.clamp_(max=self.tokens.shape[1] - 1)
-                window = min(int(self.read[first:stop].max()) + width, self.tokens.shape[1])
+                self._widen(min(int(self.read[first:stop].max()) + width, self.tokens.shape[1]))
                 tokens = self.tokens[first:stop].gather(1, positions)
-                self.model.hidden(tokens, positions, self.cache.view(first, stop, window))
+                self.model.hidden(tokens, positions, self.cache.view(first, stop))
             first = stop
 
     # ---------------------------------------------------------------------------------------------------- memory
@@ -283,9 +283,11 @@ class Sampler:
             return
         if rows > old_rows:
             rows = min(most, max(rows, 2 * old_rows))  # doubling, so that growing row by row stays linear
-        old = [] if not self.cache else [*self._per_slot(), self.cache.kv]
-        keep = min(rows, old_rows)
-        self.cache = KVCache(self.model.config, rows, slots, device, dtype)
+        if self.cache:
+            self.cache.resize(rows, self.cache.slots)
+        else:
+            self.cache = KVCache(self.model.config, rows, 1, device, dtype)
+        old, keep = self._per_slot() if old_rows else [], min(rows, old_rows)
         self.tokens = torch.zeros(rows, slots, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(rows, slots, device=device)
         self.uniform = torch.zeros(rows, slots, device=device)  # u for the draw made at (slot, position)
@@ -294,13 +296,16 @@ class Sampler:
         self.host_position = np.zeros(rows, dtype=np.int64)  # `position`, readable without waiting for the device
         self.read = np.zeros(rows, dtype=np.int64)  # tokens from the front that were in the cache when the row started
         self.rows = self.rows[:keep] + [None] * (rows - keep)
-        for now, before in zip([*self._per_slot(), self.cache.kv], old, strict=bool(old)):
-            if now is self.cache.kv:
-                now[:, :, :keep, :, :old_slots] = before[:, :, :keep]
-            elif now.ndim == 2:
+        for now, before in zip(self._per_slot(), old, strict=bool(old)):
+            if now.ndim == 2:
                 now[:keep, :old_slots] = before[:keep]
             else:
                 now[:keep] = before[:keep]
+
+    def _widen(self, slots: int) -> None:
+        """Make room in the cache for positions below `slots`."""
+        if slots > self.cache.slots:
+            self.cache.resize(len(self.rows), min(slots + WIDEN, self.tokens.shape[1]))
 
     def _per_slot(self) -> list:
         """Everything but the keys that is stored per slot."""
@@ -310,7 +315,6 @@ class Sampler:
         """Exchange two slots with all that lies in them."""
         if i == j:
             return
-        window = int(max(self.host_position[i], self.host_position[j])) + 1
-        for stored in [*self._per_slot(), self.cache.kv[:, :, :, :, :window].transpose(0, 2)]:
+        for stored in [*self._per_slot(), self.cache.kv.transpose(0, 2)]:
             stored[[i, j]] = stored[[j, i]]
         self.rows[i], self.rows[j] = self.rows[j], self.rows[i]

@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -84,8 +85,15 @@ def run_job(job: Job) -> None:
     write_json(folder / "done.json", {"arm": job.arm, "seconds": round(seconds, 1)})
 
 
+def die_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing into a folder that the next run resumes."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def worker_setup(counter, lock) -> None:
-    """Each process draws its progress bar on a line of its own."""
+    """Each process draws its progress bar on a line of its own, and ends with its parent."""
+    threading.Thread(target=die_with_parent, daemon=True).start()
     with counter.get_lock():
         position = counter.value
         counter.value += 1
