@@ -50,7 +50,7 @@ def test_an_import_never_points_up_nor_sideways_between_recipes_or_tasks(path):
     for imported in imported_by(path):
         other = imported.split(".")[0]
         assert LAYERS[other] <= layer, f"{name} imports {imported}, which lies above it"
-        assert layer > 0, f"{name} is at the bottom: it imports nothing of ours, not {imported}"
+        assert name != "rollout", f"the vocabulary is read first: it imports nothing of ours, not {imported}"
         assert not (top == other and top in ALONE), f"{name} imports its sibling {imported}"
 
 

@@ -16,8 +16,9 @@ from nanoreason.run import Run, read_jsonl
 from nanoreason.tasks.addition import Addition, hinted, tokenizer
 
 CONFIG = replace(
-    star.PRESETS["tiny"], digits=(2, 3), problems=24, pool=60, first_steps=3, rows_per_step=8, prompt_set=0
-)
+    star.PRESETS["tiny"], digits=(2, 3), problems=24, pool=60, first_steps=3, step_increment=0, rows_per_step=8,
+    prompt_set=0,
+)  # fmt: skip
 
 
 def fate(problem) -> str:
