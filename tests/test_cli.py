@@ -307,7 +307,7 @@ def learning_curves(arrival: dict[str, dict[int, int]]) -> list[dict]:
         for step in steps:
             line = {"arm": arm, "seed": 0, "step": step, "kept": 0.5, "kept_second": 0.1}
             for n in range(1, 11):
-                at = arrival.get(arm, {}).get(n, 99)
+                at = arrival.get(arm, {}).get(n, math.inf)
                 line[f"acc/{n}"] = line[f"acc_strict/{n}"] = 0.9 if step >= at else 0.1
             lines.append(line)
     return lines
