@@ -43,7 +43,8 @@ class StarConfig(RunConfig):
     base_steps: int = 1000  # optimizer steps
     base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
     base_shares: tuple[float, ...] = (0.55, 0.33, 0.09, 0.024, 0.006)  # how often sums of 1, 2, ... digits are shown
-    base_hint_share: float = 0.4  # how many of them carry their answer as a hint
+    base_hint_share: float = 0.4  # share of further sums that carry their answer as a hint
+    base_hinted_shares: tuple[float, ...] = (0.3, 0.3, 0.2, 0.12, 0.08)  # how often these have 1, 2, ... digits
     # the rounds
     rounds: int = 6  # N; 0 only trains the base
     digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums that the policy practises on
@@ -75,9 +76,9 @@ class StarConfig(RunConfig):
 PRESETS = {
     "cpu": StarConfig(),
     "tiny": StarConfig(
-        width=32, layers=2, heads=2, context=64, base_steps=150, base_lr=1e-2, base_shares=(0.9, 0.1), rounds=2,
-        digits=(1, 2), pool=64, problems=32, first_steps=4, step_increment=1, warmup=2, rows_per_step=16,
-        eval_digits=(1, 2), eval_problems=8,
+        width=32, layers=2, heads=2, context=64, base_steps=150, base_lr=1e-2, base_shares=(0.9, 0.1),
+        base_hinted_shares=(0.5, 0.5), rounds=2, digits=(1, 2), pool=64, problems=32, first_steps=4, step_increment=1,
+        warmup=2, rows_per_step=16, eval_digits=(1, 2), eval_problems=8,
     ),
     "gpu": StarConfig(
         width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=300,
@@ -116,8 +117,14 @@ def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, T
     # DIFFERS from the paper: GPT-J is prompted with ten worked examples per length. A model this small has no
     # few-shot ability, so what the examples did is trained in, once, with lengths so rare that they are not mastered.
     words = tokenizer()
-    shares = config.base_shares
-    task = Addition(digits=tuple(range(1, len(shares) + 1)), shares=shares, hint_share=config.base_hint_share)
+    lengths = tuple(range(1, len(config.base_shares) + 1))
+    hints = int(config.rows_per_step * config.base_hint_share)
+    unaided = from_stream(
+        words, Addition(lengths, shares=config.base_shares), f"base-{config.seed}", config.rows_per_step - hints
+    )
+    aided = from_stream(
+        words, Addition(lengths, shares=config.base_hinted_shares, hint_share=1.0), f"base-hint-{config.seed}", hints
+    )
     model = Transformer(
         small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
         seed_of(config.seed, "base"),
@@ -129,9 +136,9 @@ def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, T
         if (step + 1) % 100 == 0 or step + 1 == config.base_steps:
             save_checkpoint(folder, model, words, optimizer, {"step": step + 1})
 
-    rows_of = from_stream(words, task, f"base-{config.seed}", config.rows_per_step)
-    fit(model, optimizer, rows_of, steps=config.base_steps, first_step=first, lr=config.base_lr, warmup=config.warmup,
-        decay=True, micro_tokens=config.micro_tokens, after=after, name="base")  # fmt: skip
+    fit(model, optimizer, lambda step: unaided(step) + aided(step), steps=config.base_steps, first_step=first,
+        lr=config.base_lr, warmup=config.warmup, decay=True, micro_tokens=config.micro_tokens, after=after,
+        name="base")  # fmt: skip
     return model, words
 
 
