@@ -40,11 +40,11 @@ class StarConfig(RunConfig):
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads
     context: int = 256  # longest row in tokens; a 10-digit sum needs 202
-    base_steps: int = 1000  # optimizer steps
+    base_steps: int = 800  # optimizer steps
     base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
-    base_shares: tuple[float, ...] = (0.55, 0.33, 0.09, 0.024, 0.006)  # how often sums of 1, 2, ... digits are shown
+    base_shares: tuple[float, ...] = (0.6, 0.34, 0.05, 0.009, 0.001)  # how often sums of 1, 2, ... digits are shown
     base_hint_share: float = 0.4  # share of further sums that carry their answer as a hint
-    base_hinted_shares: tuple[float, ...] = (0.3, 0.3, 0.2, 0.12, 0.08)  # how often these have 1, 2, ... digits
+    base_hinted_shares: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)  # how often these have 1, 2, ... digits
     # the rounds
     rounds: int = 6  # N; 0 only trains the base
     digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums that the policy practises on
