@@ -89,12 +89,17 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
 
 
 def curve(lines: list[dict], arm: str, key: str) -> list[float]:
-    """The mean over seeds of a metric, per round."""
+    """The mean over seeds of a metric, for the rounds that have it."""
+    return list(by_round(lines, arm, key).values())
+
+
+def by_round(lines: list[dict], arm: str, key: str) -> dict[int, float]:
+    """{round: the mean over seeds of a metric}."""
     rounds: dict[int, list[float]] = {}
     for line in lines:
         if line["arm"] == arm and key in line:
             rounds.setdefault(line["step"], []).append(line[key])
-    return [statistics.fmean(rounds[r]) for r in sorted(rounds)]
+    return {r: statistics.fmean(rounds[r]) for r in sorted(rounds)}
 
 
 def final(
@@ -203,38 +208,45 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
 
 
 def draw(lines: list[dict], preset: str, path: Path) -> None:
-    """Top: accuracy per length and round without and with rationalization. Bottom: data kept, and longer sums."""
+    """Top: accuracy per length without and with rationalization, all arms. Bottom: data kept, hints, longer sums."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     chosen = PRESETS[preset]
     digits, everything, lines = chosen.star.digits, lines, compared(lines, chosen.star.rounds)
-    seeds = len({line["seed"] for line in lines})
+    seeds = sorted({line["seed"] for line in lines})
     unseen = [n for n in chosen.star.eval_digits if n > max(digits)]
-    colors = plt.get_cmap("viridis")
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    colors = {n: plt.get_cmap("viridis")(0.9 * i / len(chosen.star.eval_digits)) for i, n in
+              enumerate(chosen.star.eval_digits)}  # fmt: skip
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
 
-    def lengths(axis, lines: list[dict], arm: str, shown, style: str = "-") -> None:
-        for i, n in enumerate(shown):
-            color = colors(0.9 * i / max(1, len(shown) - 1))
-            for seed in range(seeds):  # single seeds stay visible behind their mean
-                one = curve([line for line in lines if line["seed"] == seed], arm, f"acc/{n}")
-                axis.plot(one, style, color=color, linewidth=0.6, alpha=0.4)
-            axis.plot(curve(lines, arm, f"acc/{n}"), style, color=color, marker="o", markersize=3, label=f"{n} digits")
+    def lengths(axis, lines: list[dict], arm: str, key: str, shown) -> None:
+        for n in shown:
+            label = "1 digit (all 81 sums)" if n == 1 and key == "acc" else f"{n} digit{'s' if n > 1 else ''}"
+            for seed in seeds:  # single seeds stay visible behind their mean
+                one = by_round([line for line in lines if line["seed"] == seed], arm, f"{key}/{n}")
+                axis.plot(one.keys(), one.values(), color=colors[n], linewidth=0.6, alpha=0.4)
+            mean = by_round(lines, arm, f"{key}/{n}")
+            axis.plot(mean.keys(), mean.values(), color=colors[n], marker="o", markersize=3, label=label)
 
-    for axis, arm in zip(axes[0], ("plain", "rationalize"), strict=True):
-        lengths(axis, lines, arm, digits)
-        direct = final(lines, "direct", digits)
-        axis.axhline(direct, color="gray", linestyle=":", label=f"direct answers, all lengths: {direct:.2f}")
-        axis.set(
-            title=f"STaR {ARMS[arm]}",
-            xlabel="round (0: the base)",
-            ylabel="accuracy on held-out sums",
-            ylim=(-0.03, 1.03),
-        )
-        axis.legend(fontsize=8)
+    for axis, arm in zip(axes[0], ("plain", "rationalize"), strict=False):
+        lengths(axis, lines, arm, "acc", digits)
+        axis.set(title=f"STaR {ARMS[arm]}", ylabel="accuracy on held-out sums")
+    for arm, name in ARMS.items():
+        if arm == "direct":
+            axes[0][2].axhline(
+                final(lines, arm, digits), color="gray", linestyle=":", label=f"{name} (end of training)"
+            )
+        elif arm in chosen.arms:
+            by_length = [curve(lines, arm, f"acc/{n}") for n in digits]
+            mean = [statistics.fmean(values) for values in zip(*by_length, strict=True)]
+            axes[0][2].plot(mean, marker="o", markersize=3, label=name)
+    axes[0][2].set(
+        title=f"All arms, mean over {min(digits)} to {max(digits)} digits", ylabel="accuracy on held-out sums"
+    )
     for arm, color in (("plain", "tab:blue"), ("rationalize", "tab:orange"), ("temperature", "tab:green")):
         if arm in chosen.arms:
             kept, second = curve(lines, arm, "kept"), curve(lines, arm, "kept_second")
@@ -243,15 +255,18 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
             if any(second):
                 total = [a + b for a, b in zip(kept, second, strict=True)]
                 axes[1][0].plot(rounds, total, "--", color=color, label=f"{ARMS[arm]}: and second try")
-    axes[1][0].set(title="Share of the round's problems kept for training", xlabel="round", ylim=(-0.03, 1.03))
-    axes[1][0].legend(fontsize=8)
-    lengths(axes[1][1], everything, "rationalize", unseen or digits)
+    axes[1][0].set(title="Data kept for training", ylabel="share of the round's problems")
+    lengths(axes[1][1], lines, "rationalize", "hinted", digits)
+    axes[1][1].set(title="Rationalization: solved when hinted at", ylabel="share of the problems that failed")
+    lengths(axes[1][2], everything, "rationalize", "acc", unseen or digits)
     if chosen.late_rounds:
         label = f"{', '.join(map(str, chosen.late_digits))} digits join the practice"
-        axes[1][1].axvline(chosen.star.rounds + 0.5, color="gray", linestyle="--", label=label)
-    axes[1][1].set(title=f"Longer sums, STaR {ARMS['rationalize']}", xlabel="round (0: the base)", ylabel="accuracy")
-    axes[1][1].set_ylim(-0.03, 1.03)
-    axes[1][1].legend(fontsize=8)
-    figure.suptitle(f"STaR on digit addition, preset {preset}: mean of {seeds} seed(s), thin lines single seeds")
-    figure.savefig(path, dpi=110)
+        axes[1][2].axvline(chosen.star.rounds + 0.5, color="gray", linestyle="--", label=label)
+    axes[1][2].set(title="Longer sums, with rationalization", ylabel="accuracy on held-out sums")
+    for axis in axes.flat:
+        axis.set(xlabel="round (0: the base)", ylim=(-0.03, 1.03))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(fontsize=8)
+    figure.suptitle(f"STaR on digit addition, preset {preset}: mean of {len(seeds)} seed(s), thin lines single seeds")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
