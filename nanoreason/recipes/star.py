@@ -41,6 +41,7 @@ class StarConfig(RunConfig):
     heads: int = 4  # attention heads
     context: int = 256  # longest row in tokens; a 10-digit sum needs 202
     base_steps: int = 800  # optimizer steps
+    base_rows: int = 64  # rows of an update
     base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
     base_shares: tuple[float, ...] = (0.6, 0.34, 0.05, 0.009, 0.001)  # how often sums of 1, 2, ... digits are shown
     base_hint_share: float = 0.4  # share of further sums that carry their answer as a hint
@@ -58,10 +59,10 @@ class StarConfig(RunConfig):
     restart: bool = True  # fine-tune the base in each round; --no-restart: go on from the last policy
     prompt_set: int = 10  # worked examples per length that stay in every round's data, each with and without hint
     prompt_share: float = 0.125  # how much of an update they are
-    first_steps: int = 200  # optimizer steps in round 1
+    first_steps: int = 500  # optimizer steps in round 1
     step_growth: float = 1.0  # factor per round; 1.2 on top of 40 is the paper's schedule without rationalization
-    step_increment: int = 20  # steps added per round; 20 on top of 300 is the paper's schedule with it
-    rows_per_step: int = 64  # rows of an update
+    step_increment: int = 50  # steps added per round; 20 on top of 300 is the paper's schedule with it
+    rows_per_step: int = 16  # rows of an update; many small ones teach far more than few large ones at the same cost
     lr: float = 2e-3  # peak learning rate
     decay: bool = True  # cosine to a tenth of it; --no-decay: constant after warm-up, as in the paper
     warmup: int = 20  # steps of warm-up
@@ -78,11 +79,11 @@ PRESETS = {
     "tiny": StarConfig(
         width=32, layers=2, heads=2, context=64, base_steps=150, base_lr=1e-2, base_shares=(0.9, 0.1),
         base_hinted_shares=(0.5, 0.5), rounds=2, digits=(1, 2), pool=64, problems=32, first_steps=4, step_increment=1,
-        warmup=2, rows_per_step=16, eval_digits=(1, 2), eval_problems=8,
+        warmup=2, base_rows=16, eval_digits=(1, 2), eval_problems=8,
     ),
     "gpu": StarConfig(
-        width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=300,
-        rows_per_step=128, lr=5e-4, micro_tokens=32768, eval_problems=500,
+        width=256, layers=6, heads=8, base_steps=2000, base_lr=1e-3, rounds=16, problems=2000, first_steps=600,
+        base_rows=128, rows_per_step=64, lr=1e-3, micro_tokens=32768, eval_problems=500,
     ),
 }  # fmt: skip
 
@@ -118,9 +119,9 @@ def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, T
     # few-shot ability, so what the examples did is trained in, once, with lengths so rare that they are not mastered.
     words = tokenizer()
     lengths = tuple(range(1, len(config.base_shares) + 1))
-    hints = int(config.rows_per_step * config.base_hint_share)
+    hints = int(config.base_rows * config.base_hint_share)
     unaided = from_stream(
-        words, Addition(lengths, shares=config.base_shares), f"base-{config.seed}", config.rows_per_step - hints
+        words, Addition(lengths, shares=config.base_shares), f"base-{config.seed}", config.base_rows - hints
     )
     aided = from_stream(
         words, Addition(lengths, shares=config.base_hinted_shares, hint_share=1.0), f"base-hint-{config.seed}", hints
