@@ -18,8 +18,8 @@ them into words, two small parsers take them out of words, and one checker repla
 
 The prompt is the root's state: `Current State: 24:[4, 9, 3], Operations: []` or `T 24 : 4 9 3`, and a line end. The
 compact response is a single line of words: integers and the 18 of COMPACT_WORDS. It leaves out what the line before
-has said, and a return to the state it is already in. Its `tokenizer` has one token per word and per digit of a number:
-with one per number, those of the held-out targets would never be trained.
+has said, and a return to the state it is already in. Its `tokenizer` has one token per word and per number up to 99,
+one more for each further digit.
 
 Of the released code these faults are knowingly absent: operands are used up (its numbers could be reused, so wrong
 answers scored), every statement is checked, not just the last operation list, solutions straight from the root count,
@@ -251,8 +251,12 @@ def prompt(numbers: Sequence[int], target: int, language: str) -> str:
 
 
 def tokenizer() -> TextTokenizer:
-    """The 39 tokens that all of the compact language is made of."""
-    return word_tokenizer(list(COMPACT_WORDS), digits=True)
+    """The tokens that all of the compact language is made of: its words, 0 to 99, and the later digits of a number.
+
+    As in the paper's GPT-2 vocabulary a number of two digits is one token. A model need not learn which tens go with
+    which ones before it can copy a number, and a held-out target is a token that training has seen as an input.
+    """
+    return word_tokenizer([*COMPACT_WORDS, *map(str, range(10, 100))], digits=True)
 
 
 def write(events: Iterable[Event], language: str) -> str:

@@ -67,8 +67,8 @@ class TextTokenizer:
 def word_tokenizer(words: list[str], digits: bool = False) -> TextTokenizer:
     """One token per word; words are separated by single spaces, and a newline is a word that needs none around it.
 
-    With `digits` a number is a word of one token per digit. The tokens of a first digit and of a later one differ, so
-    numbers need no separator: "4 27" is 4, 2, ##7. A number that no training text holds is then made of known tokens.
+    With `digits` any number is a word, of one token per digit, or fewer if `words` holds its beginning. The tokens of a
+    first digit and of a later one differ, so numbers need no separator: "4 27" is 4, 2, ##7.
 
     >>> tokenizer = word_tokenizer(["a", "b", "\\n"])
     >>> tokenizer.encode("a b\\nb"), tokenizer.decode([1, 2, 3, 2])
