@@ -8,12 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanoreason import sampler as sampling
 from nanoreason.learn import collate, make_optimizer, token_logprobs, token_weights, update
 from nanoreason.rollout import Problem
 from nanoreason.sampler import Sampler, draw, uniforms
 
 EOS = 0
 LARGEST_U = 1 - 2**-24  # the largest float32 below 1
+
+
+@pytest.fixture(autouse=True)
+def a_cache_that_grows_often(monkeypatch):
+    """By three slots at a time: otherwise the short rows of these tests would all fit from the start."""
+    monkeypatch.setattr(sampling, "WIDEN", 3)
 
 
 def sample(model, rows, **options):
