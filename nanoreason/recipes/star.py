@@ -40,10 +40,10 @@ class StarConfig(RunConfig):
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads
     context: int = 256  # longest row in tokens; a 10-digit sum needs 202
-    base_steps: int = 800  # optimizer steps
-    base_rows: int = 64  # rows of an update
+    base_steps: int = 2400  # optimizer steps
+    base_rows: int = 16  # rows of an update; many small updates teach far more than few large ones at the same cost
     base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
-    base_shares: tuple[float, ...] = (0.6, 0.34, 0.05, 0.009, 0.001)  # how often sums of 1, 2, ... digits are shown
+    base_shares: tuple[float, ...] = (0.62, 0.36, 0.015, 0.004, 0.001)  # how often sums of 1, 2, ... digits are shown
     base_hint_share: float = 0.4  # share of further sums that carry their answer as a hint
     base_hinted_shares: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)  # how often these have 1, 2, ... digits
     # the rounds
@@ -59,11 +59,11 @@ class StarConfig(RunConfig):
     restart: bool = True  # fine-tune the base in each round; --no-restart: go on from the last policy
     prompt_set: int = 10  # worked examples per length that stay in every round's data, each with and without hint
     prompt_share: float = 0.125  # how much of an update they are
-    first_steps: int = 500  # optimizer steps in round 1
+    first_steps: int = 300  # optimizer steps in round 1
     step_growth: float = 1.0  # factor per round; 1.2 on top of 40 is the paper's schedule without rationalization
-    step_increment: int = 50  # steps added per round; 20 on top of 300 is the paper's schedule with it
-    rows_per_step: int = 16  # rows of an update; many small ones teach far more than few large ones at the same cost
-    lr: float = 2e-3  # peak learning rate
+    step_increment: int = 20  # steps added per round; 20 on top of 300 is the paper's schedule with it
+    rows_per_step: int = 16  # rows of an update
+    lr: float = 1e-3  # peak learning rate
     decay: bool = True  # cosine to a tenth of it; --no-decay: constant after warm-up, as in the paper
     warmup: int = 20  # steps of warm-up
     micro_tokens: int = (
