@@ -42,14 +42,14 @@ class Preset:
 
 CPU = star.PRESETS["cpu"]
 PRESETS = {
-    "cpu": Preset(CPU, {"first_steps": 100, "step_growth": 1.2, "step_increment": 0}, (6, 7), 3, 6000),
+    "cpu": Preset(CPU, {"first_steps": 100, "step_growth": 1.2, "step_increment": 0}, (6, 7), 2, 5000),
     "tiny": Preset(star.PRESETS["tiny"], {"first_steps": 3}, (3,), 1, 8, ("plain", "rationalize", "direct")),
     "gpu": Preset(
         star.PRESETS["gpu"], {"first_steps": 300, "step_growth": 1.2, "step_increment": 0}, (6, 7, 8), 6, 5000,
     ),
     "demo": Preset(
         replace(
-            CPU, base_steps=1200, base_shares=(0.6, 0.3, 0.1), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
+            CPU, base_steps=1500, base_shares=(0.7, 0.28, 0.02), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
             digits=(1, 2, 3), problems=300, first_steps=200, step_increment=0, eval_digits=(1, 2, 3, 4),
         ),
         {}, (), 0, 1000, ("plain", "rationalize", "direct"),
