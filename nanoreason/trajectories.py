@@ -12,7 +12,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import NamedTuple
 
 from nanoreason.evaluate import respond
@@ -110,24 +109,22 @@ def hard_problems(config: SearchConfig) -> tuple[list[Problem], list[Problem]]:
 
     "Drawn" is the strategy of the very demonstration that `generate` makes of the problem: see the paper's section 5.
     """
-    task, drawn, difficult = config.task(), [], []
-    for start in count(0, 100):
+    # DIFFERS from the released code: the search gives up where such problems are too rare; it returns fewer then.
+    task, drawn, difficult, wanted = config.task(), [], [], config.hard_problems
+    for start in range(0, 60 * wanted, 100):
         for trajectory in generate(task, "train", start, 100, config.mixture(), workers=1, seed=config.seed):
             if trajectory.solved:
                 continue
             drawn.append(trajectory.problem)
-            numbers, target = trajectory.problem.info["numbers"], trajectory.problem.info["target"]
-            if len(difficult) < config.hard_problems and not any(
-                solves(numbers, target, name, i) for i, name in enumerate(STRATEGIES)
-            ):
+            if len(difficult) < wanted and not any(solves(trajectory.problem, name) for name in STRATEGIES):
                 difficult.append(trajectory.problem)
-        # DIFFERS from the released code: the search for difficult problems gives up where they are too rare.
-        if len(drawn) >= config.hard_problems and (len(difficult) >= config.hard_problems or start >= 50 * len(drawn)):
+        if min(len(drawn), len(difficult)) >= wanted:
             break
-    return drawn[: config.hard_problems], difficult
+    return drawn[:wanted], difficult
 
 
-def solves(numbers: Sequence[int], target: int, strategy: str, seed: int) -> bool:
+def solves(problem: Problem, strategy: str, seed: int = 0) -> bool:
+    numbers, target = problem.info["numbers"], problem.info["target"]
     return replay(numbers, target, list(search(numbers, target, strategy, seed))).solved
 
 

@@ -182,11 +182,11 @@ def test_unsolved_are_those_whose_drawn_strategy_failed_and_difficult_those_that
     assert len(unsolved) == 8 and 0 < len(difficult) <= 8
     drawn = [t for t in generate(config.task(), "train", 0, 200, MIXTURE, workers=1, seed=3) if not t.solved]
     assert unsolved == [t.problem for t in drawn[:8]]
-    for problem in difficult:
-        numbers, target = problem.info["numbers"], problem.info["target"]
-        assert not any(solves(numbers, target, name, i) for i, name in enumerate(STRATEGIES))
-    some = [p for p in unsolved if any(solves(p.info["numbers"], p.info["target"], name, 0) for name in STRATEGIES)]
-    assert some  # one strategy's failure is not everyone's
+    assert not any(solves(problem, name) for problem in difficult for name in STRATEGIES)
+    assert any(solves(problem, name) for problem in unsolved for name in STRATEGIES)  # not everyone fails on those
+    config = replace(config, strategies=("bfs1-sum",))
+    unsolved, _ = hard_problems(config)
+    assert not any(solves(problem, "bfs1-sum") for problem in unsolved)
 
 
 def test_the_symbolic_baseline_is_given_the_same_context(make_model):

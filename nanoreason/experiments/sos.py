@@ -52,7 +52,7 @@ def preset_of(name: str, policy_gradient: str, op_steps: int) -> Preset:
 PRESETS = {
     "cpu": preset_of("cpu", "pg", 7000),
     "tiny": preset_of("tiny", "tiny", 12),
-    "gpu": preset_of("gpu", "gpu-pg", 30000),
+    "gpu": preset_of("gpu", "gpu-pg", 18000),
 }
 
 

@@ -58,8 +58,8 @@ PRESETS = {
         steps=12, rows_per_step=8, warmup=2, save_every=6, log_every=2, eval_every=6,
     ),
     "gpu": SosConfig(
-        inputs=4, eval_problems=500, workers=0, width=384, layers=8, heads=6, context=2048, steps=12000,
-        rows_per_step=64, lr=1e-3, warmup=200, micro_tokens=65536, save_every=500, log_every=50, eval_every=3000,
+        inputs=4, eval_problems=500, workers=0, width=384, layers=8, heads=6, context=2048, steps=6000,
+        rows_per_step=64, lr=1e-3, warmup=200, micro_tokens=65536, save_every=500, log_every=50, eval_every=2000,
     ),
 }  # fmt: skip
 

@@ -77,8 +77,8 @@ PRESETS = {
         max_input=9, targets=(10, 40), eval_problems=6, hard_problems=4, rounds=2, problems=8, epochs=1,
         rows_per_step=4, warmup=1, reference_every=2, save_every=2,
     ),
-    "gpu": replace(STAR, **GPU, problems=20000, rows_per_step=64, lr=1e-4),
-    "gpu-pg": replace(POLICY_GRADIENT, **GPU, rounds=100, problems=1024, rows_per_step=512, lr=5e-5),
+    "gpu": replace(STAR, **GPU, problems=5000, rows_per_step=64, lr=1e-4),
+    "gpu-pg": replace(POLICY_GRADIENT, **GPU, rounds=40, problems=512, rows_per_step=256, lr=1e-4),
 }  # fmt: skip
 
 
