@@ -98,7 +98,7 @@ class Run:
         stored = self.folder / "config.json"
         settings = json.loads(json.dumps(dataclasses.asdict(config)))  # as JSON gives it back: tuples are lists
         settings["recipe"] = type(config).__name__
-        if stored.exists():
+        if stored.exists() and any(path != stored for path in self.folder.iterdir()):  # a config alone is no run
             if not config.resume:
                 raise FileExistsError(
                     f"{self.folder} already holds a run: add --resume to go on with it, or choose another --out"

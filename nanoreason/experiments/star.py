@@ -177,12 +177,12 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
         Criterion("rationalize: rounds from first to last arrival", spread(rationalize, settings.rounds), 1.0, False),
         Criterion("rationalize - plain: accuracy, mean over rounds",
                   lead("rationalize", "plain", "mean_accuracy_over_rounds"), 0.05),
-        Criterion("plain - direct: final accuracy", lead("plain", "direct"), 0.0),
-        Criterion("rationalize - direct: final accuracy", lead("rationalize", "direct"), 0.0),
+        Criterion("plain - direct: final accuracy", lead("plain", "direct"), 0.01),
+        Criterion("rationalize - direct: final accuracy", lead("rationalize", "direct"), 0.01),
     ]  # fmt: skip
     if "temperature" in chosen.arms:
         worse = lead("rationalize", "temperature", "mean_accuracy_over_rounds")
-        criteria.append(Criterion("rationalize - temperature: accuracy, mean over rounds", worse, 0.0))
+        criteria.append(Criterion("rationalize - temperature: accuracy, mean over rounds", worse, 0.01))
     unseen = [n for n in settings.eval_digits if n > max(digits)]
     never = [n for n in unseen if n not in chosen.late_digits]
     if chosen.late_rounds and never:

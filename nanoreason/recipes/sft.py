@@ -7,6 +7,7 @@ The demonstrations are a task's own worked solutions, or the lines {"prompt": ..
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,7 @@ class SftConfig(RunConfig):
     decay: bool = True  # cosine to a tenth of it; --no-decay: constant
     warmup: int = 20  # steps of warm-up
     rows_per_step: int = 64  # rows of an update
-    micro_tokens: int = (
-        1024  # tokens of a micro-batch: memory and speed, not the result; small ones stay in a CPU cache
-    )
+    micro_tokens: int = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
     save_every: int = 100  # steps between checkpoints
     log_every: int = 20  # steps between lines of metrics.jsonl
     eval_every: int = 0  # steps between tests on held-out sums; 0: only at the end
@@ -108,11 +107,29 @@ def run(config: SftConfig) -> dict:
     return last
 
 
+def read_problems(path: Path) -> list[Problem]:
+    """The lines {"prompt": ..., "response": ...} of a JSONL file; ValueError names a line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                problems.append(Problem(row["prompt"], "", row["response"]))
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path}, line {number}: not a JSON object with prompt and response") from None
+    if not problems:
+        raise ValueError(f"{path} holds no demonstrations")
+    return problems
+
+
 def demonstrations(config: SftConfig, words: TextTokenizer) -> Callable[[int], list[Rollout]]:
     """The rows of each step."""
     if config.data:
-        lines = read_jsonl(Path(config.data))
-        problems = [Problem(line["prompt"], "", line["response"]) for line in lines]
+        problems = read_problems(Path(config.data))
     elif config.pool:  # the very problems that STaR practises on, with their solutions
         problems = [
             Addition((n,), config.form).problem(f"train-{n}", i) for n in config.digits for i in range(config.pool)

@@ -40,7 +40,7 @@ class StarConfig(RunConfig):
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads
     context: int = 256  # longest row in tokens; a 10-digit sum needs 202
-    base_steps: int = 3000  # optimizer steps
+    base_steps: int = 4500  # optimizer steps
     base_rows: int = 16  # rows of an update; many small updates teach far more than few large ones at the same cost
     base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
     base_shares: tuple[float, ...] = (0.6, 0.36, 0.03, 0.008, 0.002)  # how often sums of 1, 2, ... digits are shown
@@ -52,7 +52,7 @@ class StarConfig(RunConfig):
     late_digits: tuple[int, ...] = ()  # lengths that join them later
     late_from: int = 0  # the round in which they join; 0: never
     pool: int = 10000  # different problems per length (one digit: 81 sums, repeated)
-    problems: int = 800  # how many of them, per length, are drawn for a round
+    problems: int = 600  # how many of them, per length, are drawn for a round
     rationalize: bool = False  # hint at the answer of problems that were not solved
     retry_temperature: float = 0.0  # > 0: sample unsolved problems again at this temperature (without hints)
     temperature: float = 0.0  # of the first attempt; 0 is greedy
@@ -65,13 +65,11 @@ class StarConfig(RunConfig):
     rows_per_step: int = 16  # rows of an update
     lr: float = 1e-3  # peak learning rate
     decay: bool = True  # cosine to a tenth of it; --no-decay: constant after warm-up, as in the paper
-    warmup: int = 20  # steps of warm-up
-    micro_tokens: int = (
-        1024  # tokens of a micro-batch: memory and speed, not the result; small ones stay in a CPU cache
-    )
+    warmup: int = 50  # steps of warm-up
+    micro_tokens: int = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
     # measuring
     eval_digits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)  # lengths that are tested on held-out sums
-    eval_problems: int = 80  # held-out sums per length
+    eval_problems: int = 60  # held-out sums per length
 
 
 PRESETS = {
@@ -146,6 +144,8 @@ def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, T
 def round_problems(config: StarConfig, round: int) -> list[Problem]:
     """This round's sums: equally many of each length, drawn from the pool without repeats within the round."""
     digits = config.digits + (config.late_digits if config.late_from and round >= config.late_from else ())
+    if config.problems > config.pool:
+        raise ValueError(f"problems {config.problems} cannot be drawn from a pool of {config.pool} per length")
     chosen = []
     for n in digits:
         indices = random.Random(seed_of(config.seed, "round", round, n)).sample(range(config.pool), config.problems)
