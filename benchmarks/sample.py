@@ -24,13 +24,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from nanoreason.model import KVCache, ModelConfig, Transformer  # noqa: E402
-from nanoreason.rollout import Problem, Rollout, seed_of  # noqa: E402
-from nanoreason.run import device_name, pick_device  # noqa: E402
-from nanoreason.sampler import Sampler  # noqa: E402
+from nanoreason.model import KVCache, ModelConfig, Transformer
+from nanoreason.rollout import Problem, Rollout, seed_of
+from nanoreason.run import device_name, pick_device
+from nanoreason.sampler import Sampler
 
 TINY = ModelConfig(
     vocab_size=64, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
