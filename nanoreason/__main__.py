@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 RECIPES = {
     "star": "STaR on digit addition: sample, filter, rationalize, fine-tune; repeat",
     "sft": "supervised fine-tuning of a small or loaded model on demonstrations",
+    "grpo": "GRPO and its family: reinforcement learning from verified answers, on digit addition",
     "sos": "Stream of Search: learn to search from searches written as text, on Countdown",
     "sos_improve": "self-improvement of a searcher: STaR, policy gradient or APA",
 }

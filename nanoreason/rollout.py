@@ -57,6 +57,8 @@ class Rollout:
     stop_reason: str = ""  # "" running or never sampled, "eos", "stop" (a stop id), "length" (budget or context)
     reward: float = 0.0
     advantage: float = 0.0
+    old_logprobs: list[float] | None = None  # the learner's own for this row before the first update; None: `logprobs`
+    ref_logprobs: list[float] | None = None  # under the reference model; None: no reference
 
     @property
     def response(self) -> list[int]:
@@ -93,9 +95,11 @@ class Batch:
 
     tokens: torch.Tensor  # (B, T) int64
     loss_mask: torch.Tensor  # (B, T) bool
-    old_logprobs: torch.Tensor  # (B, T) float32
+    old_logprobs: torch.Tensor  # (B, T) float32, of the policy that the ratio compares with
     weights: torch.Tensor  # (B, T) float32, how much each token counts; sums to 1 over the whole step
     advantages: torch.Tensor  # (B, 1) float32
+    sampler_logprobs: torch.Tensor  # (B, T) float32, of the distribution that each token was drawn from
+    ref_logprobs: torch.Tensor  # (B, T) float32, of the reference; 0 where there is none
 
 
 def seed_of(*parts: Any) -> int:

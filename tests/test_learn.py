@@ -487,7 +487,7 @@ def test_an_average_that_is_not_known_or_lacks_its_constant_is_an_error():
 
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.booleans())
 def test_advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero(rewards, divide):
-    advantages = group_advantages(rewards, 3, divide)
+    advantages = group_advantages(rewards, 3, "group" if divide else "none")
     for group, members in ((advantages[:3], rewards[:3]), (advantages[3:], rewards[3:])):
         assert sum(group) == pytest.approx(0, abs=1e-6)
         if max(members) == min(members):

@@ -24,6 +24,8 @@ CHECKPOINT = "test_checkpoint.py::test_"
 EVALUATE = "test_evaluate.py::test_"
 ADDITION = "test_addition.py::test_"
 RUN = "test_run.py::test_"
+LOSSES = "test_losses.py::test_"
+GRPO = "test_grpo.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -34,6 +36,7 @@ SIGN_TABLE = LEARN + "clipping_stops_the_gradient_only_of_moves_that_went_far_en
 KILLED = CHECKPOINT + "a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one[False]"
 SFT_RESUME = CHECKPOINT + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
 STAR_RESUME = CHECKPOINT + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
+GRPO_RESUME = GRPO + "a_stopped_and_resumed_run_ends_bit_equal_to_one_that_never_stopped"
 
 MUTANTS = [
     # ------------------------------------------------------------------------------------- what counts in the loss
@@ -57,8 +60,8 @@ MUTANTS = [
     ),
     Mutant(
         "mask of recorded tokens, without those that equal the pad id", "learn.py",
-        "logprobs = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)",
-        "logprobs = token_logprobs(model, batch.tokens, batch.loss_mask & (batch.tokens != 0), temperature)",
+        "model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef",
+        "model, batch.tokens, batch.loss_mask & (batch.tokens != 0), temperature, with_entropy=entropy_coef",
         LEARN + "a_row_whose_only_sampled_token_is_its_eos_still_learns_to_stop",
     ),
     Mutant(
@@ -152,8 +155,8 @@ MUTANTS = [
     ),
     Mutant(
         "standard deviation with divisor G - 1", "learn.py",
-        "/ group_size) ** 0.5",
-        "/ (group_size - 1)) ** 0.5",
+        "statistics.pstdev(",
+        "statistics.stdev(",
         LEARN + "advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero",
     ),
     Mutant(
@@ -371,5 +374,177 @@ MUTANTS = [
         "for line in lines[:-1] if line]",
         "for line in lines if line]",
         RUN + "a_last_line_that_a_kill_cut_in_half_is_left_out_and_cleared_by_a_rewind",
+    ),
+    # ------------------------------------------------------------------------------------------- GRPO and its family
+    Mutant(
+        "flat groups blown up by rounding", "learn.py",
+        "if max(group) - min(group) <= FLAT:",
+        "if max(group) == min(group):",
+        LOSSES + "a_group_without_variance_has_no_advantages_even_where_rounding_differs",
+    ),
+    Mutant(
+        "deviation of the batch in place of the group's", "learn.py",
+        "statistics.pstdev(group if divide_by == \"group\" else rewards)",
+        "statistics.pstdev(rewards)",
+        LOSSES + "advantages_by_hand_for_every_divisor",
+    ),
+    Mutant(
+        "GSPO's ratio a product, not a mean over tokens", "learn.py",
+        " / mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)",
+        "  # (B, 1)",
+        LOSSES + "gspo_by_hand_with_the_ratio_of_the_whole_row",
+    ),
+    Mutant(
+        "forced tokens in GSPO's ratio", "learn.py",
+        "mean = (log_ratio * mask).sum(1, keepdim=True)",
+        "mean = log_ratio.sum(1, keepdim=True)",
+        LOSSES + "the_ratio_of_a_row_is_the_mean_over_its_loss_tokens_alone",
+    ),
+    Mutant(
+        "CISPO cuts at the bound itself, not at 1 + bound", "learn.py",
+        "return -ratio.clamp(max=1 + clip_high).detach()",
+        "return -ratio.clamp(max=clip_high).detach()",
+        LOSSES + "losses_and_gradients_by_hand[cispo, right]",
+    ),
+    Mutant(
+        "a gradient through CISPO's weight", "learn.py",
+        "return -ratio.clamp(max=1 + clip_high).detach()",
+        "return -ratio.clamp(max=1 + clip_high)",
+        LOSSES + "losses_and_gradients_by_hand[cispo, wrong]",
+    ),
+    Mutant(
+        "the two-sided cap forgotten", "learn.py",
+        "    ratio = ratio.clamp(max=cap)\n",
+        "",
+        LOSSES + "losses_and_gradients_by_hand[two-sided, wrong]",
+    ),
+    Mutant(
+        "KL subtracted from the loss", "learn.py",
+        "loss = loss + self.kl_coef * self.kl(",
+        "loss = loss - self.kl_coef * self.kl(",
+        LOSSES + "without_advantages_a_step_on_the_whole_loss_brings_the_policy_closer_to_its_reference",
+        fast=True,
+    ),
+    Mutant(
+        "k2 corrected by a ratio that has a gradient", "learn.py",
+        "ratio.detach() if self.kl_estimator == \"k2\" else ratio",
+        "ratio",
+        LOSSES + "corrected_by_the_ratio_the_kl_gradient_is_exact_for_any_old_policy",
+    ),
+    Mutant(
+        "k3 corrected by a ratio without a gradient", "learn.py",
+        "ratio.detach() if self.kl_estimator == \"k2\" else ratio",
+        "ratio.detach()",
+        LOSSES + "corrected_by_the_ratio_the_kl_gradient_is_exact_for_any_old_policy",
+    ),
+    Mutant(
+        "the ratio of the policy with itself: no gradient at all", "learn.py",
+        "return logprobs.detach() if self.on_policy else batch.old_logprobs",
+        "return logprobs if self.on_policy else batch.old_logprobs",
+        LOSSES + "losses_and_gradients_by_hand[on-policy]", fast=True,
+    ),
+    Mutant(
+        "the sampler's weight upside down", "learn.py",
+        "policy_ratio(old, batch.sampler_logprobs)",
+        "policy_ratio(batch.sampler_logprobs, old)",
+        LOSSES + "the_weight_between_sampler_and_learner_is_cut_and_leaves_the_kl_alone",
+    ),
+    Mutant(
+        "the sampler's weight on the KL too", "learn.py",
+        "self.kl_coef * self.kl(logprobs, old, batch.ref_logprobs)",
+        "self.kl_coef * self.kl(logprobs, old, batch.ref_logprobs) * policy_ratio(old, batch.sampler_logprobs)",
+        LOSSES + "the_weight_between_sampler_and_learner_is_cut_and_leaves_the_kl_alone",
+    ),
+    Mutant(
+        "entropy punished instead of rewarded", "learn.py",
+        "losses = losses - entropy_coef * entropy * batch.weights",
+        "losses = losses + entropy_coef * entropy * batch.weights",
+        LOSSES + "the_entropy_bonus_raises_the_entropy",
+    ),
+    Mutant(
+        "the entropy bonus not averaged like the loss", "learn.py",
+        "losses = losses - entropy_coef * entropy * batch.weights",
+        "losses = losses - entropy_coef * entropy / batch.loss_mask.sum()",
+        LOSSES + "the_gradient_and_all_metrics_of_the_whole_loss_do_not_depend_on_the_micro_batches",
+    ),
+    Mutant(
+        "metrics averaged over micro-batches, not over tokens", "learn.py",
+        "measured.setdefault(name, []).append(value[batch.loss_mask].float())",
+        "measured.setdefault(name, []).append(value[batch.loss_mask].float().mean()[None])",
+        LOSSES + "the_gradient_and_all_metrics_of_the_whole_loss_do_not_depend_on_the_micro_batches",
+    ),
+    Mutant(
+        "the temperature forgotten in the gradient of a chunk", "learn.py",
+        "scatter_add_(1, targets[part, None], d_logp).div_(ctx.temperature)",
+        "scatter_add_(1, targets[part, None], d_logp)",
+        LOSSES + "in_chunks_log_probs_entropy_and_every_gradient_are_those_of_the_plain_head[0.7]",
+    ),
+    Mutant(
+        "all logits in one chunk", "learn.py",
+        "ctx.rows = temperature, max(1, CHUNK_LOGITS // len(weight))",
+        "ctx.rows = temperature, len(targets)",
+        LOSSES + "at_the_vocabulary_of_qwen_no_tensor_holds_all_logits_and_the_gradient_is_the_same",
+    ),
+    Mutant(
+        "flat groups kept by dynamic sampling", "recipes/grpo.py",
+        "groups += [group for group in new if not (config.max_refills and is_flat(group))]",
+        "groups += new",
+        GRPO + "dynamic_sampling_replaces_flat_groups_by_new_problems_and_gives_up_in_time",
+    ),
+    Mutant(
+        "refills ask the problems of the next step", "recipes/grpo.py",
+        "first = (step * (1 + config.max_refills) + attempt) * config.prompts",
+        "first = (step + attempt) * config.prompts",
+        GRPO + "dynamic_sampling_replaces_flat_groups_by_new_problems_and_gives_up_in_time",
+    ),
+    Mutant(
+        "every minibatch the same rows", "recipes/grpo.py",
+        "minibatch = order[part :: config.updates_per_rollout]",
+        "minibatch = order[:: config.updates_per_rollout]",
+        GRPO + "every_epoch_deals_all_rows_out_once_in_a_new_order",
+    ),
+    Mutant(
+        "cut rows leave before the baseline is taken", "recipes/grpo.py",
+        "    rewards = [row.reward for row in rows]\n    if config.baseline",
+        "    rows = [row for row in rows if row.stop_reason != \"length\"]\n"
+        "    rows = rows[: len(rows) // config.group_size * config.group_size]\n"
+        "    rewards = [row.reward for row in rows]\n    if config.baseline",
+        GRPO + "cut_rows_are_filtered_after_the_groups_baseline_was_taken",
+    ),
+    Mutant(
+        "k1 in the reward and in the loss", "recipes/grpo.py",
+        "kl_coef=0.0 if config.kl_estimator == \"k1\" else config.kl_coef",
+        "kl_coef=config.kl_coef",
+        GRPO + "k1_is_taken_out_of_the_reward_and_not_put_into_the_loss",
+    ),
+    Mutant(
+        "the reference not restored on resume", "recipes/grpo.py",
+        "            reference, _ = load_checkpoint(run.folder / \"reference\", policy.device)\n",
+        "            reference = copy.deepcopy(policy)\n",
+        GRPO_RESUME + "[update-10-False]",
+    ),
+    Mutant(
+        "the reference replaced by a policy that no checkpoint holds", "recipes/grpo.py",
+        " or replaces_reference(config, done):",
+        ":",
+        GRPO_RESUME + "[update-8-False]",
+    ),
+    Mutant(
+        "an algorithm overrides an explicit switch", "recipes/grpo.py",
+        " if getattr(config, k) in (\"\", -1)}",
+        "}",
+        GRPO + "explicit_switches_stay_and_the_rest_is_the_algorithms",
+    ),
+    Mutant(
+        "an answer without tags is accepted under a template", "rewards.py",
+        "text = extract_answer(text) or \"\" if \"<answer>\" in text else \"\"",
+        "text = extract_answer(text) or \"\"",
+        GRPO + "with_tags_only_what_the_one_answer_holds_is_shown_to_the_verifier",
+    ),
+    Mutant(
+        "text behind the answer is good form", "rewards.py",
+        "not (parts[0] or parts[4].strip() or parts[8])",
+        "not (parts[0] or parts[4].strip())",
+        GRPO + "the_format_is_each_tag_once_in_order_with_nothing_around",
     ),
 ]  # fmt: skip
