@@ -125,6 +125,16 @@ def collect(jobs: list[Job], name: str) -> list[dict]:
     ]
 
 
+def relative(settings: dict, out: Path) -> dict:
+    """Settings whose folders are named from `out` on: the same on every machine."""
+    return {
+        key: Path(value).relative_to(out).as_posix()
+        if isinstance(value, str) and Path(value).is_relative_to(out)
+        else value
+        for key, value in settings.items()
+    }
+
+
 def reproduce(section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0) -> dict:
     """Run everything that is not done yet; returns what stands in OUT/summary.json."""
     module = importlib.import_module(f"nanoreason.experiments.{section}")
@@ -144,7 +154,7 @@ def reproduce(section: str, preset: str, seeds: int, out: Path, device: str = "a
     jobs = [job for stage in stages for job in stage]
     for job in jobs:
         job.config.device, job.config.resume = device, True
-    configs = {f"seed{job.config.seed}/{job.arm}": dataclasses.asdict(job.config) for job in jobs}
+    configs = {f"seed{job.config.seed}/{job.arm}": relative(dataclasses.asdict(job.config), out) for job in jobs}
     write_json(out / "config.json", {**settings, "seeds": seeds, "jobs": configs})
     for stage in stages:
         run_jobs(stage, workers)
