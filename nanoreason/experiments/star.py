@@ -49,7 +49,7 @@ PRESETS = {
     ),
     "demo": Preset(
         replace(
-            CPU, base_steps=1500, base_shares=(0.7, 0.28, 0.02), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
+            CPU, base_steps=1200, base_shares=(0.7, 0.28, 0.02), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
             digits=(1, 2, 3), problems=300, first_steps=200, step_increment=0, eval_digits=(1, 2, 3, 4),
         ),
         {}, (), 0, 1000, ("plain", "rationalize", "direct"),

@@ -40,9 +40,9 @@ class StarConfig(RunConfig):
     layers: int = 3  # transformer blocks
     heads: int = 4  # attention heads
     context: int = 256  # longest row in tokens; a 10-digit sum needs 202
-    base_steps: int = 4500  # optimizer steps
-    base_rows: int = 16  # rows of an update; many small updates teach far more than few large ones at the same cost
-    base_lr: float = 2e-3  # peak learning rate, cosine to a tenth
+    base_steps: int = 2500  # optimizer steps
+    base_rows: int = 32  # rows of an update; many small updates teach far more than few large ones at the same cost
+    base_lr: float = 1e-3  # peak learning rate, cosine to a tenth
     base_shares: tuple[float, ...] = (0.6, 0.36, 0.03, 0.008, 0.002)  # how often sums of 1, 2, ... digits are shown
     base_hint_share: float = 0.4  # share of further sums that carry their answer as a hint
     base_hinted_shares: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)  # how often these have 1, 2, ... digits
