@@ -49,8 +49,8 @@ PRESETS = {
     ),
     "demo": Preset(
         replace(
-            CPU, base_steps=1200, base_shares=(0.7, 0.28, 0.02), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
-            digits=(1, 2, 3), problems=300, first_steps=200, step_increment=0, eval_digits=(1, 2, 3, 4),
+            CPU, base_steps=2000, base_shares=(0.6, 0.36, 0.04), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
+            digits=(1, 2, 3), problems=300, first_steps=300, step_increment=0, eval_digits=(1, 2, 3, 4),
         ),
         {}, (), 0, 1000, ("plain", "rationalize", "direct"),
     ),
