@@ -99,7 +99,7 @@ class GrpoConfig(RunConfig):
     # updates
     updates_per_rollout: int = 1  # minibatches that a rollout is dealt out into, one optimizer step each
     epochs: int = 1  # passes over a rollout (GRPO's mu)
-    lr: float = 2e-4  # learning rate after warm-up
+    lr: float = 1e-4  # learning rate after warm-up; at 1e-3 a small model loses in ten steps what it knew
     decay: bool = False  # cosine to a tenth of it; --no-decay: constant
     warmup: int = 5  # updates of warm-up
     micro_tokens: int = 2048  # tokens of a micro-batch: memory and speed, not the result
