@@ -12,6 +12,15 @@
     </scratch>
     8 8 3                        the answer, without leading zero
 
+`ThinkingAddition` poses the same sums in words of one line, and its solutions think first, in the tags of DeepSeek-R1:
+
+    4 7 + 3 8                                                                                  the prompt
+    <think> </think> <answer> 8 5 </answer>                                                    direct: no thought
+    <think> 7 + 8 = 1 5 , 4 + 3 + 1 = 8 , so 8 5 </think> <answer> 8 5 </answer>               steps: one pass
+    <think> 7 + 8 = 1 6 , ... , so 8 6 wait 7 + 8 = 1 5 , ... , so 8 5 wait ... </think> ...   recheck: until two agree
+
+Its demonstrations contain slips, as what people write does, so a single pass is wrong now and then and checking pays.
+
 Splits: every sum (a, b) belongs to "test" or to the rest by a hash of itself, so no training sum is ever tested.
 One-digit sums are so few (81) that a tenth of them says nothing: they are tested all, and that curve is practice.
 """
@@ -20,8 +29,11 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+from nanoreason.rewards import extract_answer
 from nanoreason.rollout import Problem, seed_of
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
@@ -153,3 +165,154 @@ def test_sums(digits: tuple[int, ...], count: int, form: str = "scratchpad") -> 
     """`count` held-out sums of each length; for one digit all 81 sums, seen ones included, whatever `count` is."""
     one_digit = [sum_problem(a, b, form) for a in range(1, 10) for b in range(1, 10)] if 1 in digits else []
     return one_digit + [Addition((n,), form).problem("test", i) for n in digits if n > 1 for i in range(count)]
+
+
+# ------------------------------------------------------------------------------------------------- sums with thinking
+
+MODES = ("direct", "steps", "recheck")
+# Numbers and instructions of other sections are words of the same vocabulary, so one base serves all of them.
+THINKING_WORDS = [
+    "User:", "Assistant:", "<think>", "</think>", "<answer>", "</answer>", "wait", "so", "+", "=", ",", "?",
+    "Think", "for", "maximum", "tokens.", "steps", "left", "short", "long", "Final", "Answer:", "answer", "check",
+    "but", "Alternatively", "Hmm", *"0123456789",
+]  # fmt: skip
+
+
+def thinking_tokenizer() -> TextTokenizer:
+    """One token per word of THINKING_WORDS, so also per digit, and EOS."""
+    return word_tokenizer(THINKING_WORDS)
+
+
+def one_pass(a: int, b: int, slip: float = 0.0, draw: random.Random | None = None) -> tuple[str, str]:
+    """Column by column from the right; each column's digit is wrong with chance `slip`. Returns (text, result).
+
+    A slip is believed: the result is made of the digits as they were written. The carry is never wrong.
+
+    >>> one_pass(47, 38)
+    ('7 + 8 = 1 5 , 4 + 3 + 1 = 8 , so 8 5', '8 5')
+    """
+    columns, result, carry = [], "", 0
+    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
+        pair = f"{x} + {y} + 1" if carry else f"{x} + {y}"
+        carry, digit = divmod(int(x) + int(y) + carry, 10)
+        if slip and draw.random() < slip:
+            digit = (digit + draw.randint(1, 9)) % 10
+        result = f"{digit}{result}"
+        columns.append(f"{pair} = {'1 ' * carry}{digit}")
+    result = spaced("1" * carry + result)
+    return f"{' , '.join(columns)} , so {result}", result
+
+
+def thoughts(
+    a: int, b: int, mode: str, slip: float, draw: random.Random, doubt: float = 0.0, most: int = 6
+) -> tuple[str, str]:
+    """What stands between the think tags in one of MODES, and the answer it ends in.
+
+    To recheck is to work the sum out again until two passes agree, or `most` are done; with chance `doubt` once more
+    although they agree. The answer is the last pass's result.
+    """
+    if mode == "direct":
+        return "", spaced(a + b)
+    passes = [one_pass(a, b, slip, draw)]
+    while mode == "recheck" and len(passes) < most:
+        results = [result for _, result in passes]
+        if results[-1] in results[:-1] and draw.random() >= doubt:
+            break
+        passes.append(one_pass(a, b, slip, draw))
+    return " wait ".join(text for text, _ in passes), passes[-1][1]
+
+
+def tagged(thinking: str, answer: str) -> str:
+    """
+    >>> tagged("", "8 5"), tagged("hm", "8 5")
+    ('<think> </think> <answer> 8 5 </answer>', '<think> hm </think> <answer> 8 5 </answer>')
+    """
+    return f"<think> {thinking + ' ' if thinking else ''}</think> <answer> {answer} </answer>"
+
+
+@dataclass(frozen=True)
+class ThinkingAddition:
+    """n-digit sums whose solutions think in tags. `info` holds the number of digits and the solution's mode as `form`.
+
+    Item i of a split has `digits[i % len(digits)]` digits, or a length drawn by `shares`. Nothing asks for a mode: it
+    is a function of (split, i) like all else, so that a model of these solutions takes each with about its share.
+    """
+
+    digits: tuple[int, ...] = (2, 3)
+    shares: tuple[float, ...] = ()  # chance of each length; empty: all lengths in turn
+    forms: Mapping[str, float] = field(default_factory=lambda: dict(zip(MODES, (0.7, 0.27, 0.03), strict=True)))
+    slip: float = 0.1  # chance that a column's digit is wrong, in each pass anew
+    doubt: float = 0.0  # chance of one more pass although two agree
+
+    def __post_init__(self) -> None:
+        if not self.digits or min(self.digits) < 1:
+            raise ValueError(f"digits {self.digits}: every length must be at least 1")
+        if self.shares and len(self.shares) != len(self.digits):
+            raise ValueError(f"{len(self.shares)} shares for {len(self.digits)} digit lengths")
+        if not self.forms or set(self.forms) - set(MODES):
+            raise ValueError(f"forms {dict(self.forms)}: a chance for one or more of {', '.join(MODES)}")
+
+    def problem(self, split: str, index: int) -> Problem:
+        """`split` is "test" or any other name; all others share the sums that are not held out."""
+        draw = random.Random(seed_of("thinking", split, index))
+        n = draw.choices(self.digits, self.shares)[0] if self.shares else self.digits[index % len(self.digits)]
+        low, high = 10 ** (n - 1), 10**n - 1
+        a, b = draw.randint(low, high), draw.randint(low, high)
+        while is_test(a, b) != (split == "test"):
+            a, b = draw.randint(low, high), draw.randint(low, high)
+        mode = draw.choices(list(self.forms), list(self.forms.values()))[0]
+        solution = tagged(*thoughts(a, b, mode, self.slip, draw, self.doubt))
+        return Problem(f"{spaced(a)} + {spaced(b)}", spaced(a + b), solution, {"digits": n, "form": mode})
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1.0 if the one <answer> of the response, or a response that is nothing but an answer, is the sum; else 0.0"""
+        return float(extract_answer(response) == problem.answer)
+
+
+class Thinking(NamedTuple):
+    """What a response did, read from its text; nothing here says that it is right."""
+
+    mode: str  # one of MODES, or "none": no <think> at the beginning
+    results: tuple[str, ...]  # what each finished pass came to, e.g. ("8 6", "8 5")
+    rechecks: int  # how often it said "wait"
+    repeated: int  # passes that are an earlier one word by word: 1 where two agreed, more is repetition
+    tokens: int  # words between the tags
+    answer: str | None  # what stands in the one <answer>
+
+    @property
+    def passes(self) -> int:
+        return len(self.results)
+
+
+def read_thinking(response: str) -> Thinking:
+    """How a response of `ThinkingAddition` thinks; total: any text is read, one that was cut as far as it goes.
+
+    >>> read_thinking("<think> 7 + 2 = 8 , so 8 wait 7 + 2 = 9 , so 9 wait 7 + 2 = 9 , so 9 </think> <answer> 9")
+    Thinking(mode='recheck', results=('8', '9', '9'), rechecks=2, repeated=1, tokens=26, answer=None)
+    >>> read_thinking("<think> </think> <answer> 8 5 </answer>").mode, read_thinking("8 5").mode
+    ('direct', 'none')
+    """
+    answer = extract_answer(response) if "<answer>" in response else None
+    if not response.lstrip().startswith("<think>"):
+        return Thinking("none", (), 0, 0, 0, answer)
+    thinking = response.lstrip().removeprefix("<think>").split("</think>")[0].split("<answer>")[0]
+    words = thinking.split()
+    parts = [part.strip() for part in " ".join(words).split("wait")]
+    results = tuple(part.rpartition("so ")[2] for part in parts if "so " in part)
+    passes = [part for part in parts if part]
+    rechecks = words.count("wait")
+    mode = "recheck" if rechecks else "steps" if words else "direct"
+    return Thinking(mode, results, rechecks, len(passes) - len(set(passes)), len(words), answer)
+
+
+@functools.cache
+def longest_thinking(digits: int, passes: int = 1) -> int:
+    """Tokens of the longest response of `passes` passes over a sum of `digits` digits, tags and EOS included."""
+    nines = 10**digits - 1
+    thinking = " wait ".join([one_pass(nines, nines)[0]] * passes)
+    return len(thinking_tokenizer().encode(tagged(thinking, spaced(2 * nines)))) + 1
+
+
+def thinking_sums(digits: tuple[int, ...], count: int) -> list[Problem]:
+    """`count` held-out sums of each length, for `ThinkingAddition`."""
+    return [ThinkingAddition((n,)).problem("test", i) for n in digits for i in range(count)]

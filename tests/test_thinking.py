@@ -1,0 +1,132 @@
+"""Sums with thinking: what is written, how often it is wrong, how it is read back, and what is held out."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanoreason.rewards import format_reward, with_template
+from nanoreason.rollout import demonstration
+from nanoreason.tasks.addition import (
+    MODES,
+    THINKING_WORDS,
+    ThinkingAddition,
+    is_test,
+    longest_thinking,
+    one_pass,
+    read_thinking,
+    tagged,
+    thinking_sums,
+    thinking_tokenizer,
+)
+
+WORDS = thinking_tokenizer()
+
+
+def problems(count: int, split: str = "x", **settings):
+    task = ThinkingAddition(**settings)
+    return [task.problem(split, i) for i in range(count)]
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(*[st.integers(10 ** (n - 1), 10**n - 1)] * 2)))
+def test_a_pass_without_slips_is_right_in_every_column(pair):
+    a, b = pair
+    text, result = one_pass(a, b)
+    assert result.replace(" ", "") == str(a + b) and text.endswith(f"so {result}")
+    carry = 0
+    for column, x, y in zip(text.split(" , ")[:-1], reversed(str(a)), reversed(str(b)), strict=True):
+        left, right = column.split(" = ")
+        assert left.split(" + ") == [x, y, "1"][: 2 + carry]
+        total = int(right.replace(" ", ""))
+        assert total == int(x) + int(y) + carry
+        carry = total // 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_solutions_are_in_the_format_and_read_back_as_what_they_are(mode):
+    for problem in problems(60, digits=(1, 2, 3, 4), forms={mode: 1.0}, slip=0.2):
+        assert format_reward([""], [problem.solution]) == [1.0]
+        read = read_thinking(problem.solution)
+        assert read.mode == problem.info["form"] == mode
+        assert read.passes == (0 if mode == "direct" else read.rechecks + 1)
+        assert mode == "direct" or read.answer == read.results[-1]
+        if mode == "recheck":  # it ends when two agree, and not before
+            assert read.results[-1] in read.results[:-1] or read.passes == 6
+            assert len(set(read.results[:-1])) == read.passes - 1
+            assert read.repeated <= 1
+        assert ThinkingAddition().reward(problem, problem.solution) == float(read.answer == problem.answer)
+        row = demonstration(WORDS, with_template(problem, "skeleton"))
+        assert WORDS.decode(row.response[:-1]) == problem.solution
+        assert len(row.response) <= longest_thinking(problem.info["digits"], max(1, read.passes))
+
+
+def test_one_pass_is_wrong_as_often_as_its_columns_slip_and_checking_pays():
+    right = {}
+    for mode in MODES:
+        found = problems(400, digits=(3,), forms={mode: 1.0}, slip=0.1)
+        right[mode] = sum(ThinkingAddition().reward(p, p.solution) for p in found) / len(found)
+    assert right["direct"] == 1.0
+    assert right["steps"] == pytest.approx(0.9**3, abs=0.07)
+    assert right["recheck"] > 0.95
+
+
+def test_forms_and_lengths_come_with_their_shares_and_doubt_adds_passes():
+    found = problems(600, digits=(2, 3), shares=(0.75, 0.25), forms={"direct": 0.6, "steps": 0.3, "recheck": 0.1})
+    count = Counter(p.info["form"] for p in found)
+    assert [count[mode] / 600 for mode in MODES] == pytest.approx([0.6, 0.3, 0.1], abs=0.06)
+    assert sum(p.info["digits"] == 2 for p in found) / 600 == pytest.approx(0.75, abs=0.06)
+
+    def passes(doubt: float) -> float:
+        some = problems(200, forms={"recheck": 1.0}, doubt=doubt)
+        return sum(read_thinking(p.solution).passes for p in some) / 200
+
+    assert passes(0.5) > passes(0.0) + 0.5
+
+
+def test_problems_are_pure_and_no_test_sum_is_in_training():
+    assert problems(20) == problems(20)
+    for split, expected in (("test", True), ("train", False), ("rl-1", False)):
+        for problem in problems(50, split):
+            a, b = (int(number.replace(" ", "")) for number in problem.prompt.split(" + "))
+            assert is_test(a, b) == expected and problem.answer.replace(" ", "") == str(a + b)
+    assert [p.info["digits"] for p in thinking_sums((2, 4), 3)] == [2, 2, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("response", "mode", "passes", "repeated"),
+    [
+        ("", "none", 0, 0),
+        ("8 5", "none", 0, 0),
+        ("so <think> </think>", "none", 0, 0),
+        ("<think>", "direct", 0, 0),
+        ("<think> 7 + 8 = 1", "steps", 0, 0),
+        ("<think> so 8 5 wait", "recheck", 1, 0),
+        ("<think> so 8 5 wait so 8 5 wait so 8 5 </think> <answer> 8 5 </answer>", "recheck", 3, 2),
+        ("<think> wait wait wait </think>", "recheck", 0, 0),
+        ("<think> <answer> 8 5 </answer>", "direct", 0, 0),
+    ],
+)
+def test_any_text_is_read(response, mode, passes, repeated):
+    read = read_thinking(response)
+    assert (read.mode, read.passes, read.repeated) == (mode, passes, repeated)
+
+
+@given(st.lists(st.sampled_from(THINKING_WORDS), max_size=30).map(" ".join))
+def test_reading_and_judging_never_raise(response):
+    task = ThinkingAddition()
+    problem = task.problem("x", 0)
+    read = read_thinking(response)
+    assert read.mode in (*MODES, "none") and read.repeated >= 0
+    assert task.reward(problem, response) in (0.0, 1.0)
+
+
+def test_only_what_stands_in_the_one_answer_is_judged():
+    task = ThinkingAddition()
+    problem = task.problem("x", 0)
+    assert task.reward(problem, tagged("so 1", problem.answer)) == 1.0
+    assert task.reward(problem, tagged(problem.answer, "1")) == 0.0
+    assert task.reward(problem, f"<answer> {problem.answer} </answer> <answer> {problem.answer} </answer>") == 0.0
+    for settings in (dict(forms={"guess": 1.0}), dict(forms={}), dict(digits=()), dict(shares=(1.0,))):
+        with pytest.raises(ValueError):
+            ThinkingAddition(**settings)
