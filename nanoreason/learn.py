@@ -140,6 +140,28 @@ def group_advantages(rewards: list[float], group_size: int, divide_by: str = "gr
     return advantages
 
 
+def discounted_returns(rewards: list[float], gamma: float) -> list[float]:
+    """rewards of tokens (T) -> what follows from each of them on (T): G_t = sum over l of gamma^l r_{t+l}.
+
+    For rewards that single tokens have, such as the dense repetition penalty; `Rollout.token_advantages` takes them,
+    so that the advantage of token t is A + G_t (the multi-reward GAE of Demystifying Long CoT, 2502.03373, at lambda 1:
+    each kind of reward with its own discount, all of them in one sum). The token that earned a reward gets all of it,
+    those before it less and less.
+
+    A is the normalised advantage of the row's own reward, and G_t is added after that: it is neither centred nor
+    divided. So a penalty has its size in units of A, also in a group whose rewards are all equal.
+
+    >>> discounted_returns([0.0, -1.0, -1.0, 0.0], gamma=0.5)
+    [-0.75, -1.5, -1.0, 0.0]
+    """
+    # DIFFERS from the paper: PPO subtracts a critic's V(s_t) from the sum of all kinds. GRPO has no critic; the group's
+    # mean stands in for it in A, and nothing does in G_t, which changes the variance and not the expected gradient.
+    returns, following = [0.0] * len(rewards), 0.0
+    for t in reversed(range(len(rewards))):
+        returns[t] = following = rewards[t] + gamma * following
+    return returns
+
+
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Negative log-likelihood (B, T) of what the row says."""
     return -logprobs
@@ -300,12 +322,16 @@ def collate(rollouts: list[Rollout], weights: list[list[float]], device: torch.d
     def padded(lists: list[list], fill, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([values + [fill] * (T - len(values)) for values in lists], dtype=dtype, device=device)
 
+    advantages = torch.tensor([[row.advantage] for row in rollouts], dtype=torch.float32, device=device)  # (B, 1)
+    if any(row.token_advantages for row in rollouts):
+        of_tokens = [row.token_advantages or [0.0] * len(row.tokens) for row in rollouts]
+        advantages = advantages + padded(of_tokens, 0.0, torch.float32)  # (B, T)
     return Batch(
         tokens=padded([row.tokens for row in rollouts], pad_id, torch.int64),
         loss_mask=padded([row.loss_mask for row in rollouts], False, torch.bool),
         old_logprobs=padded([row.old_logprobs or row.logprobs for row in rollouts], 0.0, torch.float32),
         weights=padded(weights, 0.0, torch.float32),
-        advantages=torch.tensor([[row.advantage] for row in rollouts], dtype=torch.float32, device=device),
+        advantages=advantages,
         sampler_logprobs=padded([row.logprobs for row in rollouts], 0.0, torch.float32),
         ref_logprobs=padded([row.ref_logprobs or [0.0] * len(row.tokens) for row in rollouts], 0.0, torch.float32),
     )

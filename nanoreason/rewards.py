@@ -11,6 +11,7 @@ fields of `Problem`, and `completion_ids`: the tokens of each completion.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,3 +201,160 @@ def overlong_reward(max_tokens: int, buffer: int) -> RewardFunction:
         return [-min(1.0, excess / buffer) if excess > 0 else 0.0 for excess in over]
 
     return overlong
+
+
+# ------------------------------------------------------------------------------- length: verdicts shaped by tokens
+#
+# `correct` is the reward function whose 1 means right; the tokens of a completion include its EOS. A completion that
+# reaches the limit was cut (or would have been by one token more): it counts as exceeding, whatever its text says.
+
+
+def classic_reward(correct: RewardFunction, max_tokens: int, margin: int = 0) -> RewardFunction:
+    """1 if right, 0 if wrong, and 0 where max_tokens is reached (Demystifying Long CoT, 2502.03373, section 4.1).
+
+    It is silent about length up to the limit, so that thinking may grow into it.
+
+    >>> def correct(prompts, completions, **columns): return [float(text == "4") for text in completions]
+    >>> classic_reward(correct, 100)([""] * 3, ["4", "4", "5"], completion_ids=[[0] * n for n in (99, 100, 7)])
+    [1.0, 0.0, 0.0]
+    """
+
+    def classic(prompts, completions, completion_ids, **columns) -> list[float]:
+        verdicts = correct(prompts, completions, completion_ids=completion_ids, **columns)
+        return [
+            float(verdict == 1 and len(ids) + margin < max_tokens)
+            for verdict, ids in zip(verdicts, completion_ids, strict=True)
+        ]
+
+    return classic
+
+
+def cosine_reward(
+    correct: RewardFunction,
+    max_tokens: int,
+    right: tuple[float, float] = (2.0, 1.0),
+    wrong: tuple[float, float] = (-10.0, 0.0),
+    exceed: float = -10.0,
+    margin: int = 0,
+) -> RewardFunction:
+    """Half a cosine wave from a value at length 0 to a value at max_tokens (Demystifying Long CoT, section 4.2).
+
+        r_L + (r_0 - r_L) (1 + cos(pi L / max_tokens)) / 2        (r_0, r_L) = `right` or `wrong`
+        `exceed`                                                  where L + margin reaches max_tokens, even if right
+
+    With the default values a short right answer is worth more than a long one, and a long wrong one costs less than a
+    short one: think on where you do not know. The slope is 0 at both ends and steepest in the middle.
+
+    >>> def correct(prompts, completions, **columns): return [float(text == "4") for text in completions]
+    >>> reward, lengths = cosine_reward(correct, 100), (0, 25, 50, 75, 99, 100)
+    >>> [round(r, 2) for r in reward([""] * 6, ["4"] * 6, completion_ids=[[0] * n for n in lengths])]
+    [2.0, 1.85, 1.5, 1.15, 1.0, -10.0]
+    >>> [round(r, 2) for r in reward([""] * 6, ["5"] * 6, completion_ids=[[0] * n for n in lengths])]
+    [-10.0, -8.54, -5.0, -1.46, -0.0, -10.0]
+    """
+    # DIFFERS from the paper in print: its appendix defines CosFn(t, T, low, high) and its text calls it with (r_0, r_L)
+    # as (low, high), which taken literally exchanges the ends. This is what its prose, figures and code agree on.
+    # DIFFERS from the paper's code: its margin is 16 tokens of 14,336; tiny windows need all of theirs.
+
+    def cosine(prompts, completions, completion_ids, **columns) -> list[float]:
+        rewards = []
+        verdicts = correct(prompts, completions, completion_ids=completion_ids, **columns)
+        for verdict, ids in zip(verdicts, completion_ids, strict=True):
+            start, end = right if verdict == 1 else wrong
+            wave = end + (start - end) * (1 + math.cos(math.pi * len(ids) / max_tokens)) / 2
+            rewards.append(exceed if len(ids) + margin >= max_tokens else wave)
+        return rewards
+
+    return cosine
+
+
+def lcpo_exact_reward(correct: RewardFunction, alpha: float = 0.0003) -> RewardFunction:
+    """LCPO-Exact: [right] - alpha * |target - tokens|, the target from `info["target_tokens"]` (L1, 2503.04697).
+
+    In a group of equal verdicts the length term is all there is, and dividing by the group's deviation makes it a full
+    signal however small alpha is; without that division alpha keeps its meaning. alpha * (range of the targets) is
+    about 1.2 in the paper: the worst miss costs what a right answer brings.
+
+    >>> def correct(prompts, completions, **columns): return [float(text == "4") for text in completions]
+    >>> call = dict(completion_ids=[[0] * n for n in (50, 40, 70, 50)], info=[{"target_tokens": 50}] * 4)
+    >>> lcpo_exact_reward(correct, alpha=0.01)([""] * 4, ["4", "4", "4", "5"], **call)
+    [1.0, 0.9, 0.8, 0.0]
+    """
+
+    def lcpo_exact(prompts, completions, completion_ids, info, **columns) -> list[float]:
+        verdicts = correct(prompts, completions, completion_ids=completion_ids, info=info, **columns)
+        return [
+            float(verdict == 1) - alpha * abs(about["target_tokens"] - len(ids))
+            for verdict, ids, about in zip(verdicts, completion_ids, info, strict=True)
+        ]
+
+    return lcpo_exact
+
+
+def lcpo_max_reward(correct: RewardFunction, alpha: float = 0.0003, delta: float = 0.5) -> RewardFunction:
+    """LCPO-Max: [right] * clip(alpha * (target - tokens) + delta, 0, 1), the target an upper bound (L1).
+
+    delta keeps a right answer that is a little too long better than a wrong one: it is worth nothing only from
+    delta / alpha tokens beyond the bound on, and shorter ones earn up to 1.
+
+    >>> def correct(prompts, completions, **columns): return [float(text == "4") for text in completions]
+    >>> call = dict(completion_ids=[[0] * n for n in (50, 30, 0, 70, 101, 30)], info=[{"target_tokens": 50}] * 6)
+    >>> lcpo_max_reward(correct, alpha=0.01)([""] * 6, ["4"] * 5 + ["5"], **call)
+    [0.5, 0.7, 1.0, 0.3, 0.0, 0.0]
+    """
+    # DIFFERS from the paper's code, as does LCPO-Exact: that one scales the product into [-1, 1] before it halves it,
+    # which doubles alpha, and its run script for Max selects no length reward at all. These are the paper's formulas.
+
+    def lcpo_max(prompts, completions, completion_ids, info, **columns) -> list[float]:
+        verdicts = correct(prompts, completions, completion_ids=completion_ids, info=info, **columns)
+        return [
+            min(1.0, max(0.0, alpha * (about["target_tokens"] - len(ids)) + delta)) if verdict == 1 else 0.0
+            for verdict, ids, about in zip(verdicts, completion_ids, info, strict=True)
+        ]
+
+    return lcpo_max
+
+
+# ------------------------------------------------------------------------------------------------------ repetition
+
+
+def repetition_penalties(tokens: list[int], n: int = 40, penalty: float = -0.05) -> list[float]:
+    """tokens (T) -> one reward per token (T): `penalty` for each token of an n-gram that was there before, else 0.
+
+    Demystifying Long CoT, algorithm 1: the first occurrence is free, and a token in several repeated n-grams gets the
+    penalty once. These are rewards of tokens, not of the response: they go into `Rollout.token_advantages` as the
+    discounted sum of what follows (`learn.discounted_returns`).
+
+    >>> repetition_penalties([1, 2, 3, 1, 2, 3, 4], n=2, penalty=-1.0)
+    [0.0, 0.0, 0.0, -1.0, -1.0, -1.0, 0.0]
+    >>> repetition_penalties([5, 5, 5], n=2, penalty=-1.0)  # the repeated 2-gram overlaps the first one
+    [0.0, -1.0, -1.0]
+    """
+    rewards = [0.0] * len(tokens)
+    seen: set[tuple[int, ...]] = set()
+    for first in range(len(tokens) - n + 1):
+        gram = tuple(tokens[first : first + n])
+        if gram in seen:
+            rewards[first : first + n] = [penalty] * n
+        seen.add(gram)
+    return rewards
+
+
+def repetition_reward(n: int = 40, penalty: float = -1.0) -> RewardFunction:
+    """The sparse form: `penalty` times the share of a completion's n-grams that repeat an earlier one.
+
+    One number for the whole response, which does not say where it repeats itself (TRL's get_repetition_penalty_reward,
+    there over words).
+
+    >>> repetition_reward(2)([""] * 3, [""] * 3, completion_ids=[[1, 2, 3], [5, 5, 5, 5, 5], [1]])
+    [0.0, -0.75, 0.0]
+    """
+
+    def repetition(prompts, completions, completion_ids, **columns) -> list[float]:
+        rewards = []
+        for ids in completion_ids:
+            grams = [tuple(ids[first : first + n]) for first in range(len(ids) - n + 1)]
+            rewards.append(penalty * (1 - len(set(grams)) / len(grams)) if len(set(grams)) < len(grams) else 0.0)
+        return rewards
+
+    return repetition

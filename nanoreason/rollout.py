@@ -57,8 +57,10 @@ class Rollout:
     stop_reason: str = ""  # "" running or never sampled, "eos", "stop" (a stop id), "length" (budget or context)
     reward: float = 0.0
     advantage: float = 0.0
+    token_advantages: list[float] | None = None  # added to `advantage`, token by token; None: nothing
     old_logprobs: list[float] | None = None  # the learner's own for this row before the first update; None: `logprobs`
     ref_logprobs: list[float] | None = None  # under the reference model; None: no reference
+    go_on_until: int = 0  # while the row has fewer tokens than this, no stop id and no EOS can be drawn
 
     @property
     def response(self) -> list[int]:
@@ -97,7 +99,7 @@ class Batch:
     loss_mask: torch.Tensor  # (B, T) bool
     old_logprobs: torch.Tensor  # (B, T) float32, of the policy that the ratio compares with
     weights: torch.Tensor  # (B, T) float32, how much each token counts; sums to 1 over the whole step
-    advantages: torch.Tensor  # (B, 1) float32
+    advantages: torch.Tensor  # (B, 1) float32, or (B, T) where some row has advantages of single tokens
     sampler_logprobs: torch.Tensor  # (B, T) float32, of the distribution that each token was drawn from
     ref_logprobs: torch.Tensor  # (B, T) float32, of the reference; 0 where there is none
 

@@ -33,9 +33,28 @@ import torch
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
 from nanoreason.evaluate import pass_at_k
-from nanoreason.learn import FLAT, PolicyLoss, group_advantages, make_optimizer, score, token_weights, update
+from nanoreason.learn import (
+    FLAT,
+    PolicyLoss,
+    discounted_returns,
+    group_advantages,
+    make_optimizer,
+    score,
+    token_weights,
+    update,
+)
 from nanoreason.model import Transformer
-from nanoreason.rewards import accuracy_reward, closing_ids, format_reward, overlong_reward, with_template
+from nanoreason.rewards import (
+    accuracy_reward,
+    classic_reward,
+    closing_ids,
+    cosine_reward,
+    format_reward,
+    overlong_reward,
+    repetition_penalties,
+    repetition_reward,
+    with_template,
+)
 from nanoreason.rollout import Problem, Rollout, prompt_rows, response_text, seed_of
 from nanoreason.run import Run, RunConfig, learning_rate, pick_device, progress, read_jsonl, say, table
 from nanoreason.sampler import Sampler
@@ -57,7 +76,8 @@ ALGORITHMS: dict[str, dict] = {
 }  # fmt: skip
 WORDS = {"average": ("token", "sequence", "constant"), "divide_by": ("group", "batch", "none"),
          "baseline": ("group", "none"), "ratio": ("token", "sequence", "detached"), "kl_estimator": ("k1", "k2", "k3"),
-         "algorithm": tuple(ALGORITHMS)}  # fmt: skip
+         "algorithm": tuple(ALGORITHMS), "length_reward": ("none", "classic", "cosine"),
+         "repetition": ("none", "dense", "sparse")}  # fmt: skip
 
 
 @dataclass
@@ -71,6 +91,15 @@ class GrpoConfig(RunConfig):
     template: str = "none"  # how they are asked: none (as the task does), skeleton (User: ... Assistant:) or r1
     accuracy_weight: float = 1.0  # of the verifier's verdict, 1 or 0, in the reward
     format_weight: float = 0.0  # of the right use of the tags, 1 or 0, in the reward; needs a template
+    length_reward: str = "none"  # shape of the verdict by length: none, classic (0 where cut) or cosine
+    cosine_right: tuple[float, float] = (2.0, 1.0)  # cosine: value of a right response of length 0, of max_new_tokens
+    cosine_wrong: tuple[float, float] = (-10.0, 0.0)  # the same of a wrong one (a flag that starts with - needs an =)
+    cosine_exceed: float = -10.0  # cosine: value where max_new_tokens is reached, right or wrong
+    length_margin: int = 0  # tokens before max_new_tokens that count as reaching it (the paper's code: 16 of 14336)
+    repetition: str = "none"  # n-grams that come again: none, dense (rewards of tokens) or sparse (of the response)
+    repetition_n: int = 40  # N of the n-grams, in tokens; longer than what a sound response says twice
+    repetition_penalty: float = -0.05  # dense: of each token of a repeated n-gram; sparse: times their share
+    repetition_gamma: float = 0.99  # dense: discount of a penalty for the tokens before it
     # rollouts
     steps: int = 100  # rollouts
     prompts: int = 16  # P, problems of a rollout
@@ -147,6 +176,10 @@ def with_algorithm(config: GrpoConfig) -> GrpoConfig:
         raise ValueError("--group-size 1 compares nothing: use at least 2, or --baseline none")
     if config.temperature <= 0:
         raise ValueError(f"--temperature {config.temperature}: all samples of a group would be equal, use more than 0")
+    if config.length_margin >= config.max_new_tokens:
+        raise ValueError(f"--length-margin {config.length_margin} leaves nothing of --max-new-tokens")
+    if config.repetition != "none" and not 1 <= config.repetition_n <= config.max_new_tokens:
+        raise ValueError(f"--repetition-n {config.repetition_n}: from 1 to --max-new-tokens {config.max_new_tokens}")
     if config.format_weight and config.template == "none":
         raise ValueError("--format-weight needs --template skeleton or r1: without tags there is no format")
     if not (config.accuracy_weight or config.format_weight):
@@ -267,6 +300,15 @@ def judge(config: GrpoConfig, words: TextTokenizer, rows: list[Rollout]) -> dict
     if config.overlong_share:
         buffer = max(1, round(config.overlong_share * config.max_new_tokens))
         parts["overlong"] = (overlong_reward(config.max_new_tokens, buffer), 1.0)
+    if config.length_reward != "none":  # in place of the bare verdict, which is still measured
+        verdict, limit, margin = parts["accuracy"][0], config.max_new_tokens, config.length_margin
+        shaped = classic_reward(verdict, limit, margin)
+        if config.length_reward == "cosine":
+            ends = config.cosine_right, config.cosine_wrong, config.cosine_exceed
+            shaped = cosine_reward(verdict, limit, *ends, margin)
+        parts |= {"accuracy": (verdict, 0.0), config.length_reward: (shaped, config.accuracy_weight)}
+    if config.repetition == "sparse":
+        parts["repetition"] = (repetition_reward(config.repetition_n, config.repetition_penalty), 1.0)
     columns = {name: [getattr(row.problem, name) for row in rows] for name in ("answer", "solution", "info")}
     prompts = [row.problem.prompt for row in rows]
     completions = [response_text(words, row) for row in rows]
@@ -276,6 +318,12 @@ def judge(config: GrpoConfig, words: TextTokenizer, rows: list[Rollout]) -> dict
     }
     for i, row in enumerate(rows):
         row.reward = sum(weight * values[name][i] for name, (_, weight) in parts.items())
+    if config.repetition == "dense":  # not in the reward: what its tokens earned is added to their advantages
+        values["repetition"] = []
+        for row in rows:
+            penalties = repetition_penalties(row.response, config.repetition_n, config.repetition_penalty)
+            row.token_advantages = [0.0] * row.prompt_len + discounted_returns(penalties, config.repetition_gamma)
+            values["repetition"].append(sum(penalties))
     return values
 
 
