@@ -134,3 +134,34 @@ def bootstrap_interval(
     means = sorted(sum(generator.choices(values, k=len(values))) / len(values) for _ in range(draws))
     tail = (1 - level) / 2
     return means[int(tail * draws)], means[min(draws - 1, int((1 - tail) * draws))]
+
+
+# ------------------------------------------------------------------------------- scaling with the length of thinking
+# s1 (Muennighoff et al., 2025), section 3.2: a method is run at several settings of its thinking budget. A run is
+# (mean thinking tokens a, accuracy f(a)).
+
+
+def control(tokens: list[float], most: list[float], least: float = 0.0) -> float:
+    """The share of runs whose thinking tokens are within what was asked for: least <= a <= most (s1, eq. 1).
+
+    >>> control([8.0, 15.5, 40.0, 64.0], [8, 16, 32, 64])
+    0.75
+    """
+    return sum(least <= a <= limit for a, limit in zip(tokens, most, strict=True)) / len(tokens)
+
+
+def scaling(tokens: list[float], accuracy: list[float], per: float = 100.0) -> float:
+    """The mean slope over all pairs of runs, (f(b) - f(a)) / (b - a) with b > a, in points of a percent per `per` tokens
+    (s1, eq. 2; the paper prints no unit). Runs of equal length have no slope and make no pair; 0 if no pair is left.
+
+    >>> scaling([10, 20, 40], [0.2, 0.4, 0.4])      # slopes of 200, 0 and 66.7 points per 100 tokens
+    88.9
+    """
+    runs = list(zip(tokens, accuracy, strict=True))
+    slopes = [(g - f) / (b - a) for i, (a, f) in enumerate(runs) for b, g in runs[i + 1 :] if a != b]
+    return round(100 * per * sum(slopes) / len(slopes), 1) if slopes else 0.0
+
+
+def performance(accuracy: list[float]) -> float:
+    """The best run (s1, eq. 3)."""
+    return max(accuracy)

@@ -15,6 +15,7 @@ Rollouts, budget forcing, spawn / join, majority voting and evaluation are all t
   again and it goes on with only the new tokens to be read.
 * Prompts are read (`_prefill`) up to their last token, a prompt shared by a group once; the last token is the first
   decode step's input. The cache is only as long as the longest row so far, so that attention reads no further.
+* A row that must go on (`go_on_until`) draws from the distribution without its stops; its log-probs say so too.
 * The k-th draw of a row inverts the CDF at `uniforms(row.seed)[k]`. A sample is therefore a function of the weights,
   the row and its numbers: not of the rows beside it, nor of when they leave. Its log-prob comes from the same softmax.
 """
@@ -178,6 +179,7 @@ class Sampler:
         """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
         here = self.position[:n, None]  # (n, 1): where each row's last token stands, the input of this step
         logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
+        logits = logits.masked_fill(self.stops & (here + 1 < self.go_on_until[:n, None]), -torch.inf)
         token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
         here += 1  # a view: self.position moves on with it
         self.tokens[:n].scatter_(1, here, token[:, None])
@@ -244,6 +246,7 @@ class Sampler:
         if self.temperature > 0:  # the draw made at position p uses uniform[slot, p]
             self.uniform[slot, length - 1 : end - 1] = torch.from_numpy(uniforms(row.seed, row.draws, end - length))
         self.end[slot] = end
+        self.go_on_until[slot] = row.go_on_until
         self.position[slot] = self.host_position[slot] = length - 1
         self.read[slot] = min(read, length - 1)
         self.rows[slot] = row
@@ -293,6 +296,7 @@ class Sampler:
         self.uniform = torch.zeros(rows, slots, device=device)  # u for the draw made at (slot, position)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)  # of the last token
         self.end = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens the row may have in all
+        self.go_on_until = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens before which it cannot stop
         self.host_position = np.zeros(rows, dtype=np.int64)  # `position`, readable without waiting for the device
         self.read = np.zeros(rows, dtype=np.int64)  # tokens from the front that were in the cache when the row started
         self.rows = self.rows[:keep] + [None] * (rows - keep)
@@ -309,7 +313,8 @@ class Sampler:
 
     def _per_slot(self) -> list:
         """Everything but the keys that is stored per slot."""
-        return [self.tokens, self.logprobs, self.uniform, self.position, self.end, self.host_position, self.read]
+        on_device = [self.tokens, self.logprobs, self.uniform, self.position, self.end, self.go_on_until]
+        return [*on_device, self.host_position, self.read]
 
     def _swap(self, i: int, j: int) -> None:
         """Exchange two slots with all that lies in them."""

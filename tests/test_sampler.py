@@ -541,3 +541,27 @@ def test_an_optimizer_step_counts_as_a_change_of_weights(make_model, prompt_only
 def test_settings_out_of_range_are_an_error(model, options):
     with pytest.raises(ValueError, match=str(*options)):
         Sampler(model, eos_id=EOS, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_must_go_on_draws_from_what_is_left_without_its_stops(model, ragged, copy_rows, temperature):
+    """No stop before `go_on_until` tokens; the log-prob is that of the distribution without them, and then all is free."""
+    stops = (0, 7, 11, 3, 4)
+    rows = ragged(60, seed=21)
+    for row in rows[::2]:
+        row.go_on_until = len(row.tokens) + 3
+    free = sample(model, copy_rows(rows), stop_ids=stops, temperature=temperature)
+    sample(model, rows, stop_ids=stops, temperature=temperature)
+    held = 0
+    for row, unhindered in zip(rows, free, strict=True):
+        assert all(token not in stops for token in row.tokens[row.prompt_len : row.go_on_until - 1])
+        if not row.go_on_until:
+            assert contents([row]) == contents([unhindered])
+            continue
+        held += unhindered.stop_reason != "length" and len(unhindered.response) < 3
+        with torch.no_grad():
+            logits = model(torch.tensor([row.tokens]))[0, row.prompt_len - 1].float()
+        logits[list(stops)] = -torch.inf
+        expected = (logits / (temperature or 1)).log_softmax(-1)[row.response[0]]
+        assert row.logprobs[row.prompt_len] == pytest.approx(expected.item(), abs=1e-4)
+    assert held > 5
