@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
@@ -126,6 +126,7 @@ def test_the_overlong_punishment_has_its_ends_and_no_jump(window, data):
 # -------------------------------------------------------------------------------------------------------- repetition
 
 
+@example([1, 2, 3, 0, 1, 2, 3], 3)
 @given(token_lists, st.integers(1, 6))
 def test_a_token_is_punished_once_where_some_n_gram_over_it_was_there_before(tokens, n):
     starts = range(len(tokens) - n + 1)

@@ -26,6 +26,7 @@ ADDITION = "test_addition.py::test_"
 RUN = "test_run.py::test_"
 LOSSES = "test_losses.py::test_"
 GRPO = "test_grpo.py::test_"
+LENGTH = "test_length_rewards.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -546,5 +547,36 @@ MUTANTS = [
         "not (parts[0] or parts[4].strip() or parts[8])",
         "not (parts[0] or parts[4].strip())",
         GRPO + "the_format_is_each_tag_once_in_order_with_nothing_around",
+    ),
+    # ----------------------------------------------------------------------------------------- length, repetition
+    Mutant(
+        "the ends of the cosine exchanged, as the paper's appendix has it", "rewards.py",
+        "wave = end + (start - end) *",
+        "wave = start + (end - start) *",
+        LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
+    ),
+    Mutant(
+        "a right answer at the limit keeps its reward", "rewards.py",
+        "rewards.append(exceed if len(ids) + margin >= max_tokens else wave)",
+        "rewards.append(exceed if verdict != 1 and len(ids) + margin >= max_tokens else wave)",
+        LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
+    ),
+    Mutant(
+        "LCPO-Max scaled into [-1, 1] before it is halved", "rewards.py",
+        "min(1.0, max(0.0, alpha * (about[\"target_tokens\"] - len(ids)) + delta))",
+        "(min(1.0, max(-1.0, alpha * (about[\"target_tokens\"] - len(ids)))) + 1) / 2",
+        LENGTH + "lcpo_max_pays_right_answers_alone_and_less_the_longer_they_are_within_0_and_1",
+    ),
+    Mutant(
+        "only the last token of a repeated n-gram is punished", "rewards.py",
+        "rewards[first : first + n] = [penalty] * n",
+        "rewards[first + n - 1] = penalty",
+        LENGTH + "a_token_is_punished_once_where_some_n_gram_over_it_was_there_before",
+    ),
+    Mutant(
+        "the return of a token without its own reward", "learn.py",
+        "returns[t] = following = rewards[t] + gamma * following",
+        "returns[t], following = gamma * following, rewards[t] + gamma * following",
+        LENGTH + "token_advantages_by_hand",
     ),
 ]  # fmt: skip
