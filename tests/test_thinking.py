@@ -1,11 +1,14 @@
 """Sums with thinking: what is written, how often it is wrong, how it is read back, and what is held out."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanoreason.checkpoint import load_checkpoint
+from nanoreason.recipes import sft
 from nanoreason.rewards import format_reward, with_template
 from nanoreason.rollout import demonstration
 from nanoreason.tasks.addition import (
@@ -52,7 +55,7 @@ def test_solutions_are_in_the_format_and_read_back_as_what_they_are(mode):
         assert read.passes == (0 if mode == "direct" else read.rechecks + 1)
         assert mode == "direct" or read.answer == read.results[-1]
         if mode == "recheck":  # it ends when two agree, and not before
-            assert read.results[-1] in read.results[:-1] or read.passes == 6
+            assert read.results[-1] in read.results[:-1] or read.passes == 4
             assert len(set(read.results[:-1])) == read.passes - 1
             assert read.repeated <= 1
         assert ThinkingAddition().reward(problem, problem.solution) == float(read.answer == problem.answer)
@@ -68,7 +71,7 @@ def test_one_pass_is_wrong_as_often_as_its_columns_slip_and_checking_pays():
         right[mode] = sum(ThinkingAddition().reward(p, p.solution) for p in found) / len(found)
     assert right["direct"] == 1.0
     assert right["steps"] == pytest.approx(0.9**3, abs=0.07)
-    assert right["recheck"] > 0.95
+    assert right["recheck"] > 0.9
 
 
 def test_forms_and_lengths_come_with_their_shares_and_doubt_adds_passes():
@@ -81,7 +84,7 @@ def test_forms_and_lengths_come_with_their_shares_and_doubt_adds_passes():
         some = problems(200, forms={"recheck": 1.0}, doubt=doubt)
         return sum(read_thinking(p.solution).passes for p in some) / 200
 
-    assert passes(0.5) > passes(0.0) + 0.5
+    assert passes(0.5) > passes(0.0) + 0.4
 
 
 def test_problems_are_pure_and_no_test_sum_is_in_training():
@@ -130,3 +133,17 @@ def test_only_what_stands_in_the_one_answer_is_judged():
     for settings in (dict(forms={"guess": 1.0}), dict(forms={}), dict(digits=()), dict(shares=(1.0,))):
         with pytest.raises(ValueError):
             ThinkingAddition(**settings)
+
+
+def test_a_base_is_trained_on_the_mixture_in_the_words_it_will_be_asked_in(tmp_path):
+    config = replace(sft.PRESETS["tiny"], form="thinking", out=str(tmp_path / "run"), context=96, steps=2)
+    last = sft.run(config)
+    assert {"acc/1", "acc/2"} <= last.keys()
+    _, words = load_checkpoint(tmp_path / "run" / "policy")
+    rows = sft.demonstrations(config, words)(0)
+    assert all(words.decode(row.tokens).startswith("User: ") and row.tokens[-1] == words.eos_id for row in rows)
+    assert {read_thinking(row.problem.solution).mode for row in rows} >= {"direct", "steps"}
+    pool = sft.demonstrations(replace(config, pool=3, modes=(0, 0, 1)), words)(0)
+    assert {row.problem.info["form"] for row in pool} == {"recheck"} and len({r.problem.prompt for r in pool}) <= 6
+    with pytest.raises(ValueError, match="--modes"):
+        sft.run(replace(config, modes=(1.0,)))

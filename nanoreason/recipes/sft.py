@@ -7,18 +7,31 @@ The demonstrations are a task's own worked solutions, or the lines {"prompt": ..
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
 from nanoreason.evaluate import test_accuracy
-from nanoreason.learn import fit, from_stream, in_epochs, make_optimizer
+from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer, small_config
+from nanoreason.rewards import with_template
 from nanoreason.rollout import Problem, Rollout, demonstration, seed_of
 from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, say, table
-from nanoreason.tasks.addition import Addition, budget, digits_of, test_sums, tokenizer
+from nanoreason.tasks.addition import (
+    MODES,
+    Addition,
+    ThinkingAddition,
+    budget,
+    digits_of,
+    longest_thinking,
+    test_sums,
+    thinking_sums,
+    thinking_tokenizer,
+    tokenizer,
+)
 from nanoreason.tokenizer import TextTokenizer
 
 
@@ -35,7 +48,14 @@ class SftConfig(RunConfig):
     data: str = ""  # JSONL file of {"prompt", "response"}; empty: digit addition
     digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums
     shares: tuple[float, ...] = ()  # how often each length is shown; empty: equally
-    form: str = "scratchpad"  # scratchpad or direct (the answer alone)
+    form: str = "scratchpad"  # scratchpad, direct (the answer alone) or thinking (in tags, asked in R1's template)
+    modes: tuple[float, ...] = (
+        0.67,
+        0.28,
+        0.05,
+    )  # thinking: how often directly, in one pass, with passes that re-check
+    slip: float = 0.1  # thinking: chance that a column of a pass is wrong in a demonstration
+    doubt: float = 0.0  # thinking: chance of one more pass although two agree
     hint_share: float = 0.0  # how many of the sums carry their answer as a hint
     pool: int = 0  # different problems per length; 0: never the same one twice on purpose
     steps: int = 800  # optimizer steps
@@ -65,6 +85,8 @@ PRESETS = {
 
 def run(config: SftConfig) -> dict:
     """Train, test, and leave the model in OUT/policy; returns the last line of metrics."""
+    if len(config.modes) != len(MODES):
+        raise ValueError(f"--modes {','.join(map(str, config.modes))}: one share for each of {', '.join(MODES)}")
     run = Run(config)
     device = pick_device(config.device)
     if config.base:
@@ -72,7 +94,7 @@ def run(config: SftConfig) -> dict:
     elif config.data:
         raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
     else:
-        words = tokenizer()
+        words = thinking_tokenizer() if config.form == "thinking" else tokenizer()
         model = Transformer(
             small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
             seed_of(config.seed, "sft"),
@@ -82,7 +104,14 @@ def run(config: SftConfig) -> dict:
     run.rewind(first)
 
     def measure() -> dict:
-        problems = test_sums(config.eval_digits, config.eval_problems, config.form) if not config.data else []
+        if config.data:
+            return {}
+        if config.form == "thinking":
+            problems = [with_template(p, "skeleton") for p in thinking_sums(config.eval_digits, config.eval_problems)]
+            longest = functools.partial(longest_thinking, passes=3)
+            return test_accuracy(model, words, ThinkingAddition(), problems,
+                                 budget=lambda problem: longest(digits_of(problem)), key=digits_of)  # fmt: skip
+        problems = test_sums(config.eval_digits, config.eval_problems, config.form)
         return test_accuracy(model, words, Addition(form=config.form), problems, budget=budget, key=digits_of)
 
     def after(step: int, metrics: dict) -> None:
@@ -126,16 +155,29 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
+def posed(config: SftConfig, split: str, index: int) -> Problem:
+    """A sum with its solution, in the form and in the words that the model is asked with."""
+    if config.form == "thinking":
+        forms = dict(zip(MODES, config.modes, strict=True))
+        task = ThinkingAddition(config.digits, config.shares, forms, config.slip, config.doubt)
+        return with_template(task.problem(split, index), "skeleton")
+    return Addition(config.digits, config.form, config.shares, config.hint_share).problem(split, index)
+
+
 def demonstrations(config: SftConfig, words: TextTokenizer) -> Callable[[int], list[Rollout]]:
     """The rows of each step."""
     if config.data:
         problems = read_problems(Path(config.data))
     elif config.pool:  # the very problems that STaR practises on, with their solutions
         problems = [
-            Addition((n,), config.form).problem(f"train-{n}", i) for n in config.digits for i in range(config.pool)
+            posed(replace(config, digits=(n,), shares=(), hint_share=0.0), f"train-{n}", i)
+            for n in config.digits
+            for i in range(config.pool)
         ]
     else:
-        task = Addition(config.digits, config.form, config.shares, config.hint_share)
-        return from_stream(words, task, f"sft-{config.seed}", config.rows_per_step)
+        return lambda step: [
+            demonstration(words, posed(config, f"sft-{config.seed}", i))
+            for i in range(step * config.rows_per_step, (step + 1) * config.rows_per_step)
+        ]
     rows = [demonstration(words, problem) for problem in problems]
     return in_epochs(rows, config.rows_per_step, config.seed)

@@ -204,7 +204,7 @@ def one_pass(a: int, b: int, slip: float = 0.0, draw: random.Random | None = Non
 
 
 def thoughts(
-    a: int, b: int, mode: str, slip: float, draw: random.Random, doubt: float = 0.0, most: int = 6
+    a: int, b: int, mode: str, slip: float, draw: random.Random, doubt: float = 0.0, most: int = 4
 ) -> tuple[str, str]:
     """What stands between the think tags in one of MODES, and the answer it ends in.
 
@@ -240,9 +240,10 @@ class ThinkingAddition:
 
     digits: tuple[int, ...] = (2, 3)
     shares: tuple[float, ...] = ()  # chance of each length; empty: all lengths in turn
-    forms: Mapping[str, float] = field(default_factory=lambda: dict(zip(MODES, (0.7, 0.27, 0.03), strict=True)))
+    forms: Mapping[str, float] = field(default_factory=lambda: dict(zip(MODES, (0.67, 0.28, 0.05), strict=True)))
     slip: float = 0.1  # chance that a column's digit is wrong, in each pass anew
     doubt: float = 0.0  # chance of one more pass although two agree
+    most: int = 4  # passes of a solution, after which it believes the last one
 
     def __post_init__(self) -> None:
         if not self.digits or min(self.digits) < 1:
@@ -261,12 +262,23 @@ class ThinkingAddition:
         while is_test(a, b) != (split == "test"):
             a, b = draw.randint(low, high), draw.randint(low, high)
         mode = draw.choices(list(self.forms), list(self.forms.values()))[0]
-        solution = tagged(*thoughts(a, b, mode, self.slip, draw, self.doubt))
+        solution = tagged(*thoughts(a, b, mode, self.slip, draw, self.doubt, self.most))
         return Problem(f"{spaced(a)} + {spaced(b)}", spaced(a + b), solution, {"digits": n, "form": mode})
 
     def reward(self, problem: Problem, response: str) -> float:
         """1.0 if the one <answer> of the response, or a response that is nothing but an answer, is the sum; else 0.0"""
         return float(extract_answer(response) == problem.answer)
+
+    def traits(self, response: str) -> dict[str, float]:
+        """What the response did, as numbers whose mean over many responses says something."""
+        read = read_thinking(response)
+        return {
+            **{f"mode/{mode}": float(read.mode == mode) for mode in MODES},
+            "thinking/length": float(read.tokens),
+            "thinking/rechecks": float(read.rechecks),
+            "thinking/passes": float(read.passes),
+            "thinking/repeated": float(read.repeated),
+        }
 
 
 class Thinking(NamedTuple):
