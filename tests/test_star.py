@@ -285,10 +285,12 @@ def test_the_problems_of_a_round_are_a_function_of_seed_and_round():
     assert star.round_problems(CONFIG, 3) != star.round_problems(replace(CONFIG, seed=1), 3)
 
 
-def test_late_lengths_join_in_their_round_and_stay():
-    config = replace(CONFIG, late_digits=(4,), late_from=2)
+def test_late_lengths_join_in_their_round_and_stay(words):
+    config = replace(CONFIG, prompt_set=2, late_digits=(4,), late_from=2)
     lengths = [{problem.info["digits"] for problem in star.round_problems(config, round)} for round in (1, 2, 3)]
     assert lengths == [{2, 3}, {2, 3, 4}, {2, 3, 4}]
+    worked = [(row.problem.info["digits"], "Target: " in row.problem.prompt) for row in star.prompt_set(config, words)]
+    assert (4, True) in worked and (4, False) not in worked  # only the hint's use is shown before they join
     never = replace(config, late_from=0)
     assert {problem.info["digits"] for problem in star.round_problems(never, 9)} == {2, 3}
 
@@ -300,7 +302,7 @@ def test_the_worked_examples_are_the_same_each_round_with_and_without_hint_and_t
     examples = star.prompt_set(config, words)
     plain = [row.problem for row in examples if "Target: " not in row.problem.prompt]
     assert len(plain) == 4 * len(config.digits)
-    assert [row.problem for row in examples] == [problem for p in plain for problem in (p, hinted(p))]
+    assert [row.problem for row in examples] == plain + [hinted(problem) for problem in plain]
     prompts = prompts_of(examples)
     for round in (1, 2):
         play(config, round=round)

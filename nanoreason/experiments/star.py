@@ -4,12 +4,12 @@ One base per seed, which adds short sums and sees a few longer ones, then from t
     plain         STaR without rationalization: lengths are learnt one after another
     rationalize   STaR with rationalization: lengths are learnt together; after the rounds that are compared, longer
                   sums join the practice for some more rounds (Figure 5)
-    direct        answers without scratchpad, on all the problems that STaR draws from
+    direct        answers without scratchpad: 10,000 of the problems STaR draws from, 5,000 steps as in the paper
     temperature   plain, and problems that failed are sampled again at temperature 0.7 (the paper's section 5)
     continue      rationalize, but each round goes on from the last policy instead of the base
 
-The step schedules are the paper's in kind: growing by a factor without rationalization, by a constant with it, because
-a long first round on little but one-digit sums overfits. The two arms differ in this too, there as here.
+All STaR arms have one schedule of steps, the paper's for rationalization. DIFFERS from the paper: there the arm without
+rationalization starts with 40 steps instead of 300, growing by a factor, so its two arms differ in this too.
 """
 
 from __future__ import annotations
@@ -33,26 +33,24 @@ ARMS = {
 @dataclass(frozen=True)
 class Preset:
     star: star.StarConfig  # what the arms have in common
-    growing: dict  # schedule of the arms without rationalization
     late_digits: tuple[int, ...]  # lengths that join the practice of `rationalize` after the compared rounds
     late_rounds: int  # for how many more rounds
-    direct_steps: int  # optimizer steps of the direct baseline
+    direct_pool: int  # different problems per length of the direct baseline
+    direct_steps: int  # its optimizer steps
     arms: tuple[str, ...] = tuple(ARMS)
 
 
 CPU = star.PRESETS["cpu"]
 PRESETS = {
-    "cpu": Preset(CPU, {"first_steps": 100, "step_growth": 1.2, "step_increment": 0}, (6, 7), 2, 5000),
-    "tiny": Preset(star.PRESETS["tiny"], {"first_steps": 3}, (3,), 1, 8, ("plain", "rationalize", "direct")),
-    "gpu": Preset(
-        star.PRESETS["gpu"], {"first_steps": 300, "step_growth": 1.2, "step_increment": 0}, (6, 7, 8), 6, 5000,
-    ),
+    "cpu": Preset(CPU, (6, 7), 2, 2000, 5000),
+    "tiny": Preset(star.PRESETS["tiny"], (3,), 1, 64, 8, ("plain", "rationalize", "direct")),
+    "gpu": Preset(star.PRESETS["gpu"], (6, 7), 6, 2000, 5000),
     "demo": Preset(
         replace(
             CPU, base_steps=2000, base_shares=(0.6, 0.36, 0.04), base_hinted_shares=(0.4, 0.3, 0.3), rounds=3,
             digits=(1, 2, 3), problems=300, first_steps=300, step_increment=0, eval_digits=(1, 2, 3, 4),
         ),
-        {}, (), 0, 1000, ("plain", "rationalize", "direct"),
+        (), 0, 2000, 1000, ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
 
@@ -64,18 +62,20 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
     base = Job("base", "star", replace(common, rounds=0, out=str(folder / "base")))
     common = replace(common, base=str(folder / "base" / "base"))
     direct = sft.SftConfig(
-        seed=seed, base=common.base, context=common.context, form="direct", digits=common.digits, pool=common.pool,
-        steps=chosen.direct_steps, lr=common.lr, decay=True, warmup=common.warmup, rows_per_step=common.rows_per_step,
-        micro_tokens=common.micro_tokens, eval_digits=common.eval_digits, eval_problems=common.eval_problems,
+        seed=seed, base=common.base, context=common.context, form="direct", digits=common.digits,
+        pool=chosen.direct_pool, steps=chosen.direct_steps, lr=common.lr, decay=True, warmup=common.warmup,
+        rows_per_step=common.rows_per_step, micro_tokens=common.micro_tokens, eval_digits=common.eval_digits,
+        eval_problems=common.eval_problems,
     )  # fmt: skip
+    longer, common = common.eval_digits, replace(common, eval_digits=common.digits)  # longest rows: half of the time
     configs = {
-        "plain": replace(common, **chosen.growing),
+        "plain": common,
         "rationalize": replace(
             common, rationalize=True, rounds=common.rounds + chosen.late_rounds, late_digits=chosen.late_digits,
-            late_from=common.rounds + 1,
+            late_from=common.rounds + 1, eval_digits=longer,
         ),
         "direct": direct,
-        "temperature": replace(common, **chosen.growing, retry_temperature=0.7),
+        "temperature": replace(common, retry_temperature=0.7),
         "continue": replace(common, rationalize=True, restart=False),
     }  # fmt: skip
     arms = [

@@ -43,11 +43,11 @@ class StarConfig(RunConfig):
     base_steps: int = 2500  # optimizer steps
     base_rows: int = 32  # rows of an update; many small updates teach far more than few large ones at the same cost
     base_lr: float = 1e-3  # peak learning rate, cosine to a tenth
-    base_shares: tuple[float, ...] = (0.6, 0.36, 0.03, 0.008, 0.002)  # how often sums of 1, 2, ... digits are shown
-    base_hint_share: float = 0.4  # share of further sums that carry their answer as a hint
-    base_hinted_shares: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)  # how often these have 1, 2, ... digits
+    base_shares: tuple[float, ...] = (0.54, 0.33, 0.1, 0.02, 0.01)  # how often sums of 1, 2, ... digits are shown
+    base_hint_share: float = 0.4  # share of an update that are further sums, with their answer as a hint
+    base_hinted_shares: tuple[float, ...] = (1, 1, 1, 1, 1, 1, 1)  # how often these have 1, 2, ... digits
     # the rounds
-    rounds: int = 5  # N; 0 only trains the base
+    rounds: int = 6  # N; 0 only trains the base
     digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums that the policy practises on
     late_digits: tuple[int, ...] = ()  # lengths that join them later
     late_from: int = 0  # the round in which they join; 0: never
@@ -75,7 +75,7 @@ class StarConfig(RunConfig):
 PRESETS = {
     "cpu": StarConfig(),
     "tiny": StarConfig(
-        width=32, layers=2, heads=2, context=64, base_steps=150, base_lr=1e-2, base_shares=(0.9, 0.1),
+        width=32, layers=2, heads=2, context=80, base_steps=150, base_lr=1e-2, base_shares=(0.9, 0.1),
         base_hinted_shares=(0.5, 0.5), rounds=2, digits=(1, 2), pool=64, problems=32, first_steps=4, step_increment=1,
         warmup=2, base_rows=16, eval_digits=(1, 2), eval_problems=8,
     ),
@@ -116,14 +116,12 @@ def train_base(config: StarConfig, folder: Path, device) -> tuple[Transformer, T
     # DIFFERS from the paper: GPT-J is prompted with ten worked examples per length. A model this small has no
     # few-shot ability, so what the examples did is trained in, once, with lengths so rare that they are not mastered.
     words = tokenizer()
-    lengths = tuple(range(1, len(config.base_shares) + 1))
     hints = int(config.base_rows * config.base_hint_share)
-    unaided = from_stream(
-        words, Addition(lengths, shares=config.base_shares), f"base-{config.seed}", config.base_rows - hints
-    )
-    aided = from_stream(
-        words, Addition(lengths, shares=config.base_hinted_shares, hint_share=1.0), f"base-hint-{config.seed}", hints
-    )
+    sums = Addition(tuple(range(1, len(config.base_shares) + 1)), shares=config.base_shares)
+    unaided = from_stream(words, sums, f"base-{config.seed}", config.base_rows - hints)
+    lengths = tuple(range(1, len(config.base_hinted_shares) + 1))
+    sums = Addition(lengths, shares=config.base_hinted_shares, hint_share=1.0)
+    aided = from_stream(words, sums, f"base-hint-{config.seed}", hints)
     model = Transformer(
         small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
         seed_of(config.seed, "base"),
@@ -157,10 +155,13 @@ def prompt_set(config: StarConfig, words: TextTokenizer) -> list[Rollout]:
     """The worked examples P, the same in every round."""
     # DIFFERS from the paper: there P stands in the prompt whenever the policy samples, with hints when it rationalizes.
     # A model this small cannot read a prompt of ten examples, so P is in the training data instead. Without it a policy
-    # that was fine-tuned on traces without hints forgets in one round how to read one.
-    task = Addition(config.digits)
-    problems = [task.problem(f"prompts-{config.seed}", i) for i in range(config.prompt_set * len(config.digits))]
-    return [demonstration(words, problem) for p in problems for problem in (p, hinted(p))]
+    # that was fine-tuned on traces without hints forgets in one round how to read one. Of the lengths that come late
+    # it holds the hinted examples only: no policy sees them worked without a hint before they join.
+    task = Addition(config.digits + config.late_digits)
+    count = config.prompt_set * len(task.digits)
+    problems = [task.problem(f"prompts-{config.seed}", i) for i in range(count)]
+    unaided = [problem for problem in problems if digits_of(problem) in config.digits]
+    return [demonstration(words, problem) for problem in unaided + [hinted(problem) for problem in problems]]
 
 
 def one_round(config: StarConfig, round: int, base, policy, words, run: Run) -> tuple[Transformer, dict]:
