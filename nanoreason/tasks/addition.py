@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -328,3 +329,52 @@ def longest_thinking(digits: int, passes: int = 1) -> int:
 def thinking_sums(digits: tuple[int, ...], count: int) -> list[Problem]:
     """`count` held-out sums of each length, for `ThinkingAddition`."""
     return [ThinkingAddition((n,)).problem("test", i) for n in digits for i in range(count)]
+
+
+# ------------------------------------------------------------------------------------ what a prompt says about length
+
+
+def asked(problem: Problem, kind: str, amount: int | str) -> Problem:
+    """The problem with a word about its thinking: L1's two sentences, or a number of steps, or a class (both of s1).
+
+    `info["target_tokens"]` is the number of a sentence about tokens, which length rewards read.
+
+    >>> sum_up = Problem("4 7 + 3 8", "8 5")
+    >>> for how in (("exact", 48), ("max", 48), ("steps", 2), ("class", "long")):
+    ...     print(asked(sum_up, *how).prompt)
+    4 7 + 3 8 Think for 4 8 tokens.
+    4 7 + 3 8 Think for maximum 4 8 tokens.
+    4 7 + 3 8 Think for 2 steps
+    4 7 + 3 8 Think long
+    """
+    words = {"exact": "for {} tokens.", "max": "for maximum {} tokens.", "steps": "for {} steps", "class": "{}"}
+    sentence = words[kind].format(amount if kind == "class" else spaced(amount))
+    target = {"target_tokens": amount, "kind": kind} if kind in ("exact", "max") else {}
+    return replace(problem, prompt=f"{problem.prompt} Think {sentence}", info={**problem.info, **target})
+
+
+def carries(problem: Problem) -> int:
+    """How many columns of a sum carry.
+
+    >>> carries(Problem("4 7 + 3 8", "8 5")), carries(Problem("9 9 + 9 9 Think long", "1 9 8"))
+    (1, 2)
+    """
+    left, right = problem.prompt.split(" Think ")[0].split(" + ")
+    count = carry = 0
+    for x, y in zip(reversed(left.split()), reversed(right.split()), strict=True):
+        carry = int(x) + int(y) + carry >= 10
+        count += carry
+    return count
+
+
+def counting_down(solution: str) -> str:
+    """A solution each of whose passes says how many are left, itself included (s1, step-conditional control).
+
+    >>> counting_down("<think> a wait b </think> <answer> c </answer>")
+    '<think> 2 steps left a wait 1 steps left b </think> <answer> c </answer>'
+    """
+    thinking, answer = solution.removeprefix("<think> ").split(" </think>")
+    parts = re.split(r" (wait|Hmm|Alternatively) ", thinking)  # pass, word, pass, ..., pass
+    left = iter(range(len(parts) // 2 + 1, 0, -1))
+    parts[::2] = [f"{spaced(next(left))} steps left {text}" for text in parts[::2]]
+    return f"<think> {' '.join(parts)} </think>{answer}"
