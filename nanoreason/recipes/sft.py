@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from nanoreason.tasks.addition import (
     MODES,
     Addition,
     ThinkingAddition,
+    asked,
     budget,
     digits_of,
     longest_thinking,
@@ -56,6 +58,8 @@ class SftConfig(RunConfig):
     )  # thinking: how often directly, in one pass, with passes that re-check
     slip: float = 0.1  # thinking: chance that a column of a pass is wrong in a demonstration
     doubt: float = 0.0  # thinking: chance of one more pass although two agree
+    asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", which solutions ignore
+    asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
     hint_share: float = 0.0  # how many of the sums carry their answer as a hint
     pool: int = 0  # different problems per length; 0: never the same one twice on purpose
     steps: int = 800  # optimizer steps
@@ -160,7 +164,10 @@ def posed(config: SftConfig, split: str, index: int) -> Problem:
     if config.form == "thinking":
         forms = dict(zip(MODES, config.modes, strict=True))
         task = ThinkingAddition(config.digits, config.shares, forms, config.slip, config.doubt)
-        return with_template(task.problem(split, index), "skeleton")
+        problem, draw = task.problem(split, index), random.Random(seed_of("asked", split, index))
+        if draw.random() < config.asked_share:
+            problem = asked(problem, draw.choice(["exact", "max"]), draw.randint(*config.asked_tokens))
+        return with_template(problem, "skeleton")
     return Addition(config.digits, config.form, config.shares, config.hint_share).problem(split, index)
 
 
