@@ -138,6 +138,14 @@ def with_template(problem: Problem, template: str) -> Problem:
     return replace(problem, prompt=TEMPLATES[template].replace("{question}", problem.prompt.strip()))
 
 
+def tagged(thinking: str, answer: str) -> str:
+    """
+    >>> tagged("", "8 5"), tagged("hm", "8 5")
+    ('<think> </think> <answer> 8 5 </answer>', '<think> hm </think> <answer> 8 5 </answer>')
+    """
+    return f"<think> {thinking + ' ' if thinking else ''}</think> <answer> {answer} </answer>"
+
+
 @functools.lru_cache(maxsize=2)  # a pretrained vocabulary has 150,000 tokens
 def closing_ids(tokenizer: TextTokenizer, tag: str = "</answer>") -> tuple[int, ...]:
     """The tokens that may complete `tag`: the one that is the tag, or all that hold its last character.

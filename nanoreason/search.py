@@ -44,8 +44,9 @@ from math import comb, prod
 from multiprocessing import get_context
 from operator import itemgetter
 
+from nanoreason.rewards import TAGS, tagged
 from nanoreason.rollout import Problem, seed_of
-from nanoreason.tasks.countdown import Countdown, Numbers, Operation, apply, children
+from nanoreason.tasks.countdown import Countdown, Numbers, Operation, apply, as_expression, children
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 STRATEGIES = {  # name -> (heuristic, beam); beam 0: depth first
@@ -571,6 +572,61 @@ class StreamOfSearch:
     def reward(self, problem: Problem, response: str) -> float:
         """1.0 iff the trace solves the problem in the strict sense. `read(...).rating` rewards short searches more."""
         return float(self.read(problem, response).solved)
+
+
+THINKING_WORDS = ("User:", "Assistant:", *TAGS, "Make", "from", "in", "steps:", "one", "expression:", "(", ")")
+
+
+def thinking_tokenizer() -> TextTokenizer:
+    """The compact language, R1's tags and template, and the words of `Countdown`'s prompts."""
+    return word_tokenizer([*COMPACT_WORDS, *THINKING_WORDS, *map(str, range(10, 100))], digits=True)
+
+
+@dataclass(frozen=True)
+class ThinkingCountdown:
+    """Countdown whose solutions are in R1's tags: a compact search is the thinking, the path it found the answer.
+
+    `info["form"]` is "direct" (no thought, a right answer) or "search"; a search that finds nothing answers N.
+    """
+
+    countdown: Countdown = Countdown(inputs=3)
+    direct: float = 0.5  # chance of a solution without a thought
+    strategies: Mapping[str, float] = field(default_factory=lambda: dict(MIXTURE))
+
+    def problem(self, split: str, index: int) -> Problem:
+        problem = self.countdown.problem(split, index)
+        draw = random.Random(seed_of("thinking countdown", split, index))
+        info = {**problem.info, "form": "direct" if draw.random() < self.direct else "search"}
+        if info["form"] == "direct":
+            return replace(problem, solution=tagged("", problem.solution), info=info)
+        (strategy,) = draw.choices(list(self.strategies), list(self.strategies.values()))
+        numbers = problem.info["numbers"]
+        events = list(search(numbers, problem.info["target"], strategy, draw.getrandbits(32)))
+        answer, steps = "N", ()
+        for event in events:
+            if isinstance(event, State):
+                steps = event.operations
+            elif isinstance(event, Explore):
+                path = (*steps, event.operation)
+            elif isinstance(event, Check) and event.equal:
+                expression = self.countdown.form == "expression"
+                answer = as_expression(numbers, path) if expression else " , ".join(step.spaced() for step in path)
+        return replace(problem, solution=tagged(write(events, "compact"), answer), info=info)
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1.0 iff the one answer is right; the search before it is not judged."""
+        return self.countdown.reward(problem, response)
+
+    def traits(self, response: str) -> dict[str, float]:
+        """What the response did: how much it thought, how many operations it tried, how often it went back."""
+        thinking = response.partition("<think>")[2].partition("</think>")[0].split()
+        return {
+            "mode/direct": float("<think>" in response and not thinking),
+            "mode/search": float(bool(thinking)),
+            "thinking/length": float(len(thinking)),
+            "thinking/explored": float(thinking.count("E")),
+            "thinking/moves": float(thinking.count("M")),
+        }
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,8 @@ def test_the_reference_becomes_the_policy_every_k_updates(config):
 
 METRICS = [
     "reward", "reward_std", "rewards/accuracy/mean", "accuracy", "frac_reward_zero_std", "completions/mean_length",
-    "completions/mean_length_correct", "completions/mean_length_wrong", "completions/clipped_ratio", "entropy", "kl",
+    "completions/min_length", "completions/mean_length_correct", "completions/mean_length_wrong",
+    "completions/clipped_ratio", "entropy", "kl",
     "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "loss", "grad_norm", "learning_rate",
     "logp_diff/max", "update_ratio", "tok_per_s", "num_tokens", "time/rollout", "time/score", "time/update",
 ]  # fmt: skip
@@ -459,7 +460,7 @@ def test_the_reward_is_the_weighted_sum_of_its_parts_each_of_them_measured(confi
     assert parts["accuracy"] == [1.0, 0.0, 1.0, 0.0] and parts["format"] == [1.0, 1.0, 0.0, 0.0]
     assert parts["overlong"] == [0.0, 0.0, 0.0, -1.0]
     assert [row.reward for row in rows] == pytest.approx([1.1, 0.1, 1.0, -1.0])
-    metrics = grpo.describe(config, [rows], parts)
+    metrics = grpo.describe(config, words, [rows], parts)
     assert metrics["rewards/format/mean"] == metrics["rewards/accuracy/mean"] == metrics["accuracy"] == 0.5
 
 

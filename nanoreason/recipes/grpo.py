@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
-from nanoreason.evaluate import pass_at_k
+from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.learn import (
     FLAT,
     PolicyLoss,
@@ -49,16 +49,19 @@ from nanoreason.rewards import (
     classic_reward,
     closing_ids,
     cosine_reward,
+    extract_answer,
     format_reward,
     overlong_reward,
     repetition_penalties,
     repetition_reward,
     with_template,
 )
-from nanoreason.rollout import Problem, Rollout, prompt_rows, response_text, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, response_text, seed_of
 from nanoreason.run import Run, RunConfig, learning_rate, pick_device, progress, read_jsonl, say, table
 from nanoreason.sampler import Sampler
-from nanoreason.tasks.addition import Addition, digits_of, test_sums
+from nanoreason.search import ThinkingCountdown
+from nanoreason.tasks.addition import Addition, ThinkingAddition, test_sums, thinking_sums
+from nanoreason.tasks.countdown import Countdown
 from nanoreason.tokenizer import TextTokenizer
 
 # What each algorithm sets. DAPO's soft punishment replaces its overlong filter; CISPO's bound is not published, 1 + 4
@@ -77,7 +80,7 @@ ALGORITHMS: dict[str, dict] = {
 WORDS = {"average": ("token", "sequence", "constant"), "divide_by": ("group", "batch", "none"),
          "baseline": ("group", "none"), "ratio": ("token", "sequence", "detached"), "kl_estimator": ("k1", "k2", "k3"),
          "algorithm": tuple(ALGORITHMS), "length_reward": ("none", "classic", "cosine"),
-         "repetition": ("none", "dense", "sparse")}  # fmt: skip
+         "repetition": ("none", "dense", "sparse"), "task": ("addition", "thinking", "countdown")}  # fmt: skip
 
 
 @dataclass
@@ -87,7 +90,10 @@ class GrpoConfig(RunConfig):
     out: str = "runs/grpo"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, checkpoints
     base: str = ""  # checkpoint folder of the base model, as `train.py sft` leaves in OUT/policy; needed
     # problems and rewards
+    task: str = "addition"  # addition (on a scratchpad), thinking (sums in R1's tags) or countdown
     digits: tuple[int, ...] = (1, 2, 3)  # lengths of the sums
+    inputs: int = 3  # countdown: how many numbers are given
+    answer_form: str = "operations"  # countdown: operations or expression
     template: str = "none"  # how they are asked: none (as the task does), skeleton (User: ... Assistant:) or r1
     accuracy_weight: float = 1.0  # of the verifier's verdict, 1 or 0, in the reward
     format_weight: float = 0.0  # of the right use of the tags, 1 or 0, in the reward; needs a template
@@ -106,6 +112,8 @@ class GrpoConfig(RunConfig):
     group_size: int = 16  # G, responses to each problem
     temperature: float = 1.0  # of the sampling; the learner's log-probs are those of this distribution
     max_new_tokens: int = 64  # response tokens after which a row is cut; a worked 3-digit sum needs 49
+    later_max_new_tokens: int = 0  # the budget from step later_from on (R1-Zero's was doubled at step 8,200)
+    later_from: int = 0  # the first step with it; 0: never
     preflight: int = 32  # problems on which the base is measured before the first step; 0: none
     # the algorithm; what is left at -1 or empty is filled in by --algorithm
     algorithm: str = "grpo"  # grpo, dr_grpo, dapo, gspo, cispo or reinforce: a name for the switches listed above
@@ -138,6 +146,7 @@ class GrpoConfig(RunConfig):
     eval_every: int = 20  # steps between tests on held-out sums, and lines of the table; 0: only at the end
     eval_digits: tuple[int, ...] = (1, 2, 3)  # lengths that are tested
     eval_problems: int = 80  # held-out sums per length
+    eval_samples: int = 0  # samples of each as in a rollout, before the first step too: pass@k, maj@k; 0: greedy only
 
 
 GrpoConfig.__doc__ += " Algorithms: " + "; ".join(
@@ -180,8 +189,15 @@ def with_algorithm(config: GrpoConfig) -> GrpoConfig:
         raise ValueError(f"--length-margin {config.length_margin} leaves nothing of --max-new-tokens")
     if config.repetition != "none" and not 1 <= config.repetition_n <= config.max_new_tokens:
         raise ValueError(f"--repetition-n {config.repetition_n}: from 1 to --max-new-tokens {config.max_new_tokens}")
-    if config.format_weight and config.template == "none":
-        raise ValueError("--format-weight needs --template skeleton or r1: without tags there is no format")
+    if config.template == "none":
+        for name in ("format_weight", "eval_samples"):
+            if getattr(config, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} needs --template skeleton or r1: without tags there is no format and "
+                    "no answer to vote for"
+                )
+        if config.task != "addition":
+            raise ValueError(f"--task {config.task} needs --template skeleton or r1: its answers are in tags")
     if not (config.accuracy_weight or config.format_weight):
         raise ValueError("--accuracy-weight and --format-weight are both 0: there is nothing to learn")
     return config
@@ -197,6 +213,8 @@ def run(config: GrpoConfig) -> dict:
     optimizer = make_optimizer(policy)
     state = resume(run.folder / "policy", policy, optimizer) or {"step": 0, "num_tokens": 0}
     run.rewind(-1 if fresh else state["step"])
+    if fresh and config.eval_samples:
+        measured |= measure(with_cap(config, 0), policy, words)
     if measured:
         run.log(0, **measured)
     reference, header = None, True
@@ -207,12 +225,13 @@ def run(config: GrpoConfig) -> dict:
             save_checkpoint(run.folder / "reference", reference, words)
         elif config.kl_coef and reference is None:
             reference, _ = load_checkpoint(run.folder / "reference", policy.device)
+        now = with_cap(config, done)
         started = time.perf_counter()
-        rows, metrics = rollout(config, step, policy, words, run)
+        rows, metrics = rollout(now, step, policy, words, run)
         sampled = time.perf_counter()
-        compare(config, policy, reference, rows)
+        compare(now, policy, reference, rows)
         compared = time.perf_counter()
-        metrics |= improve(config, step, policy, optimizer, rows)
+        metrics |= improve(now, step, policy, optimizer, rows)
         state = {"step": done, "num_tokens": state["num_tokens"] + metrics["tokens"]}
         metrics |= {
             "num_tokens": state["num_tokens"],
@@ -222,7 +241,7 @@ def run(config: GrpoConfig) -> dict:
             "time/update": time.perf_counter() - compared,
         }
         if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-            metrics |= measure(config, policy, words)
+            metrics |= measure(now, policy, words)
             say(report(config, done, metrics, header))
             header = False
         run.log(done, **metrics)
@@ -241,6 +260,41 @@ def replaces_reference(config: GrpoConfig, step: int) -> bool:
     return config.kl_coef > 0 and (step == 0 or (every > 0 and step * updates // every > (step - 1) * updates // every))
 
 
+def with_cap(config: GrpoConfig, step: int) -> GrpoConfig:
+    """The settings of step 1..S, 0 the base's: the same, but for a budget of tokens that changes on the way."""
+    changed = 0 < config.later_from <= step
+    return replace(config, max_new_tokens=config.later_max_new_tokens) if changed else config
+
+
+# ------------------------------------------------------------------------------------------------------ the task
+
+
+def task_of(config: GrpoConfig) -> Task:
+    """Who poses and judges. This and the three functions below are all that a new task needs."""
+    if config.task == "countdown":
+        return ThinkingCountdown(Countdown(config.inputs, form=config.answer_form))
+    return ThinkingAddition(config.digits) if config.task == "thinking" else Addition(config.digits)
+
+
+def practice(config: GrpoConfig, purpose: str, index: int) -> Problem:
+    """Problem `index` of those that the policy practises on ("rl") or that the base is measured on ("preflight")."""
+    if config.task == "countdown":  # its splits are named, and their problems come without an end
+        return task_of(config).problem("train", seed_of(purpose, config.seed, index))
+    return task_of(config).problem(f"{purpose}-{config.seed}", index)
+
+
+def held_out(config: GrpoConfig) -> list[Problem]:
+    """What no run practises on."""
+    if config.task == "countdown":
+        return [task_of(config).problem("test_inputs", i) for i in range(config.eval_problems)]
+    return (thinking_sums if config.task == "thinking" else test_sums)(config.eval_digits, config.eval_problems)
+
+
+def difficulty(problem: Problem) -> int:
+    """The digits of a sum, the numbers of a Countdown."""
+    return problem.info["digits"] if "digits" in problem.info else len(problem.info["numbers"])
+
+
 # ------------------------------------------------------------------------------------------------------- rollout
 
 
@@ -248,14 +302,14 @@ def rollout(
     config: GrpoConfig, step: int, policy: Transformer, words: TextTokenizer, run: Run
 ) -> tuple[list[Rollout], dict]:
     """P groups of G rows with their rewards. With dynamic sampling, groups of equal rewards are replaced (DAPO)."""
-    task, G = Addition(config.digits), config.group_size
+    G = config.group_size
     groups: list[list[Rollout]] = []
     sampled: list[list[Rollout]] = []
     parts: dict[str, list[float]] = {}
     for attempt in range(1 + config.max_refills):
         first = (step * (1 + config.max_refills) + attempt) * config.prompts  # never the same index twice
         missing = range(first, first + config.prompts - len(groups))
-        problems = [task.problem(f"rl-{config.seed}", index) for index in missing]
+        problems = [practice(config, "rl", index) for index in missing]
         rows = sample(config, policy, words, problems, G, seed_of(config.seed, "rollout", step, attempt))
         for name, values in judge(config, words, rows).items():
             parts.setdefault(name, []).extend(values)
@@ -267,7 +321,7 @@ def rollout(
     example = sampled[0][0]
     run.sample(step + 1, prompt=example.problem.prompt, response=response_text(words, example),
                reward=example.reward, right=bool(parts["accuracy"][0]))  # fmt: skip
-    return [row for group in groups for row in group], describe(config, sampled, parts)
+    return [row for group in groups for row in group], describe(config, words, sampled, parts)
 
 
 def sample(
@@ -294,7 +348,7 @@ def sample(
 def judge(config: GrpoConfig, words: TextTokenizer, rows: list[Rollout]) -> dict[str, list[float]]:
     """Sets each row's reward, the weighted sum of its parts. Returns the parts and, whatever its weight, accuracy."""
     tags = config.template != "none"
-    parts = {"accuracy": (accuracy_reward(Addition(config.digits), tags), config.accuracy_weight)}
+    parts = {"accuracy": (accuracy_reward(task_of(config), tags), config.accuracy_weight)}
     if tags:
         parts["format"] = (format_reward, config.format_weight)
     if config.overlong_share:
@@ -332,7 +386,9 @@ def is_flat(group: list[Rollout]) -> bool:
     return max(row.reward for row in group) - min(row.reward for row in group) <= FLAT
 
 
-def describe(config: GrpoConfig, groups: list[list[Rollout]], parts: dict[str, list[float]]) -> dict[str, float]:
+def describe(
+    config: GrpoConfig, words: TextTokenizer, groups: list[list[Rollout]], parts: dict[str, list[float]]
+) -> dict[str, float]:
     """Metrics of all that was sampled, discarded groups included, under TRL's names where it has one."""
     rows = [row for group in groups for row in group]
     lengths = [len(row.response) for row in rows]
@@ -350,13 +406,28 @@ def describe(config: GrpoConfig, groups: list[list[Rollout]], parts: dict[str, l
         "accuracy": statistics.fmean(parts["accuracy"]),
         "groups": len(groups),
         "completions/mean_length": statistics.fmean(lengths),
+        "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/mean_terminated_length": mean_length(lambda i: not cut[i]),
         "completions/mean_length_correct": mean_length(lambda i: parts["accuracy"][i] == 1),
         "completions/mean_length_wrong": mean_length(lambda i: parts["accuracy"][i] < 1),
         "completions/clipped_ratio": statistics.fmean(cut),
         "tokens": sum(lengths),
+        **traits(config, [response_text(words, row) for row in rows], parts["accuracy"]),
     }
+
+
+def traits(config: GrpoConfig, texts: list[str], right: list[float]) -> dict[str, float]:
+    """The means of what the task reads in the responses; for traits named mode/... also the accuracy in that mode."""
+    task = task_of(config)
+    if not hasattr(task, "traits"):
+        return {}
+    found = [task.traits(text) for text in texts]
+    means = {name: statistics.fmean(values[name] for values in found) for name in found[0]}
+    for name in [name for name in means if name.startswith("mode/") and means[name]]:
+        chosen = [verdict for values, verdict in zip(found, right, strict=True) if values[name]]
+        means[name.replace("mode/", "accuracy/")] = statistics.fmean(chosen)
+    return means
 
 
 # --------------------------------------------------------------------------------------------- score and improve
@@ -421,8 +492,8 @@ def improve(
 
 def preflight(config: GrpoConfig, policy: Transformer, words: TextTokenizer) -> dict[str, float]:
     """Measure the base, and stop here if every group would be flat: then no step could teach anything."""
-    task, G = Addition(config.digits), config.group_size
-    problems = [task.problem(f"preflight-{config.seed}", i) for i in range(config.preflight)]
+    G = config.group_size
+    problems = [practice(config, "preflight", i) for i in range(config.preflight)]
     rows = sample(config, policy, words, problems, G, seed_of(config.seed, "preflight"))
     accuracy = judge(config, words, rows)["accuracy"]
     compare(replace(config, kl_coef=0.0, updates_per_rollout=1, epochs=1), policy, None, rows)
@@ -448,20 +519,49 @@ def preflight(config: GrpoConfig, policy: Transformer, words: TextTokenizer) -> 
 
 
 def measure(config: GrpoConfig, policy: Transformer, words: TextTokenizer) -> dict[str, float]:
-    """Greedy accuracy on held-out sums by length: {"acc/2": ...}."""
-    rows = sample(config, policy, words, test_sums(config.eval_digits, config.eval_problems), 1, 0, temperature=0.0)
+    """Accuracy on held-out problems by difficulty: {"acc/2": ...}, greedily; with --eval-samples also sampled."""
+    rows = sample(config, policy, words, held_out(config), 1, 0, temperature=0.0)
     accuracy = judge(config, words, rows)["accuracy"]
-    right: dict[int, list[float]] = {n: [] for n in config.eval_digits}
+    right: dict[int, list[float]] = {}
     for row, value in zip(rows, accuracy, strict=True):
-        right[digits_of(row.problem)].append(value)
-    return {f"acc/{n}": statistics.fmean(values) for n, values in right.items() if values}
+        right.setdefault(difficulty(row.problem), []).append(value)
+    greedy = {f"acc/{n}": statistics.fmean(values) for n, values in sorted(right.items())}
+    return greedy | (measure_samples(config, policy, words) if config.eval_samples else {})
+
+
+def measure_samples(config: GrpoConfig, policy: Transformer, words: TextTokenizer) -> dict[str, float]:
+    """Held-out problems as the policy is trained, at its temperature and budget: eval/pass@k, eval/maj@k, format,
+    length, traits, and by difficulty n the accuracy eval/accuracy/n and that of single modes eval/accuracy/MODE/n."""
+    # As R1 measures: greedy decoding repeats itself, so pass@1 is the mean over k samples. The numbers of a row depend
+    # on its problem and place alone, so policies are compared on the same ones.
+    k = config.eval_samples
+    rows = sample(config, policy, words, held_out(config), k, seed_of("held-out"))
+    parts = judge(config, words, rows)
+    texts, right = [response_text(words, row) for row in rows], parts["accuracy"]
+    groups = [slice(i, i + k) for i in range(0, len(rows), k)]
+    votes = [extract_answer(text) if "<answer>" in text else None for text in texts]
+    metrics = {f"pass@{n}": statistics.fmean(pass_at_k(k, int(sum(right[g])), n) for g in groups)
+               for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}  # fmt: skip
+    metrics[f"maj@{k}"] = statistics.fmean(maj_at_k(votes[g], [bool(r) for r in right[g]], k) for g in groups)
+    metrics |= {
+        "format": statistics.fmean(parts["format"]),
+        "mean_length": statistics.fmean(len(row.response) for row in rows),
+        "clipped_ratio": statistics.fmean(row.stop_reason == "length" for row in rows),
+        **traits(config, texts, right),
+    }
+    for n in sorted({difficulty(row.problem) for row in rows}):
+        chosen = [i for i, row in enumerate(rows) if difficulty(row.problem) == n]
+        some = traits(config, [texts[i] for i in chosen], [right[i] for i in chosen])
+        metrics[f"accuracy/{n}"] = statistics.fmean(right[i] for i in chosen)
+        metrics |= {f"{name}/{n}": value for name, value in some.items() if name.split("/")[0] in ("mode", "accuracy")}
+    return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def report(config: GrpoConfig, done: int, metrics: dict, header: bool) -> str:
     """One row of the table."""
     columns = {"reward": "reward", "accuracy": "accuracy", "flat": "frac_reward_zero_std",
                "length": "completions/mean_length", "entropy": "entropy", "kl": "kl"}  # fmt: skip
-    columns |= {f"{n} digits": f"acc/{n}" for n in config.eval_digits}
+    columns |= {key: key for key in sorted(metrics) if key.startswith("acc/")}
     names = [name.rjust(8) for name in ("step", *columns)]
     lines = table(names, [[str(done), *(f"{metrics.get(key, 0):.3f}" for key in columns.values())]]).split("\n")
     return "\n".join(lines if header else lines[1:])

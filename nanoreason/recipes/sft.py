@@ -7,13 +7,13 @@ The demonstrations are a task's own worked solutions, or the lines {"prompt": ..
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanoreason import search
 from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
 from nanoreason.evaluate import test_accuracy
 from nanoreason.learn import fit, in_epochs, make_optimizer
@@ -34,6 +34,7 @@ from nanoreason.tasks.addition import (
     thinking_tokenizer,
     tokenizer,
 )
+from nanoreason.tasks.countdown import Countdown
 from nanoreason.tokenizer import TextTokenizer
 
 
@@ -50,16 +51,14 @@ class SftConfig(RunConfig):
     data: str = ""  # JSONL file of {"prompt", "response"}; empty: digit addition
     digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums
     shares: tuple[float, ...] = ()  # how often each length is shown; empty: equally
-    form: str = "scratchpad"  # scratchpad, direct (the answer alone) or thinking (in tags, asked in R1's template)
-    modes: tuple[float, ...] = (
-        0.67,
-        0.28,
-        0.05,
-    )  # thinking: how often directly, in one pass, with passes that re-check
+    form: str = "scratchpad"  # scratchpad, direct (the answer alone), thinking (sums in R1's tags) or countdown (too)
+    modes: tuple[float, ...] = (0.67, 0.28, 0.05)  # thinking: shares of direct answers, of one pass, of re-checks
     slip: float = 0.1  # thinking: chance that a column of a pass is wrong in a demonstration
+    inputs: int = 3  # countdown: how many numbers are given; the first of --modes is the share without a search
     doubt: float = 0.0  # thinking: chance of one more pass although two agree
     asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", which solutions ignore
     asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
+    messy: float = 0.0  # thinking: chance that a demonstration lacks one of its tags
     hint_share: float = 0.0  # how many of the sums carry their answer as a hint
     pool: int = 0  # different problems per length; 0: never the same one twice on purpose
     steps: int = 800  # optimizer steps
@@ -98,7 +97,7 @@ def run(config: SftConfig) -> dict:
     elif config.data:
         raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
     else:
-        words = thinking_tokenizer() if config.form == "thinking" else tokenizer()
+        words = {"thinking": thinking_tokenizer, "countdown": search.thinking_tokenizer}.get(config.form, tokenizer)()
         model = Transformer(
             small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
             seed_of(config.seed, "sft"),
@@ -112,9 +111,13 @@ def run(config: SftConfig) -> dict:
             return {}
         if config.form == "thinking":
             problems = [with_template(p, "skeleton") for p in thinking_sums(config.eval_digits, config.eval_problems)]
-            longest = functools.partial(longest_thinking, passes=3)
-            return test_accuracy(model, words, ThinkingAddition(), problems,
-                                 budget=lambda problem: longest(digits_of(problem)), key=digits_of)  # fmt: skip
+            return test_accuracy(model, words, ThinkingAddition(), problems, key=digits_of,
+                                 budget=lambda problem: longest_thinking(digits_of(problem), 3))  # fmt: skip
+        if config.form == "countdown":
+            task = search.ThinkingCountdown(Countdown(config.inputs))
+            problems = [with_template(task.problem("test_inputs", i), "skeleton") for i in range(config.eval_problems)]
+            return test_accuracy(model, words, task, problems, budget=lambda problem: config.context,
+                                 key=lambda problem: config.inputs)  # fmt: skip
         problems = test_sums(config.eval_digits, config.eval_problems, config.form)
         return test_accuracy(model, words, Addition(form=config.form), problems, budget=budget, key=digits_of)
 
@@ -163,11 +166,14 @@ def posed(config: SftConfig, split: str, index: int) -> Problem:
     """A sum with its solution, in the form and in the words that the model is asked with."""
     if config.form == "thinking":
         forms = dict(zip(MODES, config.modes, strict=True))
-        task = ThinkingAddition(config.digits, config.shares, forms, config.slip, config.doubt)
+        task = ThinkingAddition(config.digits, config.shares, forms, config.slip, config.doubt, messy=config.messy)
         problem, draw = task.problem(split, index), random.Random(seed_of("asked", split, index))
         if draw.random() < config.asked_share:
             problem = asked(problem, draw.choice(["exact", "max"]), draw.randint(*config.asked_tokens))
         return with_template(problem, "skeleton")
+    if config.form == "countdown":
+        task = search.ThinkingCountdown(Countdown(config.inputs), direct=config.modes[0] / sum(config.modes))
+        return with_template(task.problem("train", seed_of(split, index)), "skeleton")
     return Addition(config.digits, config.form, config.shares, config.hint_share).problem(split, index)
 
 

@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from nanoreason.rewards import extract_answer
+from nanoreason.rewards import TAGS, extract_answer, tagged
 from nanoreason.rollout import Problem, seed_of
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
@@ -223,14 +223,6 @@ def thoughts(
     return " wait ".join(text for text, _ in passes), passes[-1][1]
 
 
-def tagged(thinking: str, answer: str) -> str:
-    """
-    >>> tagged("", "8 5"), tagged("hm", "8 5")
-    ('<think> </think> <answer> 8 5 </answer>', '<think> hm </think> <answer> 8 5 </answer>')
-    """
-    return f"<think> {thinking + ' ' if thinking else ''}</think> <answer> {answer} </answer>"
-
-
 @dataclass(frozen=True)
 class ThinkingAddition:
     """n-digit sums whose solutions think in tags. `info` holds the number of digits and the solution's mode as `form`.
@@ -245,6 +237,7 @@ class ThinkingAddition:
     slip: float = 0.1  # chance that a column's digit is wrong, in each pass anew
     doubt: float = 0.0  # chance of one more pass although two agree
     most: int = 4  # passes of a solution, after which it believes the last one
+    messy: float = 0.0  # chance that a solution lacks one of its four tags, so that the format is left to learn
 
     def __post_init__(self) -> None:
         if not self.digits or min(self.digits) < 1:
@@ -264,6 +257,9 @@ class ThinkingAddition:
             a, b = draw.randint(low, high), draw.randint(low, high)
         mode = draw.choices(list(self.forms), list(self.forms.values()))[0]
         solution = tagged(*thoughts(a, b, mode, self.slip, draw, self.doubt, self.most))
+        if draw.random() < self.messy:
+            missing = draw.choice(TAGS)
+            solution = " ".join(word for word in solution.split() if word != missing)
         return Problem(f"{spaced(a)} + {spaced(b)}", spaced(a + b), solution, {"digits": n, "form": mode})
 
     def reward(self, problem: Problem, response: str) -> float:
