@@ -151,8 +151,9 @@ def control(tokens: list[float], most: list[float], least: float = 0.0) -> float
 
 
 def scaling(tokens: list[float], accuracy: list[float], per: float = 100.0) -> float:
-    """The mean slope over all pairs of runs, (f(b) - f(a)) / (b - a) with b > a, in points of a percent per `per` tokens
-    (s1, eq. 2; the paper prints no unit). Runs of equal length have no slope and make no pair; 0 if no pair is left.
+    """The mean slope (f(b) - f(a)) / (b - a) over all pairs of runs b > a, in points of a percent per `per` tokens.
+
+    s1, eq. 2; the paper prints no unit. Runs of equal length have no slope and make no pair; 0 if no pair is left.
 
     >>> scaling([10, 20, 40], [0.2, 0.4, 0.4])      # slopes of 200, 0 and 66.7 points per 100 tokens
     88.9

@@ -2,7 +2,7 @@
 
     pool of problems with traces
         quality      what is not in the format is dropped (calls that failed, traces that were cut)
-        difficulty   what the base solves by itself is dropped
+        difficulty   what the base solves by itself, in one of `attempts`, is dropped
         diversity    draw a domain evenly, then one of its problems with weight 2^-rank, rank 0 the longest trace;
                      again, until `choose` are chosen
     fine-tune the base on them                                                           (`how` names other choices)
@@ -44,6 +44,7 @@ class CurateConfig(RunConfig):
     slip: float = 0.2  # chance that a column of a pass is wrong
     broken: float = 0.1  # share of the traces that end somewhere in the middle: what the quality filter is for
     others: float = 0.3  # share of the traces whose "wait" is another word, so that others can be forced too
+    attempts: int = 2  # samples of the base per problem; what one of them solves is not difficult
     how: str = "s1"  # s1 (quality, difficulty, diversity), random, longest, diverse (no difficulty) or all
     choose: int = 200  # demonstrations that are chosen
     condition: str = "none"  # what the prompts say about the thinking: none, tokens, steps or class
@@ -103,8 +104,7 @@ def choose(config: CurateConfig, base: Transformer, words: TextTokenizer) -> tup
     good = [problem for problem in pool if well_formed(problem)]
     counts = {"pool": len(pool), "after_quality": len(good)}
     if config.how == "s1":
-        right = solved_by(base, words, good)
-        hard = [problem for problem, solved in zip(good, right, strict=True) if not solved]
+        hard = unsolved(base, words, good, config.attempts, seed_of(config.seed, "attempts"))
         counts["after_difficulty"] = len(hard)
         chosen = diverse(hard, config.choose, domain, trace_tokens, draw)
     elif config.how == "diverse":  # evenly within a domain
@@ -147,13 +147,18 @@ def well_formed(problem: Problem) -> bool:
     return format_reward([""], [problem.solution]) == [1.0]
 
 
-def solved_by(base: Transformer, words: TextTokenizer, problems: list[Problem]) -> list[bool]:
-    """Difficulty: whether the base's greedy response is right."""
-    # DIFFERS from the paper: one base instead of two models of 7 and 32 billion parameters, and an exact judge.
+def unsolved(
+    base: Transformer, words: TextTokenizer, problems: list[Problem], attempts: int, seed: int
+) -> list[Problem]:
+    """Difficulty: the problems that none of the base's `attempts` solves."""
+    # DIFFERS from the paper: samples of one base instead of an answer each of two models (7 and 32 billion parameters).
     posed = [with_template(problem, "skeleton") for problem in problems]
     context = base.config.max_position_embeddings
-    rows = respond(base, words, posed, budget=lambda problem: context, name="difficulty")
-    return [ThinkingAddition().reward(row.problem, response_text(words, row)) == 1 for row in rows]
+    rows = respond(base, words, posed, budget=lambda problem: context, temperature=1.0, group_size=attempts, seed=seed,
+                   name="difficulty")  # fmt: skip
+    task = ThinkingAddition()
+    right = [task.reward(row.problem, response_text(words, row)) == 1 for row in rows]
+    return [problem for i, problem in enumerate(problems) if not any(right[i * attempts : (i + 1) * attempts])]
 
 
 def domain(problem: Problem) -> tuple[int, int]:
