@@ -12,7 +12,7 @@ import torch
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.experiments import sos as section
 from nanoreason.experiments.reproduce import reproduce
-from nanoreason.learn import collate, token_logprobs, token_weights, update
+from nanoreason.learn import collate, score, token_logprobs, token_weights, update
 from nanoreason.recipes import sos, sos_improve
 from nanoreason.rollout import demonstration
 from nanoreason.run import read_jsonl
@@ -226,21 +226,24 @@ def test_the_apa_loss_pulls_each_log_prob_to_the_references_plus_half_the_advant
     assert (sos_improve.apa_loss(at_goal, batch).abs() < 1e-10).all()
 
 
-def test_scoring_puts_the_log_probs_of_another_model_in_place(make_model, finished):
-    model, rows = make_model(7), finished(5, seed=2)
-    sos_improve.score(model, rows, temperature=0.8, micro_tokens=64)
-    for row in rows:
+def test_alignment_compares_with_the_log_probs_of_the_reference(make_model, finished, monkeypatch):
+    model, reference, rows = make_model(3), make_model(7), finished(4, seed=8)
+    monkeypatch.setattr(sos_improve, "update", lambda *args, **kwargs: {})
+    sampled = [list(row.logprobs) for row in rows]
+    sos_improve.reinforce(replace(IMPROVE, method="apa", temperature=0.8), 0, model, None, rows, reference)
+    for row, values in zip(rows, sampled, strict=True):
         batch = collate([row], token_weights([row]), model.device)
-        alone = token_logprobs(model, batch.tokens, batch.loss_mask, 0.8)[0].tolist()
-        assert row.logprobs == pytest.approx(alone, abs=1e-5)
-        assert len(row.logprobs) == len(row.tokens)
+        alone = token_logprobs(reference, batch.tokens, batch.loss_mask, 0.8)
+        torch.testing.assert_close(batch.old_logprobs, alone, atol=1e-5, rtol=0)
+        assert row.logprobs == values
 
 
 @pytest.mark.parametrize("group_size", [1, 4])
 @pytest.mark.parametrize("method", ["pg", "apa"])
 def test_policy_improvement_raises_the_better_search_and_lowers_the_worse(make_model, finished, method, group_size):
     model, rows = make_model(3), finished(4, seed=8)
-    sos_improve.score(model, rows, 1.0, 1024)
+    for row, logprobs in zip(rows, score(model, rows, 1.0, 1024), strict=True):
+        row.logprobs = logprobs
     for row, reward in zip(rows, (0.9, 0.0, 0.0, 0.3), strict=True):
         row.reward = reward
     config = replace(IMPROVE, method=method, group_size=group_size, rows_per_step=4, temperature=1.0, warmup=0, lr=1e-3)

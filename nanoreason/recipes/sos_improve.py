@@ -24,14 +24,11 @@ from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
 from nanoreason.learn import (
     Loss,
     clipped_policy_loss,
-    collate,
     fit,
     group_advantages,
     in_epochs,
     make_optimizer,
-    micro_batches,
-    token_logprobs,
-    token_weights,
+    score,
     update,
 )
 from nanoreason.model import Transformer
@@ -168,7 +165,8 @@ def reinforce(
     for row, advantage in zip(rows, group_advantages([row.reward for row in rows], group), strict=True):
         row.advantage = advantage
     if reference is not None:
-        score(reference, rows, config.temperature, config.micro_tokens)
+        for row, logprobs in zip(rows, score(reference, rows, config.temperature, config.micro_tokens), strict=True):
+            row.old_logprobs = logprobs
     rows_of = in_epochs(rows, config.rows_per_step, seed_of(config.seed, "order", round))
     steps = max(1, config.epochs * len(rows) // config.rows_per_step)
     loss_of = apa_loss if config.method == "apa" else ppo_loss(config.clip)
@@ -190,17 +188,6 @@ def apa_loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     policy is kept near the reference without a clip or a penalty.
     """
     return (logprobs - batch.old_logprobs - 0.5 * batch.advantages).square()
-
-
-@torch.no_grad()
-def score(model: Transformer, rows: list[Rollout], temperature: float, micro_tokens: int) -> None:
-    """Replace each row's log-probs by those that `model` gives to its tokens."""
-    weights = token_weights(rows)  # collate wants them; no loss is made of them here
-    for indices in micro_batches([len(row.tokens) for row in rows], micro_tokens):
-        batch = collate([rows[i] for i in indices], [weights[i] for i in indices], model.device)
-        logprobs = token_logprobs(model, batch.tokens, batch.loss_mask, temperature).tolist()
-        for i, values in zip(indices, logprobs, strict=True):
-            rows[i].logprobs = values[: len(rows[i].tokens)]
 
 
 def report(done: int, metrics: dict) -> str:
