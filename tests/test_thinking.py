@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.recipes import sft
-from nanoreason.rewards import format_reward, with_template
+from nanoreason.rewards import TAGS, format_reward, with_template
 from nanoreason.rollout import demonstration
 from nanoreason.tasks.addition import (
     MODES,
@@ -147,3 +147,15 @@ def test_a_base_is_trained_on_the_mixture_in_the_words_it_will_be_asked_in(tmp_p
     assert {row.problem.info["form"] for row in pool} == {"recheck"} and len({r.problem.prompt for r in pool}) <= 6
     with pytest.raises(ValueError, match="--modes"):
         sft.run(replace(config, modes=(1.0,)))
+
+
+def test_direct_answers_may_be_guesses_and_tags_may_be_missing():
+    task = ThinkingAddition()
+    found = problems(400, digits=(1, 2), forms={"direct": 1.0}, guess=0.5)
+    right = {n: [task.reward(p, p.solution) for p in found if p.info["digits"] == n] for n in (1, 2)}
+    assert min(right[1]) == 1.0 and 0.08 < sum(right[2]) / len(right[2]) < 0.3  # 0.5 ** 2 or 0.5 ** 3
+    messy = problems(400, messy=0.2)
+    right_format = format_reward([""] * 400, [p.solution for p in messy])
+    assert sum(right_format) / 400 == pytest.approx(0.8, abs=0.07)
+    counts = Counter(sum(tag in p.solution.split() for tag in TAGS) for p in messy)
+    assert counts.keys() == {3, 4}

@@ -59,6 +59,7 @@ class SftConfig(RunConfig):
     asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", which solutions ignore
     asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
     messy: float = 0.0  # thinking: chance that a demonstration lacks one of its tags
+    guess: float = 0.0  # thinking: chance that a digit of a direct answer is wrong
     hint_share: float = 0.0  # how many of the sums carry their answer as a hint
     pool: int = 0  # different problems per length; 0: never the same one twice on purpose
     steps: int = 800  # optimizer steps
@@ -166,7 +167,8 @@ def posed(config: SftConfig, split: str, index: int) -> Problem:
     """A sum with its solution, in the form and in the words that the model is asked with."""
     if config.form == "thinking":
         forms = dict(zip(MODES, config.modes, strict=True))
-        task = ThinkingAddition(config.digits, config.shares, forms, config.slip, config.doubt, messy=config.messy)
+        habits = dict(slip=config.slip, doubt=config.doubt, messy=config.messy, guess=config.guess)
+        task = ThinkingAddition(config.digits, config.shares, forms, **habits)
         problem, draw = task.problem(split, index), random.Random(seed_of("asked", split, index))
         if draw.random() < config.asked_share:
             problem = asked(problem, draw.choice(["exact", "max"]), draw.randint(*config.asked_tokens))

@@ -184,6 +184,11 @@ def thinking_tokenizer() -> TextTokenizer:
     return word_tokenizer(THINKING_WORDS)
 
 
+def another(digit: int | str, draw: random.Random) -> str:
+    """A digit that is not this one."""
+    return str((int(digit) + draw.randint(1, 9)) % 10)
+
+
 def one_pass(a: int, b: int, slip: float = 0.0, draw: random.Random | None = None) -> tuple[str, str]:
     """Column by column from the right; each column's digit is wrong with chance `slip`. Returns (text, result).
 
@@ -197,7 +202,7 @@ def one_pass(a: int, b: int, slip: float = 0.0, draw: random.Random | None = Non
         pair = f"{x} + {y} + 1" if carry else f"{x} + {y}"
         carry, digit = divmod(int(x) + int(y) + carry, 10)
         if slip and draw.random() < slip:
-            digit = (digit + draw.randint(1, 9)) % 10
+            digit = another(digit, draw)
         result = f"{digit}{result}"
         columns.append(f"{pair} = {'1 ' * carry}{digit}")
     result = spaced("1" * carry + result)
@@ -238,6 +243,7 @@ class ThinkingAddition:
     doubt: float = 0.0  # chance of one more pass although two agree
     most: int = 4  # passes of a solution, after which it believes the last one
     messy: float = 0.0  # chance that a solution lacks one of its four tags, so that the format is left to learn
+    guess: float = 0.0  # chance that a digit of a direct answer is wrong; sums of one digit are known by heart
 
     def __post_init__(self) -> None:
         if not self.digits or min(self.digits) < 1:
@@ -256,7 +262,10 @@ class ThinkingAddition:
         while is_test(a, b) != (split == "test"):
             a, b = draw.randint(low, high), draw.randint(low, high)
         mode = draw.choices(list(self.forms), list(self.forms.values()))[0]
-        solution = tagged(*thoughts(a, b, mode, self.slip, draw, self.doubt, self.most))
+        thinking, answer = thoughts(a, b, mode, self.slip, draw, self.doubt, self.most)
+        if mode == "direct" and self.guess and n > 1:
+            answer = " ".join(another(digit, draw) if draw.random() < self.guess else digit for digit in answer.split())
+        solution = tagged(thinking, answer)
         if draw.random() < self.messy:
             missing = draw.choice(TAGS)
             solution = " ".join(word for word in solution.split() if word != missing)
