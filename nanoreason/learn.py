@@ -102,7 +102,10 @@ class ChunkedHead(torch.autograd.Function):
             d_logits = logp.add_(entropy[part, None]).mul_(d_entropy[part, None]).add_(d_logp).mul_(p).neg_()
             d_logits = d_logits.scatter_add_(1, targets[part, None], d_logp).div_(ctx.temperature).to(ctx.dtype)
             d_hidden[part] = d_logits @ W
-            d_weight += d_logits.T @ h
+            if ctx.dtype == weight.dtype:
+                d_weight.addmm_(d_logits.T, h)  # in place: no second (V, D) tensor per chunk
+            else:
+                d_weight += d_logits.T @ h
         return d_hidden, d_weight, None, None
 
 

@@ -493,6 +493,28 @@ def test_at_the_vocabulary_of_qwen_no_tensor_holds_all_logits_and_the_gradient_i
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+def peak_bytes(work) -> int:
+    """Bytes that tensors on the CPU held at most while `work()` ran, above what they held before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in changes))
+
+
+def test_in_chunks_the_log_probs_need_less_than_a_quarter_of_the_memory_of_full_logits(monkeypatch):
+    """8 x 512 tokens and the vocabulary of Qwen, with tokens, vocabulary and chunk scaled down alike."""
+    M, V, D = 8 * 512 // 16, 151_936 // 16, 4
+    monkeypatch.setattr(learn, "CHUNK_LOGITS", learn.CHUNK_LOGITS // 16**2)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, D, generator=generator, requires_grad=True) for n in (M, V))
+    targets = torch.randint(V, (M,), generator=generator)
+    full = peak_bytes(lambda: F.cross_entropy(hidden @ weight.T, targets, reduction="none").sum().backward())
+    chunked = peak_bytes(lambda: ChunkedHead.apply(hidden, weight, targets, 1.0)[0].sum().backward())
+    assert full >= 4 * M * V  # bytes of the logits alone
+    assert chunked < 4 * M * V / 4
+
+
 # ----------------------------------------------------------------------------------------- TRL's own trainer code
 
 BUDGET = 9
