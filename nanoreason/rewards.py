@@ -323,6 +323,23 @@ def lcpo_max_reward(correct: RewardFunction, alpha: float = 0.0003, delta: float
     return lcpo_max
 
 
+def lcpo_reward(correct: RewardFunction, alpha: float = 0.0003, delta: float = 0.5) -> RewardFunction:
+    """Of each completion the reward that its prompt names: `info["kind"]` is exact or max (L1's mixed training of Max).
+
+    >>> def correct(prompts, completions, **columns): return [float(text == "4") for text in completions]
+    >>> call = dict(completion_ids=[[0] * 40] * 2, info=[{"target_tokens": 50, "kind": k} for k in ("exact", "max")])
+    >>> lcpo_reward(correct, alpha=0.01)([""] * 2, ["4", "4"], **call)
+    [0.9, 0.6]
+    """
+    rewards = {"exact": lcpo_exact_reward(correct, alpha), "max": lcpo_max_reward(correct, alpha, delta)}
+
+    def lcpo(prompts, completions, info, **columns) -> list[float]:
+        of = {kind: reward(prompts, completions, info=info, **columns) for kind, reward in rewards.items()}
+        return [of[about["kind"]][i] for i, about in enumerate(info)]
+
+    return lcpo
+
+
 # ------------------------------------------------------------------------------------------------------ repetition
 
 

@@ -51,6 +51,7 @@ from nanoreason.rewards import (
     cosine_reward,
     extract_answer,
     format_reward,
+    lcpo_reward,
     overlong_reward,
     repetition_penalties,
     repetition_reward,
@@ -60,7 +61,7 @@ from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, response_tex
 from nanoreason.run import Run, RunConfig, learning_rate, pick_device, progress, read_jsonl, say, table
 from nanoreason.sampler import Sampler
 from nanoreason.search import ThinkingCountdown
-from nanoreason.tasks.addition import Addition, ThinkingAddition, test_sums, thinking_sums
+from nanoreason.tasks.addition import Addition, ThinkingAddition, asked, test_sums, thinking_sums
 from nanoreason.tasks.countdown import Countdown
 from nanoreason.tokenizer import TextTokenizer
 
@@ -79,8 +80,9 @@ ALGORITHMS: dict[str, dict] = {
 }  # fmt: skip
 WORDS = {"average": ("token", "sequence", "constant"), "divide_by": ("group", "batch", "none"),
          "baseline": ("group", "none"), "ratio": ("token", "sequence", "detached"), "kl_estimator": ("k1", "k2", "k3"),
-         "algorithm": tuple(ALGORITHMS), "length_reward": ("none", "classic", "cosine"),
-         "repetition": ("none", "dense", "sparse"), "task": ("addition", "thinking", "countdown")}  # fmt: skip
+         "algorithm": tuple(ALGORITHMS), "length_reward": ("none", "classic", "cosine", "lcpo"),
+         "repetition": ("none", "dense", "sparse"), "task": ("addition", "thinking", "countdown"),
+         "asked": ("none", "exact", "max", "both")}  # fmt: skip
 
 
 @dataclass
@@ -97,7 +99,11 @@ class GrpoConfig(RunConfig):
     template: str = "none"  # how they are asked: none (as the task does), skeleton (User: ... Assistant:) or r1
     accuracy_weight: float = 1.0  # of the verifier's verdict, 1 or 0, in the reward
     format_weight: float = 0.0  # of the right use of the tags, 1 or 0, in the reward; needs a template
-    length_reward: str = "none"  # shape of the verdict by length: none, classic (0 where cut) or cosine
+    asked: str = "none"  # "Think for (maximum) N tokens." in the prompt: none, exact, max, or both, each half the time
+    asked_tokens: tuple[int, ...] = (8, 96)  # smallest and largest N, drawn evenly; it counts the whole response
+    length_reward: str = "none"  # shape of the verdict by length: none, classic (0 where cut), cosine or lcpo (for N)
+    lcpo_alpha: float = 0.012  # lcpo: price of a token; times the range of N it is about one right answer (L1: 1.17)
+    lcpo_delta: float = 0.5  # lcpo: value of a right answer with exactly the maximum
     cosine_right: tuple[float, float] = (2.0, 1.0)  # cosine: value of a right response of length 0, of max_new_tokens
     cosine_wrong: tuple[float, float] = (-10.0, 0.0)  # the same of a wrong one (a flag that starts with - needs an =)
     cosine_exceed: float = -10.0  # cosine: value where max_new_tokens is reached, right or wrong
@@ -187,6 +193,10 @@ def with_algorithm(config: GrpoConfig) -> GrpoConfig:
         raise ValueError(f"--temperature {config.temperature}: all samples of a group would be equal, use more than 0")
     if config.length_margin >= config.max_new_tokens:
         raise ValueError(f"--length-margin {config.length_margin} leaves nothing of --max-new-tokens")
+    if config.length_reward == "lcpo" and config.asked == "none":
+        raise ValueError("--length-reward lcpo needs --asked exact, max or both: the number that it rewards")
+    if config.asked != "none" and config.task != "thinking":
+        raise ValueError(f"--asked {config.asked} needs --task thinking: its vocabulary has the words")
     if config.repetition != "none" and not 1 <= config.repetition_n <= config.max_new_tokens:
         raise ValueError(f"--repetition-n {config.repetition_n}: from 1 to --max-new-tokens {config.max_new_tokens}")
     if config.template == "none":
@@ -280,14 +290,24 @@ def practice(config: GrpoConfig, purpose: str, index: int) -> Problem:
     """Problem `index` of those that the policy practises on ("rl") or that the base is measured on ("preflight")."""
     if config.task == "countdown":  # its splits are named, and their problems come without an end
         return task_of(config).problem("train", seed_of(purpose, config.seed, index))
-    return task_of(config).problem(f"{purpose}-{config.seed}", index)
+    return with_target(config, task_of(config).problem(f"{purpose}-{config.seed}", index), f"{purpose}-{index}")
 
 
 def held_out(config: GrpoConfig) -> list[Problem]:
     """What no run practises on."""
     if config.task == "countdown":
         return [task_of(config).problem("test_inputs", i) for i in range(config.eval_problems)]
-    return (thinking_sums if config.task == "thinking" else test_sums)(config.eval_digits, config.eval_problems)
+    problems = (thinking_sums if config.task == "thinking" else test_sums)(config.eval_digits, config.eval_problems)
+    return [with_target(config, problem, f"held-out-{i}") for i, problem in enumerate(problems)]
+
+
+def with_target(config: GrpoConfig, problem: Problem, name: str) -> Problem:
+    """The problem with a number of tokens to think for (L1), if the settings say so: drawn evenly, by its name."""
+    if config.asked == "none":
+        return problem
+    draw = random.Random(seed_of("target", config.seed, name))
+    kind = draw.choice(["exact", "max"]) if config.asked == "both" else config.asked
+    return asked(problem, kind, draw.randint(*config.asked_tokens))
 
 
 def difficulty(problem: Problem) -> int:
@@ -357,7 +377,9 @@ def judge(config: GrpoConfig, words: TextTokenizer, rows: list[Rollout]) -> dict
     if config.length_reward != "none":  # in place of the bare verdict, which is still measured
         verdict, limit, margin = parts["accuracy"][0], config.max_new_tokens, config.length_margin
         shaped = classic_reward(verdict, limit, margin)
-        if config.length_reward == "cosine":
+        if config.length_reward == "lcpo":
+            shaped = lcpo_reward(verdict, config.lcpo_alpha, config.lcpo_delta)
+        elif config.length_reward == "cosine":
             ends = config.cosine_right, config.cosine_wrong, config.cosine_exceed
             shaped = cosine_reward(verdict, limit, *ends, margin)
         parts |= {"accuracy": (verdict, 0.0), config.length_reward: (shaped, config.accuracy_weight)}
