@@ -15,6 +15,7 @@ RECIPES = {
     "star": "STaR on digit addition: sample, filter, rationalize, fine-tune; repeat",
     "sft": "supervised fine-tuning of a small or loaded model on demonstrations",
     "grpo": "GRPO and its family: reinforcement learning from verified answers, on digit addition",
+    "distill": "distillation, rejection sampling, cold start: sample a teacher, keep what is right, fine-tune a base",
     "curate": "s1: choose few demonstrations from a pool and fine-tune on them, on sums with thinking",
     "budget": "budget forcing: how a model that thinks in tags scales with forced and asked-for lengths",
     "sos": "Stream of Search: learn to search from searches written as text, on Countdown",
@@ -22,6 +23,7 @@ RECIPES = {
 }
 SECTIONS = {
     "star": "STaR with and without rationalization against direct answers, on digit addition",
+    "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
     "s1": "few chosen samples, budget forcing and its rivals, on sums with optional re-checking",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }

@@ -1,18 +1,21 @@
 """The R1 family: tasks with thinking under GRPO, what is measured of it, distillation, the section's arms."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.evaluate import maj_at_k, pass_at_k
-from nanoreason.recipes import grpo, sft
+from nanoreason.experiments import r1
+from nanoreason.experiments.reproduce import reproduce
+from nanoreason.recipes import distill, grpo, sft
 from nanoreason.rewards import format_reward, with_template
 from nanoreason.rollout import demonstration
 from nanoreason.run import read_jsonl
 from nanoreason.search import Countdown, ThinkingCountdown
 from nanoreason.search import thinking_tokenizer as countdown_words
-from nanoreason.tasks.addition import read_thinking
+from nanoreason.tasks.addition import ThinkingAddition, read_thinking
 
 BASE = replace(sft.PRESETS["tiny"], form="thinking", context=96, steps=60, lr=1e-2, rows_per_step=32, digits=(1,),
                eval_digits=(1,), slip=0.0, modes=(0.4, 0.4, 0.2))  # fmt: skip
@@ -118,3 +121,114 @@ def test_countdown_runs_under_the_recipe_and_no_practised_problem_is_tested(tmp_
     drawn = [grpo.practice(config, "rl", i) for i in range(200)]
     assert not tested & {(*sorted(p.info["numbers"]), p.info["target"]) for p in drawn}
     assert len({p.prompt for p in drawn}) > 190
+
+
+# ---------------------------------------------------------------------------------------------------- distillation
+
+DISTILL = replace(distill.PRESETS["tiny"], problems=30)
+
+
+def kept_by(base: str, folder, **settings) -> tuple[list[dict], dict]:
+    config = replace(DISTILL, teacher=base, base=base, out=str(folder), **settings)
+    teacher, words = load_checkpoint(base)
+    return distill.keep(config, teacher, words)
+
+
+def test_what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes(base, tmp_path):
+    task = ThinkingAddition((1,))
+    problems = {with_template(p, "skeleton").prompt: p for p in (task.problem("distill-0", i) for i in range(30))}
+    kept = {how: kept_by(base, tmp_path, keep=how)[0] for how in ("right", "wrong", "all")}
+    for how, expected in (("right", {1.0}), ("wrong", {0.0})):
+        assert {task.reward(problems[line["prompt"]], line["response"]) for line in kept[how]} == expected
+    assert len(kept["right"]) + len(kept["wrong"]) == len(kept["all"]) <= 60
+    assert format_reward([""] * len(kept["all"]), [line["response"] for line in kept["all"]]) == [1.0] * len(
+        kept["all"]
+    )
+    steps, metrics = kept_by(base, tmp_path, modes=("steps",), most=3)
+    assert len(steps) == metrics["kept"] <= 3 and {read_thinking(line["response"]).mode for line in steps} == {"steps"}
+    with pytest.raises(ValueError, match="none of 60 responses is kept"):
+        kept_by(base, tmp_path, modes=("search",))
+
+
+def test_distillation_resumes_bit_equal_and_learns_what_was_kept(base, tmp_path):
+    config = replace(DISTILL, teacher=base, base=base, out=str(tmp_path / "whole"), steps=6, log_every=2)
+    distill.run(config)
+    loss = [line["loss"] for line in read_jsonl(tmp_path / "whole/metrics.jsonl") if "loss" in line]
+    assert len(loss) == 3 and loss[-1] < loss[0]
+    stopped = replace(config, out=str(tmp_path / "stopped"))
+    with pytest.MonkeyPatch.context() as patch:
+        real, calls = distill.save_checkpoint, []
+
+        def save(*arguments):
+            real(*arguments)
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(distill, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(stopped)
+        patch.setattr(distill, "keep", None)  # the teacher is not asked again
+        patch.setattr(distill, "save_checkpoint", real)
+        distill.run(replace(stopped, resume=True))
+    for name in ("policy/model.safetensors", "metrics.jsonl", "demonstrations.jsonl"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_distillation_refuses_what_cannot_work(base, tmp_path):
+    config = replace(DISTILL, teacher=base, base=base, out=str(tmp_path / "run"))
+    for settings, message in (
+        (dict(teacher=""), "--teacher"),
+        (dict(keep="best"), "--keep"),
+        (dict(task="x"), "--task"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill.run(replace(config, **settings))
+
+
+# ------------------------------------------------------------------------------------------------------ the section
+
+
+def test_the_whole_section_runs_at_tiny_size(tmp_path):
+    summary = reproduce("r1", "tiny", 1, tmp_path, workers=1)
+    assert len(summary["criteria"]) == 21
+    assert {line["name"] for line in summary["criteria"] if line["value"] is None} <= {
+        # too few responses of a kind at this size
+        "R1-Zero: accuracy of re-checked - of single passes, at equal difficulty",
+        "R1-Zero: rank correlation of accuracy and length",
+    }
+    assert list(summary["arms"]["pipeline"]) == list(r1.PIPELINE)
+    assert all(None not in stage.values() for stage in summary["arms"]["pipeline"].values())
+    assert (tmp_path / "figure.png").exists()
+    jobs = json.loads((tmp_path / "config.json").read_text())["jobs"]
+    assert (
+        jobs["seed0/cold"]["teacher"] == "seed0/zero/policy" and jobs["seed0/rejection"]["base"] == "seed0/base/policy"
+    )
+
+
+def line(arm: str, step: int, seed: int = 0, **metrics) -> dict:
+    return {"arm": arm, "step": step, "seed": seed, **{k.replace("__", "/"): v for k, v in metrics.items()}}
+
+
+def test_numbers_are_taken_from_the_right_steps_and_seeds():
+    lines = [line("zero", s, seed, **{"eval/pass@1": 0.1 * s + seed}) for seed in (0, 1) for s in (0, 2, 4)]
+    assert r1.at(lines, "zero", "eval/pass@1", first=True) == pytest.approx(0.5)
+    assert r1.at(lines, "zero", "eval/pass@1") == pytest.approx(0.9)
+    assert r1.late(lines, "zero", "eval/pass@1") == pytest.approx(0.9)
+    assert r1.at(lines, "none", "eval/pass@1") is None is r1.late(lines, "none", "x")
+    assert r1.minus(None, 1.0) is None and r1.over(2.0, 0.0) == 2000.0 and r1.mean([None, 3.0]) == 3.0
+
+
+def test_the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote():
+    rl = [line("student_rl", s, num_tokens=s * 100, **{"eval/pass@1": s / 10}) for s in (0, 1, 2, 3)]
+    for spent, expected in ((150, 0.2), (200, 0.2), (201, 0.3), (900, 0.3)):
+        assert r1.rl_at_equal_tokens([*rl, line("distilled", 0, tokens=spent)]) == expected
+
+
+def test_re_checks_are_compared_with_single_passes_at_equal_difficulty():
+    """Simpson's paradox: re-checks are mostly of hard sums, so that over all sums they look worse."""
+    metrics = {"eval/accuracy/recheck/2": 0.9, "eval/accuracy/steps/2": 0.8, "eval/accuracy/recheck/3": 0.5,
+               "eval/accuracy/steps/3": 0.2}  # fmt: skip
+    lines = [{"arm": "zero", "step": 0, "seed": 0, **metrics}]
+    assert r1.gain_of_rechecks(lines, "zero", (2, 3)) == pytest.approx(0.2)
+    assert r1.gain_of_rechecks(lines, "zero", (4,)) is None

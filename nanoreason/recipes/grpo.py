@@ -341,7 +341,9 @@ def rollout(
     example = sampled[0][0]
     run.sample(step + 1, prompt=example.problem.prompt, response=response_text(words, example),
                reward=example.reward, right=bool(parts["accuracy"][0]))  # fmt: skip
-    return [row for group in groups for row in group], describe(config, words, sampled, parts)
+    metrics = describe(config, words, sampled, parts)
+    metrics["frac_learnt_zero_std"] = statistics.fmean(map(is_flat, groups)) if groups else 0.0
+    return [row for group in groups for row in group], metrics
 
 
 def sample(
