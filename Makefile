@@ -24,6 +24,7 @@ test-slow: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/sample.py
+	$(BIN)/python benchmarks/grpo_step.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
