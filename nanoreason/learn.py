@@ -461,12 +461,13 @@ def fit(
     decay: bool = False,
     micro_tokens: int = 4096,
     max_grad_norm: float = 1.0,
-    after: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    after: Callable[[int, dict[str, float]], bool | None] = lambda step, metrics: None,
     name: str = "sft",
 ) -> None:
     """Supervised fine-tuning: step s is an update on the demonstrations `rows_of(s)`, then `after(s, metrics)`.
 
-    The rows are a function of the step, so a run that stops and resumes at `first_step` sees the same ones.
+    If `after` returns True, that was the last step. The rows are a function of the step, so a run that stops and
+    resumes at `first_step` sees the same ones.
     """
     with progress(total=steps, initial=first_step, desc=name, unit="step") as bar:
         for step in range(first_step, steps):
@@ -474,9 +475,10 @@ def fit(
             metrics = update(
                 model, optimizer, rows_of(step), lr=rate, micro_tokens=micro_tokens, max_grad_norm=max_grad_norm
             )
-            after(step, {**metrics, "learning_rate": rate})
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
             bar.update()
+            if after(step, {**metrics, "learning_rate": rate}):
+                break
 
 
 def in_epochs(rows: list[Rollout], rows_per_step: int, seed: int) -> Callable[[int], list[Rollout]]:

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,7 +245,25 @@ def test_a_run_of_no_rounds_only_trains_and_measures_the_base(tmp_path, monkeypa
     assert {"acc/2", "acc_strict/2"} <= metrics.keys()
     base, policy = (load_checkpoint(tmp_path / "run" / name)[0] for name in ("base", "policy"))
     assert torch.equal(base.lm_head.weight, policy.lm_head.weight)
-    assert json.loads(Path(tmp_path / "run" / "base" / "training.json").read_text()) == {"step": 3}
+    assert json.loads(Path(tmp_path / "run" / "base" / "training.json").read_text()) == {"step": 3, "finished": True}
+
+
+def test_the_base_is_trained_until_it_reaches_its_goal(tmp_path, monkeypatch):
+    monkeypatch.setattr(star, "one_round", None)
+    grades = iter([0.2, 0.7])  # after 100 and 200 steps
+    monkeypatch.setattr(
+        star, "grade", lambda task, words, rows: [SimpleNamespace(lenient=next(grades))] if task.digits == (2,) else []
+    )
+    config = replace(
+        CONFIG, base_steps=300, base_goal=0.5, base_goal_digits=2, rounds=0, out=str(tmp_path / "run"), eval_digits=(1,)
+    )
+    star.run(config)
+    stopped = {"step": 200, "finished": True}
+    assert json.loads((tmp_path / "run" / "base" / "training.json").read_text()) == stopped
+    before = load_checkpoint(tmp_path / "run" / "base")[0]
+    star.train_base(config, tmp_path / "run" / "base", before.device)  # resumed: nothing is left to do
+    assert json.loads((tmp_path / "run" / "base" / "training.json").read_text()) == stopped
+    assert torch.equal(load_checkpoint(tmp_path / "run" / "base")[0].lm_head.weight, before.lm_head.weight)
 
 
 # ----------------------------------------------------------------------------------------------- the schedules
