@@ -96,6 +96,7 @@ class GrpoConfig(RunConfig):
     digits: tuple[int, ...] = (1, 2, 3)  # lengths of the sums
     inputs: int = 3  # countdown: how many numbers are given
     answer_form: str = "operations"  # countdown: operations or expression
+    unsolvable: float = 0.0  # chance that the stated answer of a sum to practise on is none that a response can give
     template: str = "none"  # how they are asked: none (as the task does), skeleton (User: ... Assistant:) or r1
     accuracy_weight: float = 1.0  # of the verifier's verdict, 1 or 0, in the reward
     format_weight: float = 0.0  # of the right use of the tags, 1 or 0, in the reward; needs a template
@@ -191,6 +192,8 @@ def with_algorithm(config: GrpoConfig) -> GrpoConfig:
         raise ValueError("--group-size 1 compares nothing: use at least 2, or --baseline none")
     if config.temperature <= 0:
         raise ValueError(f"--temperature {config.temperature}: all samples of a group would be equal, use more than 0")
+    if config.unsolvable and config.task == "countdown":
+        raise ValueError("--unsolvable is about sums: Countdown's answers are judged by what they come to")
     if config.length_margin >= config.max_new_tokens:
         raise ValueError(f"--length-margin {config.length_margin} leaves nothing of --max-new-tokens")
     if config.length_reward == "lcpo" and config.asked == "none":
@@ -288,6 +291,10 @@ def task_of(config: GrpoConfig) -> Task:
 
 def practice(config: GrpoConfig, purpose: str, index: int) -> Problem:
     """Problem `index` of those that the policy practises on ("rl") or that the base is measured on ("preflight")."""
+    if config.unsolvable:  # the prompt does not tell which ones
+        problem = practice(replace(config, unsolvable=0.0), purpose, index)
+        lost = random.Random(seed_of("unsolvable", purpose, config.seed, index)).random() < config.unsolvable
+        return replace(problem, answer=f"not {problem.answer}") if lost else problem
     if config.task == "countdown":  # its splits are named, and their problems come without an end
         return task_of(config).problem("train", seed_of(purpose, config.seed, index))
     return with_target(config, task_of(config).problem(f"{purpose}-{config.seed}", index), f"{purpose}-{index}")
