@@ -1,6 +1,7 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
-Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and checks its criteria.
+Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and checks its criteria;
+`play` (python -m nanoreason play CHECKPOINT) lets a person pose problems to a policy.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ RECIPES = {
 SECTIONS = {
     "star": "STaR with and without rationalization against direct answers, on digit addition",
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
+    "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on sums with optional re-checking",
     "s1": "few chosen samples, budget forcing and its rivals, on sums with optional re-checking",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
@@ -31,6 +33,7 @@ SECTIONS = {
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
        python train.py reproduce <section> [--preset tiny|cpu|gpu] [--seeds N] [--out DIR]
+       python -m nanoreason play CHECKPOINT --task addition|countdown [--budget 96] [--wait 2]
 
 recipes
 {recipes}
@@ -57,6 +60,10 @@ def main(argv: list[str]) -> int:
             from nanoreason.experiments.reproduce import main as reproduce
 
             return reproduce(flags, SECTIONS)
+        if command == "play":
+            from nanoreason.play import main as play
+
+            return play(flags)
         if command not in RECIPES:
             print(f"train.py: {command!r} is no recipe: use one of {', '.join(RECIPES)}, or reproduce", file=sys.stderr)
             return 2

@@ -16,7 +16,7 @@ LAYERS = {
     "checkpoint": 2, "sampler": 2, "learn": 2,
     "evaluate": 3, "analysis": 3, "trajectories": 3,
     "recipes": 4,
-    "experiments": 5,
+    "experiments": 5, "play": 5,
     "__main__": 6,
 }  # fmt: skip
 ALONE = ("recipes", "tasks")  # no imports between the modules of these folders

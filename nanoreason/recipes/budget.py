@@ -16,6 +16,7 @@ think for longer or shorter (`METHODS`); no training.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -163,11 +164,12 @@ class BudgetConfig(RunConfig):
 
     out: str = "runs/budget"  # folder of this run: config.json, metrics.jsonl, samples.jsonl
     base: str = ""  # checkpoint folder of the model that is measured; needed
-    methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples
+    methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and
+    # of L1: exact, max, free, truncated, s1
     digits: tuple[int, ...] = (1, 2)  # lengths of the sums
     problems: int = 250  # held-out sums per length
     temperature: float = 1.0  # of the thinking; answers are greedy
-    budgets: tuple[int, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for exact, max and truncated of the response
+    budgets: tuple[int, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's methods those of the whole response
     waits: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)  # how often it is kept from closing
     words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "")  # what is appended then; empty: nothing
     step_tokens: int = 24  # tokens that a step of the prompt is taken to have (s1: 100)
@@ -327,6 +329,60 @@ def by_samples(config: BudgetConfig, model: Transformer, words: TextTokenizer) -
         k *= 2
 
 
+def by_target(config: BudgetConfig, model: Transformer, words: TextTokenizer, kind: str) -> Lines:
+    """A number of tokens in the prompt that the whole response should have: L1's prompts and its measures.
+
+    `error`: the mean of (tokens - target) / target, in which too long and too short cancel; `mae`: of its size;
+    `tokens/N`: of the responses to sums of N digits. An exact response is cut at twice its target (section 5).
+    """
+    context = model.config.max_position_embeddings
+    for target in config.budgets:
+        # A model without control is asked as the exact one is, and left alone (free) or cut where it should have ended.
+        problems = posed(config, "max" if kind == "max" else "exact", target)
+        rows = prompt_rows(words, problems, 1, seed_of(config.seed, "budget"))
+        for row in rows:
+            row.max_new_tokens = {"exact": 2 * target, "truncated": target}.get(kind, context)
+        sampler = Sampler(model, eos_id=words.eos_id, temperature=config.temperature, stop_ids=closing_ids(words, END))
+        sampler.submit(rows)
+        for row in sampler:
+            if row.stop_reason == "stop" and END not in words.decode(row.response):
+                sampler.submit([row])
+        right = [extract_tagged(words.decode(row.response)) == row.problem.answer for row in rows]
+        yield target_line(rows, right, target), rows[-1]
+
+
+def by_s1(config: BudgetConfig, model: Transformer, words: TextTokenizer) -> Lines:
+    """Budget forcing as L1 compares with it: kept going until the response is as long as its target, then an answer."""
+    tags = len(words.encode(f"{OPEN} {CLOSE} {ANSWER}")) + config.answer_tokens
+    for target in config.budgets:
+        forcing = Forcing(max(1, target - tags), waits=100)
+        thoughts = forced(config, model, words, forcing, posed(config, "exact", target))
+        yield target_line([t.row for t in thoughts], [is_right(words, t) for t in thoughts], target), thoughts[-1].row
+
+
+def extract_tagged(text: str) -> str | None:
+    return extract_answer(text) if ANSWER in text else None
+
+
+def target_line(rows: list[Rollout], right: list[bool], target: int) -> dict:
+    lengths = [len(row.response) for row in rows]
+    line = {
+        "asked": target,
+        "most": target,
+        "accuracy": statistics.fmean(right),
+        "thinking": statistics.fmean(lengths),  # of the whole response, as L1 counts
+        "cut": statistics.fmean(row.stop_reason == "length" for row in rows),
+        "error": statistics.fmean(lengths) / target - 1,
+        "mae": statistics.fmean(abs(length - target) for length in lengths) / target,
+        "within": statistics.fmean(length <= target for length in lengths),
+    }
+    for n in sorted({digits_of(row.problem) for row in rows}):
+        some = [i for i, row in enumerate(rows) if digits_of(row.problem) == n]
+        line[f"accuracy/{n}"] = statistics.fmean(right[i] for i in some)
+        line[f"tokens/{n}"] = statistics.fmean(lengths[i] for i in some)
+    return line
+
+
 METHODS = {
     "forcing": by_forcing,
     "until": by_until,
@@ -336,4 +392,6 @@ METHODS = {
     "steps": by_steps,
     "class": by_class,
     "samples": by_samples,
+    **{kind: functools.partial(by_target, kind=kind) for kind in ("exact", "max", "free", "truncated")},
+    "s1": by_s1,
 }
