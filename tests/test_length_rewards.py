@@ -285,6 +285,7 @@ def test_a_run_with_all_of_it_goes_through_and_measures_every_part(config, tmp_p
     for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")[1:]:
         assert line["reward"] == pytest.approx(line["rewards/cosine/mean"])
         assert line["rewards/accuracy/mean"] == line["accuracy"] and line["rewards/repetition/mean"] <= 0
+        assert (line["completions/repetition"] > 0) == (line["rewards/repetition/mean"] < 0)
         assert -1 <= line["reward"] <= 1 and math.isfinite(line["loss"])
 
 

@@ -68,7 +68,7 @@ def lines_of(**changed) -> list[dict]:
     narrow, middle, wide = section.windows("tiny")
     flat = {"accuracy": (0.6, 0.6), section.LENGTH: (10, 10), section.CUT: (0.0, 0.0), section.REPEATED: (0.0, 0.0),
             "eval/pass@1": (0.6, 0.6), "eval/mean_length": (10, 10), "eval/clipped_ratio": (0, 0),
-            "eval/thinking/rechecks": (1, 1), "eval/thinking/repeated": (0, 0)}  # fmt: skip
+            "eval/thinking/rechecks": (1, 1), "eval/repetition": (0, 0)}  # fmt: skip
     curves = {
         "rl-base": {"eval/pass@1": (0.3, 0.5)},
         "rl-short": {},
@@ -80,8 +80,8 @@ def lines_of(**changed) -> list[dict]:
         "shape-a": {section.LENGTH: (10, 40)},
         "shape-b": {section.LENGTH: (10, 14)},
         "shape-c": {},
-        "hack": {section.REPEATED: (0, 4)},
-        "hack-repetition": {section.REPEATED: (0, 1)},
+        "hack": {section.REPEATED: (0.2, 0.8), section.LENGTH: (10, 20)},
+        "hack-repetition": {section.REPEATED: (0.2, 0.1)},
     }  # fmt: skip
     lines = []
     for arm, curve in curves.items():
@@ -116,8 +116,10 @@ def test_a_run_in_which_everything_happens_passes_all_but_what_saturates_too_lit
         (dict(rl_base={"eval/thinking/rechecks": (1, 2)}), "RL from base: gain in re-checks"),
         (dict(rl_short={"eval/pass@1": (0.6, 0.75)}), "RL on long - RL on short: gain"),
         (dict(cosine={section.CUT: (0, 0.5)}), "cosine: late exceed rate"),
-        (dict(hack={section.REPEATED: (0, 0.2)}), "hack: growth"),
-        (dict(hack_repetition={section.REPEATED: (0, 4)}), "hack: late repeated"),
+        (dict(hack={section.REPEATED: (0.2, 0.25)}), "hack: growth"),
+        (dict(hack={section.LENGTH: (10, 11)}), "hack: late / early length"),
+        (dict(hack={section.REPEATED: (0.0, 0.05)}), "hack: late share"),
+        (dict(hack_repetition={section.REPEATED: (0.2, 0.7)}), "hack: late share"),
         (dict(shape_a={section.LENGTH: (10, 10)}), "shapes: late length of A"),
         (dict(shape_b={section.LENGTH: (10, 10)}), "shapes: late length of B"),
         (dict(repetition={section.LENGTH: (10, 12)}), "repetition / cosine: late length"),

@@ -58,7 +58,7 @@ PRESETS = {
         grpo.GrpoConfig(
             task="thinking", template="skeleton", digits=(2,), algorithm="reinforce", baseline="group",
             divide_by="batch", average="token", steps=40, prompts=8, group_size=16, lr=3e-4, warmup=5, preflight=0,
-            save_every=40, eval_every=0, eval_digits=(2,), eval_problems=64, eval_samples=4, repetition_n=20,
+            save_every=40, eval_every=0, eval_digits=(2,), eval_problems=64, eval_samples=4, repetition_n=8,
         ),
         64,
     ),
@@ -84,7 +84,7 @@ PRESETS["gpu"] = replace(
     tune=dict(modes=FORMS["long"], slip=0.15, lr=1e-3, warmup=2, rows_per_step=32),
     sizes=(512, 2048, 8192, 32768),
     rl=replace(PRESETS["cpu"].rl, digits=(2, 3), steps=200, prompts=32, save_every=50, micro_tokens=65536,
-               eval_digits=(2, 3), eval_problems=250, repetition_n=28),
+               eval_digits=(2, 3), eval_problems=250, repetition_n=8),
     window=96,
 )  # fmt: skip
 
@@ -180,7 +180,7 @@ def best(lines: list[dict], arm: str, key: str) -> float:
     return max(statistics.fmean(values[i : i + width]) for i in range(len(values) - width + 1))
 
 
-LENGTH, CUT, REPEATED = "completions/mean_length", "completions/clipped_ratio", "thinking/repeated"
+LENGTH, CUT, REPEATED = "completions/mean_length", "completions/clipped_ratio", "completions/repetition"
 
 
 def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
@@ -190,7 +190,7 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     for arm in dict.fromkeys(line["arm"] for line in lines):
         if of(lines, arm, "eval/pass@1"):
             keys = {"accuracy": "eval/pass@1", "length": "eval/mean_length", "exceed_rate": "eval/clipped_ratio",
-                    "rechecks": "eval/thinking/rechecks", "repeated_passes": "eval/thinking/repeated"}  # fmt: skip
+                    "rechecks": "eval/thinking/rechecks", "repetition": "eval/repetition"}  # fmt: skip
             arms[arm] = {name: last(lines, arm, key) for name, key in keys.items()}
             if of(lines, arm, LENGTH):
                 arms[arm] |= {f"{name}_before": first(lines, arm, key) for name, key in keys.items()}
@@ -242,9 +242,10 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
                   ratio("shape-c", "shape-a", LENGTH), 1.05),
         Criterion("shapes: late length of B / of C, right answers are worth less against wrong ones",
                   ratio("shape-c", "shape-b", LENGTH), 1.02),
-        Criterion("hack: growth of repeated passes per response",
-                  late(lines, "hack", REPEATED) - early(lines, "hack", REPEATED), 0.5),
-        Criterion("hack: late repeated passes with the penalty / without", ratio("hack", "hack-repetition", REPEATED),
+        Criterion("hack: late / early length", late(lines, "hack", LENGTH) / early(lines, "hack", LENGTH), 1.2),
+        Criterion("hack: growth of the share of repeated n-grams",
+                  late(lines, "hack", REPEATED) - early(lines, "hack", REPEATED), 0.1),
+        Criterion("hack: late share of repeated n-grams, penalty / none", ratio("hack", "hack-repetition", REPEATED),
                   0.5, False),
         Criterion("repetition / cosine: late length", ratio("cosine", "repetition", LENGTH), 0.98, False),
         Criterion("repetition - cosine: final accuracy", arms["repetition"]["accuracy"] - arms["cosine"]["accuracy"],
@@ -337,7 +338,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     axes[1][1].set(ylabel="tokens per response, mean", title=f"Shapes of the cosine reward, window {2 * chosen.window}")
     hacks = {"hack": ("cosine", "tab:red"), "hack-repetition": ("cosine and repetition penalty", "tab:pink")}
     curves(axes[1][2], hacks, REPEATED)
-    axes[1][2].set(ylabel="passes that repeat an earlier one, per response",
+    axes[1][2].set(ylabel=f"share of {chosen.rl.repetition_n}-grams that repeat an earlier one",
                    title="Hacking: sums whose stated answer nothing reaches")  # fmt: skip
     for axis in axes.flat:
         axis.legend(fontsize=8)

@@ -110,7 +110,7 @@ class GrpoConfig(RunConfig):
     cosine_exceed: float = -10.0  # cosine: value where max_new_tokens is reached, right or wrong
     length_margin: int = 0  # tokens before max_new_tokens that count as reaching it (the paper's code: 16 of 14336)
     repetition: str = "none"  # n-grams that come again: none, dense (rewards of tokens) or sparse (of the response)
-    repetition_n: int = 40  # N of the n-grams, in tokens; longer than what a sound response says twice
+    repetition_n: int = 40  # N of the n-grams, in tokens; what a sound response says twice should be shorter
     repetition_penalty: float = -0.05  # dense: of each token of a repeated n-gram; sparse: times their share
     repetition_gamma: float = 0.99  # dense: discount of a penalty for the tokens before it
     # rollouts
@@ -443,9 +443,16 @@ def describe(
         "completions/mean_length_correct": mean_length(lambda i: parts["accuracy"][i] == 1),
         "completions/mean_length_wrong": mean_length(lambda i: parts["accuracy"][i] < 1),
         "completions/clipped_ratio": statistics.fmean(cut),
+        "completions/repetition": repeated_share(config, rows),
         "tokens": sum(lengths),
         **traits(config, [response_text(words, row) for row in rows], parts["accuracy"]),
     }
+
+
+def repeated_share(config: GrpoConfig, rows: list[Rollout]) -> float:
+    """The share of a response's N-grams that repeat an earlier one, its mean; N is the penalty's, used or not."""
+    ids = [row.response for row in rows]
+    return statistics.fmean(repetition_reward(config.repetition_n, 1.0)(ids, ids, completion_ids=ids))
 
 
 def traits(config: GrpoConfig, texts: list[str], right: list[float]) -> dict[str, float]:
@@ -578,6 +585,7 @@ def measure_samples(config: GrpoConfig, policy: Transformer, words: TextTokenize
         "format": statistics.fmean(parts["format"]),
         "mean_length": statistics.fmean(len(row.response) for row in rows),
         "clipped_ratio": statistics.fmean(row.stop_reason == "length" for row in rows),
+        "repetition": repeated_share(config, rows),
         **traits(config, texts, right),
     }
     for n in sorted({difficulty(row.problem) for row in rows}):
