@@ -1,7 +1,9 @@
 """DeepSeek-R1 (2501.12948) in miniature: R1-Zero, the pipeline, distillation, on sums that may be thought about.
 
 One base per seed, trained on direct answers (guesses), sums worked column by column (with slips) and a few that are
-worked out again after "wait" until two passes agree. Then, all by GRPO with rewards for accuracy and format:
+worked out again after "wait" until two passes agree. It learns in two phases: first all three in plenty, then a mixture
+in which thinking is rare, as it is in what people write. What a base can do and what it usually does are two things,
+and RL is to change the second. Then, all by GRPO with rewards for accuracy and format:
 
     zero             R1-Zero: RL on the base; the figure that made it famous
     no_thoughts      control: the same on a base that was only ever shown direct answers
@@ -43,7 +45,8 @@ PIPELINE = {  # name in the table -> (arm, whether before its first step)
 
 @dataclass(frozen=True)
 class Preset:
-    base: sft.SftConfig
+    skills: sft.SftConfig  # the first phase of every base
+    habits: dict  # the second: what differs from the first
     student: dict  # the student's shape: what differs from the base
     rl: grpo.GrpoConfig  # what all RL runs have in common
     zero_steps: int
@@ -60,45 +63,50 @@ class Preset:
     loss_updates: int = 4  # updates per rollout there: with one, all clips are the same
 
 
-BASE = sft.SftConfig(
-    form="thinking", modes=(0.6, 0.32, 0.08), messy=0.15, guess=0.5, digits=(1, 2, 3), shares=(0.15, 0.4, 0.45),
-    context=160, steps=1200, lr=2e-3, eval_digits=(1, 2, 3), eval_problems=32,
+SKILLS = sft.SftConfig(
+    form="thinking", modes=(0.2, 0.4, 0.4), messy=0.15, guess=0.5, digits=(1, 2, 3), shares=(0.1, 0.4, 0.5),
+    context=160, steps=1400, rows_per_step=32, lr=1.5e-3, warmup=50, micro_tokens=2048, eval_digits=(1, 2, 3),
+    eval_problems=20,
 )  # fmt: skip
+HABITS = dict(modes=(0.62, 0.34, 0.04), steps=200, rows_per_step=64, lr=5e-4, warmup=10)
 # DIFFERS from the paper: R1 gives accuracy and format equal weight. Here most of the base's responses are in the
 # format already; a small weight keeps what is left of it from drowning the verdict in short runs.
 RL = grpo.GrpoConfig(
     task="thinking", template="skeleton", digits=(2, 3), format_weight=0.2, prompts=8, group_size=16, kl_coef=0.0,
-    max_new_tokens=112, lr=2e-4, warmup=3, preflight=16, save_every=20, eval_every=0, eval_digits=(2, 3),
+    max_new_tokens=112, lr=3e-4, warmup=3, preflight=16, save_every=20, eval_every=0, eval_digits=(2, 3),
     eval_problems=32, eval_samples=16,
 )  # fmt: skip
 PRESETS = {
     "cpu": Preset(
-        base=BASE, student=dict(width=48, layers=2), rl=RL, zero_steps=60, control_steps=30, easy_digits=(1,), cap=50,
-        cap_steps=50, cold=distill.DistillConfig(problems=300, most=300, steps=60),
+        skills=SKILLS, habits=HABITS, student=dict(width=48, layers=2), rl=RL, zero_steps=120, control_steps=40,
+        easy_digits=(1,), cap=50, cap_steps=100, cold=distill.DistillConfig(problems=300, most=300, steps=60),
         rejection=distill.DistillConfig(problems=400, steps=150),
-        distilled=distill.DistillConfig(problems=500, steps=250), pipeline_steps=(30, 20), student_steps=60,
-        loss_steps=20,
+        distilled=distill.DistillConfig(problems=500, steps=250), pipeline_steps=(60, 60), student_steps=100,
+        loss_steps=30,
     ),
     "tiny": Preset(
-        base=replace(
-            BASE, width=32, layers=2, heads=2, context=112, digits=(1,), shares=(), steps=100, lr=1e-2, messy=0.0,
+        skills=replace(
+            SKILLS, width=32, layers=2, heads=2, context=112, digits=(1,), shares=(), steps=150, lr=1e-2, messy=0.0,
             rows_per_step=32, slip=0.0, modes=(0.3, 0.3, 0.4), eval_digits=(1,), eval_problems=4,
+            warmup=20,
         ),
+        habits=dict(steps=2, lr=1e-3, warmup=1),
         student=dict(width=16, layers=1),
         rl=replace(
             RL, digits=(1,), prompts=4, group_size=4, max_new_tokens=48, preflight=0, eval_digits=(1,), eval_problems=4,
             eval_samples=4, warmup=1,
         ),
         zero_steps=3, control_steps=2, easy_digits=(1,), cap=20, cap_steps=4,
-        cold=replace(distill.PRESETS["tiny"], problems=30), rejection=distill.PRESETS["tiny"],
+        cold=replace(distill.PRESETS["tiny"], problems=60), rejection=distill.PRESETS["tiny"],
         distilled=replace(distill.PRESETS["tiny"], problems=40), pipeline_steps=(2, 2), student_steps=2, loss_steps=2,
         loss_updates=2,
     ),
     "gpu": Preset(
-        base=replace(
-            BASE, form="countdown", modes=(0.7, 0.3, 0.0), digits=(1, 2, 3), width=256, layers=6, heads=8, context=640,
-            steps=4000, lr=1e-3, rows_per_step=128, micro_tokens=32768,
+        skills=replace(
+            SKILLS, form="countdown", modes=(0.3, 0.7, 0.0), width=256, layers=6, heads=8, context=640, steps=4000,
+            lr=1e-3, rows_per_step=128, micro_tokens=32768,
         ),
+        habits=dict(modes=(0.8, 0.2, 0.0), steps=300, lr=3e-4),
         student=dict(width=128, layers=3),
         rl=replace(
             RL, task="countdown", prompts=32, max_new_tokens=512, micro_tokens=65536, eval_problems=250, lr=1e-4,
@@ -113,15 +121,19 @@ PRESETS = {
 
 
 def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
-    """Bases; RL on them; cold starts from R1-Zero; and so on down the pipeline, distillation from its end."""
+    """Bases in two phases; RL on them; cold starts from R1-Zero; so on down the pipeline; distillation from its end."""
     chosen = PRESETS[preset]
     countdown = chosen.rl.task == "countdown"
 
     def policy(arm: str) -> str:
         return str(folder / arm / "policy")
 
-    def base(arm: str, **settings) -> Job:
-        return Job(arm, "sft", replace(chosen.base, seed=seed, out=str(folder / arm), **settings))
+    def skills(arm: str, **settings) -> Job:
+        return Job(arm, "sft", replace(chosen.skills, seed=seed, out=str(folder / arm), **settings))
+
+    def habits(arm: str, skills: str, **settings) -> Job:
+        return Job(arm, "sft", replace(chosen.skills, seed=seed, base=policy(skills), out=str(folder / arm),
+                                       **(chosen.habits | settings)))  # fmt: skip
 
     def rl(arm: str, base: str, steps: int, **settings) -> Job:
         settings = {"eval_every": max(1, steps // 6)} | settings if arm in ("zero", "student_rl") else settings
@@ -142,7 +154,12 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
     ]
     easy = {} if countdown else dict(digits=chosen.easy_digits, eval_digits=chosen.easy_digits)
     return [
-        [base("base"), base("student", **chosen.student), base("direct", modes=(1.0, 0.0, 0.0))],
+        [
+            skills("skills"),
+            skills("student_skills", **chosen.student),
+            skills("direct", modes=(1.0, 0.0, 0.0), steps=chosen.skills.steps // 2),
+        ],
+        [habits("base", "skills"), habits("student", "student_skills", **chosen.student)],
         [
             rl("zero", "base", chosen.zero_steps),
             rl("no_thoughts", "direct", chosen.control_steps, preflight=0),
