@@ -159,3 +159,13 @@ def test_direct_answers_may_be_guesses_and_tags_may_be_missing():
     assert sum(right_format) / 400 == pytest.approx(0.8, abs=0.07)
     counts = Counter(sum(tag in p.solution.split() for tag in TAGS) for p in messy)
     assert counts.keys() == {3, 4}
+
+
+def test_with_care_a_recheck_slips_less_than_the_first_pass():
+    first, later = [], []
+    for problem in problems(300, digits=(2,), forms={"recheck": 1.0}, slip=0.3, care=0.2, doubt=0.5):
+        right = [result == problem.answer for result in read_thinking(problem.solution).results]
+        first.append(right[0])
+        later += right[1:]
+    assert sum(first) / len(first) == pytest.approx(0.7**2, abs=0.08)
+    assert sum(later) / len(later) == pytest.approx(0.94**2, abs=0.04)

@@ -42,6 +42,8 @@ class CurateConfig(RunConfig):
     pool: int = 2000  # problems with traces to choose from
     forms: tuple[float, ...] = (0.0, 0.15, 0.85)  # shares of the traces: direct, steps (one pass), recheck
     slip: float = 0.2  # chance that a column of a pass is wrong
+    care: float = 0.25  # a re-check slips so many times as often
+    doubt: float = 0.2  # chance of one more pass although two agree
     broken: float = 0.1  # share of the traces that end somewhere in the middle: what the quality filter is for
     others: float = 0.3  # share of the traces whose "wait" is another word, so that others can be forced too
     attempts: int = 2  # samples of the base per problem; what one of them solves is not difficult
@@ -127,7 +129,8 @@ def choose(config: CurateConfig, base: Transformer, words: TextTokenizer) -> tup
 
 def pool_of(config: CurateConfig) -> list[Problem]:
     """Problems with traces as somebody collected them: of all lengths, with slips, some of them broken."""
-    task = ThinkingAddition(config.digits, forms=dict(zip(MODES, config.forms, strict=True)), slip=config.slip)
+    habits = dict(slip=config.slip, care=config.care, doubt=config.doubt)
+    task = ThinkingAddition(config.digits, forms=dict(zip(MODES, config.forms, strict=True)), **habits)
     pool = []
     for index in range(config.pool):
         problem = task.problem(f"pool-{config.seed}", index)

@@ -56,6 +56,8 @@ class SftConfig(RunConfig):
     slip: float = 0.1  # thinking: chance that a column of a pass is wrong in a demonstration
     inputs: int = 3  # countdown: how many numbers are given; the first of --modes is the share without a search
     doubt: float = 0.0  # thinking: chance of one more pass although two agree
+    passes: int = 4  # thinking: passes of a demonstration at most
+    care: float = 1.0  # thinking: a re-check slips so many times as often as the first pass
     asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", which solutions ignore
     asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
     messy: float = 0.0  # thinking: chance that a demonstration lacks one of its tags
@@ -167,7 +169,8 @@ def posed(config: SftConfig, split: str, index: int) -> Problem:
     """A sum with its solution, in the form and in the words that the model is asked with."""
     if config.form == "thinking":
         forms = dict(zip(MODES, config.modes, strict=True))
-        habits = dict(slip=config.slip, doubt=config.doubt, messy=config.messy, guess=config.guess)
+        habits = dict(slip=config.slip, doubt=config.doubt, messy=config.messy, guess=config.guess, most=config.passes,
+                      care=config.care)  # fmt: skip
         task = ThinkingAddition(config.digits, config.shares, forms, **habits)
         problem, draw = task.problem(split, index), random.Random(seed_of("asked", split, index))
         if draw.random() < config.asked_share:

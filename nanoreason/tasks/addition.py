@@ -210,12 +210,12 @@ def one_pass(a: int, b: int, slip: float = 0.0, draw: random.Random | None = Non
 
 
 def thoughts(
-    a: int, b: int, mode: str, slip: float, draw: random.Random, doubt: float = 0.0, most: int = 4
+    a: int, b: int, mode: str, slip: float, draw: random.Random, doubt: float = 0.0, most: int = 4, care: float = 1.0
 ) -> tuple[str, str]:
     """What stands between the think tags in one of MODES, and the answer it ends in.
 
     To recheck is to work the sum out again until two passes agree, or `most` are done; with chance `doubt` once more
-    although they agree. The answer is the last pass's result.
+    although they agree. A re-check slips `care` times as often as the first pass. The answer is the last pass's result.
     """
     if mode == "direct":
         return "", spaced(a + b)
@@ -224,7 +224,7 @@ def thoughts(
         results = [result for _, result in passes]
         if results[-1] in results[:-1] and draw.random() >= doubt:
             break
-        passes.append(one_pass(a, b, slip, draw))
+        passes.append(one_pass(a, b, care * slip, draw))
     return " wait ".join(text for text, _ in passes), passes[-1][1]
 
 
@@ -242,6 +242,7 @@ class ThinkingAddition:
     slip: float = 0.1  # chance that a column's digit is wrong, in each pass anew
     doubt: float = 0.0  # chance of one more pass although two agree
     most: int = 4  # passes of a solution, after which it believes the last one
+    care: float = 1.0  # a re-check slips so many times as often as the first pass
     messy: float = 0.0  # chance that a solution lacks one of its four tags, so that the format is left to learn
     guess: float = 0.0  # chance that a digit of a direct answer is wrong; sums of one digit are known by heart
 
@@ -262,7 +263,7 @@ class ThinkingAddition:
         while is_test(a, b) != (split == "test"):
             a, b = draw.randint(low, high), draw.randint(low, high)
         mode = draw.choices(list(self.forms), list(self.forms.values()))[0]
-        thinking, answer = thoughts(a, b, mode, self.slip, draw, self.doubt, self.most)
+        thinking, answer = thoughts(a, b, mode, self.slip, draw, self.doubt, self.most, self.care)
         if mode == "direct" and self.guess and n > 1:
             answer = " ".join(another(digit, draw) if draw.random() < self.guess else digit for digit in answer.split())
         solution = tagged(thinking, answer)
