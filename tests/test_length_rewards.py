@@ -22,6 +22,7 @@ from nanoreason.learn import (
 from nanoreason.model import Transformer, small_config
 from nanoreason.recipes import grpo
 from nanoreason.rewards import (
+    accuracy_reward,
     classic_reward,
     cosine_reward,
     lcpo_exact_reward,
@@ -121,6 +122,28 @@ def test_the_overlong_punishment_has_its_ends_and_no_jump(window, data):
     found = rewards_of(overlong_reward(window, buffer), range(window + 2), True)
     assert found[: window - buffer + 1] == [0.0] * (window - buffer + 1) and found[window:] == [-1.0, -1.0]
     assert all(0 <= here - there <= 1 / buffer + 1e-9 for here, there in zip(found, found[1:], strict=False))
+
+
+def test_they_work_unchanged_as_reward_funcs_of_trl_around_a_verifier_that_needs_its_columns():
+    """TRL calls with keywords: texts or chats, the token ids, every column of the data set and objects of its own."""
+    task = Addition((2,))
+    problem = task.problem("train", 0)
+    texts = [f"<answer> {problem.answer} </answer>", "<answer> 1 </answer>"]
+    extras = dict(trainer_state=object(), log_extra=lambda *a: None, log_metric=lambda *a: None)
+    verdict = accuracy_reward(task, tags=True)
+    expected = {
+        "classic": (classic_reward(verdict, 100), [1.0, 0.0]),
+        "cosine": (cosine_reward(verdict, 100), [1.5, -5.0]),
+        "lcpo_exact": (lcpo_exact_reward(verdict, 0.01), [0.9, -0.1]),
+        "lcpo_max": (lcpo_max_reward(verdict, 0.01), [0.6, 0.0]),
+        "repetition": (repetition_reward(2, -1.0), [-48 / 49, -48 / 49]),
+    }
+    for completions in (texts, [[{"role": "assistant", "content": text}] for text in texts]):
+        call = dict(prompts=[problem.prompt] * 2, completions=completions, completion_ids=[[0] * 50] * 2,
+                    answer=[problem.answer] * 2, solution=["", ""], info=[{"target_tokens": 60}] * 2)  # fmt: skip
+        for name, (reward, rewards) in expected.items():
+            assert reward.__name__ == name  # what TRL's metrics call it
+            assert reward(**call, **extras) == pytest.approx(rewards)
 
 
 # -------------------------------------------------------------------------------------------------------- repetition
