@@ -29,8 +29,8 @@ class Preset:
 
 
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.15, 0.45, 0.4), slip=0.2, doubt=0.4,
-    asked_share=0.3, steps=2000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.15, 0.45, 0.4), slip=0.2, care=0.25,
+    doubt=0.3, passes=6, asked_share=0.3, steps=2000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
 )  # fmt: skip
 CPU_GRPO = grpo.GrpoConfig(
     task="thinking", template="skeleton", digits=(1, 2), asked="exact", asked_tokens=(8, 96), length_reward="lcpo",

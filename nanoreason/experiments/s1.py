@@ -1,7 +1,7 @@
 """s1 (Muennighoff et al., 2025) in miniature, on sums with optional re-checking: few chosen samples, forced budgets.
 
-A base adds in one pass, mostly, and a pass slips now and then. From a pool of traces that re-check until two passes
-agree, it is fine-tuned on
+A base adds in one pass, mostly, and a pass slips now and then; a re-check is done with more care. From a pool of traces
+that mostly re-check until two passes agree, it is fine-tuned on
     s1        a few that are in the format, hard for the base and diverse        (the paper's 1K of 59K)
     random, longest, diverse, all      others as many, or all of the pool
     tokens, steps, class               the same few as s1, whose prompts say how long to think
@@ -38,8 +38,8 @@ class Preset:
 
 
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.25, 0.6, 0.15), slip=0.2, doubt=0.2,
-    steps=1500, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.2, 0.55, 0.25), slip=0.2, care=0.25,
+    doubt=0.3, passes=6, steps=2000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
 )  # fmt: skip
 PRESETS = {
     "cpu": Preset(CPU_BASE, curate.PRESETS["cpu"], budget.PRESETS["cpu"]),

@@ -167,14 +167,14 @@ class BudgetConfig(RunConfig):
     methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and
     # of L1: exact, max, free, truncated, s1
     digits: tuple[int, ...] = (1, 2)  # lengths of the sums
-    problems: int = 250  # held-out sums per length
+    problems: int = 150  # held-out sums per length
     temperature: float = 1.0  # of the thinking; answers are greedy
     budgets: tuple[int, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's methods those of the whole response
     waits: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)  # how often it is kept from closing
     words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "")  # what is appended then; empty: nothing
     step_tokens: int = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: int = 48  # tokens that a short thought may have
-    samples: int = 16  # free responses per problem, for rejection sampling and majority voting
+    samples: int = 8  # free responses per problem, for rejection sampling and majority voting
     answer_tokens: int = 8  # of an answer, its closing tag included
 
 
