@@ -48,7 +48,7 @@ class SosImproveConfig(SearchConfig):
     base: str = ""  # checkpoint folder of the searcher, as left by the recipe sos
     method: str = "star"  # star, pg or apa
     rounds: int = 3  # star: rounds; pg and apa: iterations
-    problems: int = 2000  # training problems of a round, never the same index twice
+    problems: int = 1500  # training problems of a round, never the same index twice
     group_size: int = 1  # trajectories per problem; more than one: advantages are relative to those of the same problem
     temperature: float = 0.8  # of these trajectories
     epochs: int = 4  # passes over a round's trajectories
@@ -64,7 +64,7 @@ class SosImproveConfig(SearchConfig):
 
 STAR = SosImproveConfig()
 POLICY_GRADIENT = SosImproveConfig(
-    method="pg", rounds=60, problems=256, temperature=1.0, epochs=1, rows_per_step=128, lr=2e-4, eval_every=20
+    method="pg", rounds=40, problems=128, temperature=1.0, epochs=1, rows_per_step=64, lr=2e-4, eval_every=20
 )
 GPU = dict(inputs=4, eval_problems=500, micro_tokens=65536)
 PRESETS = {
@@ -75,7 +75,7 @@ PRESETS = {
         rows_per_step=4, warmup=1, reference_every=2, save_every=2,
     ),
     "gpu": replace(STAR, **GPU, problems=5000, rows_per_step=64, lr=1e-4),
-    "gpu-pg": replace(POLICY_GRADIENT, **GPU, rounds=40, problems=512, rows_per_step=256, lr=1e-4),
+    "gpu-pg": replace(POLICY_GRADIENT, **GPU, problems=512, rows_per_step=256, lr=1e-4),
 }  # fmt: skip
 
 
