@@ -324,7 +324,10 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     with_cosine = by_window | {"cosine": (f"cosine, window {2 * chosen.window}", "tab:red"),
                                "repetition": ("cosine and repetition penalty", "tab:pink")}  # fmt: skip
     curves(axes[0][2], with_cosine, LENGTH)
-    axes[0][2].set(ylabel="tokens per response, mean", title="Length in windows of L, 2L and 4L")
+    axes[0][2].set(
+        ylabel="tokens per response, mean",
+        title=f"Length in windows of {', '.join(map(str, windows(preset).values()))} tokens",
+    )
     curves(axes[1][0], with_cosine, CUT)
     axes[1][0].set(ylabel="share of responses that reach the window", title="Exceed rate", ylim=(-0.03, 1.03))
     labels = {
@@ -335,19 +338,23 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     shapes = {arm: (label, color) for (arm, label), color in
               zip(labels.items(), ("tab:purple", "tab:green", "tab:olive"), strict=True)}  # fmt: skip
     curves(axes[1][1], shapes | {"cosine": ("default: right 2 to 1, wrong -10 to 0", "tab:red")}, LENGTH)
-    axes[1][1].set(ylabel="tokens per response, mean", title=f"Shapes of the cosine reward, window {2 * chosen.window}")
+    axes[1][1].set(
+        ylabel="tokens per response, mean", title=f"Shapes of the cosine reward, window of {2 * chosen.window}"
+    )
     hacks = {"hack": ("cosine", "tab:red"), "hack-repetition": ("cosine and repetition penalty", "tab:pink")}
     curves(axes[1][2], hacks, REPEATED)
     axes[1][2].set(ylabel=f"share of {chosen.rl.repetition_n}-grams that repeat an earlier one",
-                   title="Hacking: sums whose stated answer nothing reaches")  # fmt: skip
+                   title="Hacking: stated answers that nothing reaches")  # fmt: skip
     for axis in axes.flat:
+        axis.title.set_fontsize(11)
         axis.legend(fontsize=8)
         axis.grid(alpha=0.2)
     digits = " and ".join(map(str, chosen.base.digits))
+    slip = tuning(preset, "long", chosen.sizes[-1], 0, Path(), "").slip
     figure.suptitle(
         f"Long chains of thought on {digits}-digit addition with optional re-checking, preset {preset}: "
         f"mean of {len(seeds)} seed(s), thin lines single seeds.\nSampled at temperature 1. In demonstrations "
-        f"{chosen.base.slip:.0%} of the columns of a pass are wrong, and a window counts all tokens of a response",
+        f"{slip:.0%} of the columns of a pass are wrong; curves over steps are means of 5 neighbours",
         fontsize=11,
     )
     figure.savefig(path, dpi=100)
