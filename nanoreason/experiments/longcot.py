@@ -44,7 +44,6 @@ class Preset:
     epochs: int  # passes over them
     rl: grpo.GrpoConfig  # what all reinforcement has in common
     window: int  # L, tokens
-    wide: int = 4  # the widest window in units of L
 
 
 PRESETS = {
