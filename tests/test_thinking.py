@@ -74,6 +74,14 @@ def test_one_pass_is_wrong_as_often_as_its_columns_slip_and_checking_pays():
     assert right["recheck"] > 0.9
 
 
+def test_who_checks_with_care_slips_less_behind_the_first_pass():
+    found = [p for p in problems(500, digits=(3,), forms={"recheck": 1.0}, slip=0.2, care=0.1)]
+    passes = [(read_thinking(p.solution).results, p.answer) for p in found]
+    first = sum(results[0] == answer for results, answer in passes) / 500
+    second = sum(results[1] == answer for results, answer in passes) / 500
+    assert first == pytest.approx(0.8**3, abs=0.07) and second == pytest.approx(0.98**3, abs=0.05)
+
+
 def test_forms_and_lengths_come_with_their_shares_and_doubt_adds_passes():
     found = problems(600, digits=(2, 3), shares=(0.75, 0.25), forms={"direct": 0.6, "steps": 0.3, "recheck": 0.1})
     count = Counter(p.info["form"] for p in found)

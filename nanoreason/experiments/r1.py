@@ -63,12 +63,14 @@ class Preset:
     loss_updates: int = 4  # updates per rollout there: with one, all clips are the same
 
 
+# In minutes of training a model this small does not learn to stop if two passes agree and only then: it stops after
+# the second as it likes. So that checking pays all the same, the passes behind "wait" are written with more care.
 SKILLS = sft.SftConfig(
-    form="thinking", modes=(0.2, 0.4, 0.4), messy=0.15, guess=0.5, digits=(1, 2, 3), shares=(0.1, 0.4, 0.5),
-    context=160, steps=1400, rows_per_step=32, lr=1.5e-3, warmup=50, micro_tokens=2048, eval_digits=(1, 2, 3),
-    eval_problems=20,
+    form="thinking", modes=(0.2, 0.4, 0.4), slip=0.15, care=0.1, passes=3, messy=0.15, guess=0.5,
+    digits=(1, 2, 3), shares=(0.1, 0.4, 0.5), context=160, steps=1000, rows_per_step=32, lr=1.5e-3, warmup=50,
+    micro_tokens=2048, eval_digits=(1, 2, 3), eval_problems=20,
 )  # fmt: skip
-HABITS = dict(modes=(0.62, 0.34, 0.04), steps=200, rows_per_step=64, lr=5e-4, warmup=10)
+HABITS = dict(modes=(0.66, 0.26, 0.08), steps=150, rows_per_step=64, lr=5e-4, warmup=10)
 # DIFFERS from the paper: R1 gives accuracy and format equal weight. Here most of the base's responses are in the
 # format already; a small weight keeps what is left of it from drowning the verdict in short runs.
 RL = grpo.GrpoConfig(
@@ -326,10 +328,11 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
         Criterion("easy sums: length after / before", grown("easy", "eval/mean_length"), 0.9, False),
         Criterion("budget raised / not raised: length", jump, 1.1),
         Criterion("pipeline: format after the cold start", start("cold_rl", "eval/format"), 0.98),
-        Criterion("pipeline: cold start - R1-Zero, accuracy", minus(start("cold_rl", "eval/pass@1"), zero), 0.0, False),
-        Criterion("pipeline: R1 - R1-Zero, accuracy", minus(final, zero), 0.0),
+        Criterion("pipeline: cold start - R1-Zero, accuracy", minus(start("cold_rl", "eval/pass@1"), zero), -0.001,
+                  False),
+        Criterion("pipeline: R1 - R1-Zero, accuracy", minus(final, zero), 0.001),
         Criterion("pipeline: R1 - R1-Zero, format", minus(at(lines, "final", "eval/format"),
-                                                        at(lines, "zero", "eval/format")), 0.0),
+                                                        at(lines, "zero", "eval/format")), 0.001),
         Criterion("pipeline: long - short cold start, accuracy after RL",
                   minus(at(lines, "cold_rl", "eval/pass@1"), at(lines, "short_rl", "eval/pass@1")), 0.01),
         Criterion("distillation - RL on the student, accuracy at equal sampled tokens",
@@ -337,7 +340,7 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
         Criterion("distillation: right - wrong traces, accuracy",
                   minus(distilled, at(lines, "distilled_wrong_eval", "eval/pass@1")), 0.01),
         Criterion("losses: length of wrong responses, Dr. GRPO - GRPO",
-                  minus(*(late(lines, arm, "completions/mean_length_wrong") for arm in ("dr_grpo", "grpo"))), 0.0,
+                  minus(*(late(lines, arm, "completions/mean_length_wrong") for arm in ("dr_grpo", "grpo"))), -0.1,
                   False),
         Criterion("losses: share of flat groups among those learnt from, DAPO - GRPO",
                   minus(*(late(lines, arm, "frac_learnt_zero_std", 1.0) for arm in ("dapo", "grpo"))), -0.01, False),
@@ -431,7 +434,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
             value = at([line for line in lines if line["seed"] == seed], f"{arm}_eval", "eval/pass@1")
             axis.plot([spent], [value], color=color, marker="*", markersize=12, linestyle="none",
                       label=label if seed == 0 else None)  # fmt: skip
-    axis.set(title="A student of a sixth of the parameters", ylabel="accuracy (pass@1)", ylim=(-0.03, 1.03))
+    axis.set(title="Distillation against RL, on a small student", ylabel="accuracy (pass@1)", ylim=(-0.03, 1.03))
 
     axis = axes[1][3]
     for loss, color in zip(LOSSES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple"), strict=True):
@@ -446,7 +449,8 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     axes[1][2].set(xlabel="sampled tokens in thousands")
     for axis in axes.flat:
         axis.legend(fontsize=8)
-    what = "Countdown" if chosen.rl.task == "countdown" else "sums of 2 and 3 digits"
+    digits = " and ".join(map(str, chosen.rl.digits))
+    what = "Countdown" if chosen.rl.task == "countdown" else f"sums of {digits} digits"
     figure.suptitle(f"DeepSeek-R1 on {what}, preset {preset}: mean of {len(seeds)} seed(s), thin lines single seeds")
     figure.savefig(path, dpi=90)
     plt.close(figure)
