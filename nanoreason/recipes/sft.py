@@ -58,7 +58,8 @@ class SftConfig(RunConfig):
     doubt: float = 0.0  # thinking: chance of one more pass although two agree
     passes: int = 4  # thinking: passes of a demonstration at most
     care: float = 1.0  # thinking: a re-check slips so many times as often as the first pass
-    asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", which solutions ignore
+    asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", N being any number
+    asked_true: float = 0.0  # thinking: in how many of those N is true of the solution, as far as N reaches
     asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
     messy: float = 0.0  # thinking: chance that a demonstration lacks one of its tags
     guess: float = 0.0  # thinking: chance that a digit of a direct answer is wrong
@@ -174,7 +175,12 @@ def posed(config: SftConfig, split: str, index: int) -> Problem:
         task = ThinkingAddition(config.digits, config.shares, forms, **habits)
         problem, draw = task.problem(split, index), random.Random(seed_of("asked", split, index))
         if draw.random() < config.asked_share:
-            problem = asked(problem, draw.choice(["exact", "max"]), draw.randint(*config.asked_tokens))
+            low, high = config.asked_tokens
+            kind, amount = draw.choice(["exact", "max"]), draw.randint(low, high)
+            length = len(problem.solution.split())  # every word is a token
+            if draw.random() < config.asked_true and low <= length <= high:
+                amount = length if kind == "exact" else draw.randint(length, high)
+            problem = asked(problem, kind, amount)
         return with_template(problem, "skeleton")
     if config.form == "countdown":
         task = search.ThinkingCountdown(Countdown(config.inputs), direct=config.modes[0] / sum(config.modes))
