@@ -90,6 +90,15 @@ def is_test(a: int, b: int) -> bool:
     return seed_of("addition", a, b) % TEST_SHARE == 0
 
 
+def summands(digits: int, split: str, draw: random.Random) -> tuple[int, int]:
+    """Two numbers of so many digits, whose sum belongs to the split."""
+    low, high = 10 ** (digits - 1), 10**digits - 1
+    a, b = draw.randint(low, high), draw.randint(low, high)
+    while is_test(a, b) != (split == "test"):
+        a, b = draw.randint(low, high), draw.randint(low, high)
+    return a, b
+
+
 def hinted(problem: Problem) -> Problem:
     """The same problem with its answer on the target line. The gold answer has no leading zero, here as in training."""
     # DIFFERS from the paper's code: its query hint keeps a leading 0 for two sums in five, its examples do not.
@@ -130,10 +139,7 @@ class Addition:
         """`split` is "test" or any other name; all others share the sums that are not held out."""
         draw = random.Random(seed_of("addition", split, index))
         n = draw.choices(self.digits, self.shares)[0] if self.shares else self.digits[index % len(self.digits)]
-        low, high = 10 ** (n - 1), 10**n - 1
-        a, b = draw.randint(low, high), draw.randint(low, high)
-        while is_test(a, b) != (split == "test"):
-            a, b = draw.randint(low, high), draw.randint(low, high)
+        a, b = summands(n, split, draw)
         problem = sum_problem(a, b, self.form)
         return hinted(problem) if draw.random() < self.hint_share else problem
 
@@ -258,10 +264,7 @@ class ThinkingAddition:
         """`split` is "test" or any other name; all others share the sums that are not held out."""
         draw = random.Random(seed_of("thinking", split, index))
         n = draw.choices(self.digits, self.shares)[0] if self.shares else self.digits[index % len(self.digits)]
-        low, high = 10 ** (n - 1), 10**n - 1
-        a, b = draw.randint(low, high), draw.randint(low, high)
-        while is_test(a, b) != (split == "test"):
-            a, b = draw.randint(low, high), draw.randint(low, high)
+        a, b = summands(n, split, draw)
         mode = draw.choices(list(self.forms), list(self.forms.values()))[0]
         thinking, answer = thoughts(a, b, mode, self.slip, draw, self.doubt, self.most, self.care)
         if mode == "direct" and self.guess and n > 1:

@@ -268,8 +268,8 @@ MUTANTS = [
     ),
     Mutant(
         "resume of the base off by one", "recipes/star.py",
-        "resume(folder, model, optimizer).get(\"step\", 0)",
-        "resume(folder, model, optimizer).get(\"step\", 1) - 1",
+        "first_step=state[\"step\"], lr=config.base_lr",
+        "first_step=state[\"step\"] and state[\"step\"] - 1, lr=config.base_lr",
         STAR_RESUME,
     ),
     Mutant(
