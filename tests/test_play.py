@@ -1,5 +1,7 @@
 """Playing by hand: what a person types, what is shown of forced tokens, the verdict, and models without tags."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -121,3 +123,13 @@ def test_without_the_word_in_its_vocabulary_a_model_is_kept_from_stopping_all_th
     assert main(["play", str(tmp_path / "policy"), *flags]) == 0
     out = capsys.readouterr().out
     assert "'wait' is not in the tokenizer's vocabulary" in out and "a solution is 9-3=6, 4*6=24" in out
+
+
+def test_the_checkpoint_that_is_shipped_adds_and_goes_on_after_a_wait(capsys):
+    folder = Path(__file__).parent.parent / "data" / "checkpoints" / "thinking-addition"
+    assert main(["play", str(folder), "--problem", "47 + 38", "--wait", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("«wait»") == 2 and "«</think> <answer>»" in out and "\nright (" in out
+    for problem in ("12 + 34", "91 + 27", "65 + 75", "58 + 67"):
+        assert main(["play", str(folder), "--problem", problem, "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.count("\nright (") >= 3

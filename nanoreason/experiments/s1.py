@@ -270,7 +270,8 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     names = ["untuned", *CHOICES]
     values = [arms[f"data: {name}"] for name in names]
     labels = [
-        f"{name}\n{v['chosen']:.0f} traces" if "chosen" in v else "base" for name, v in zip(names, values, strict=True)
+        f"{name}\n{value['chosen']:.0f} traces" if "chosen" in value else name.replace("untuned", "the base")
+        for name, value in zip(names, values, strict=True)
     ]
     axis.bar(labels, [v["accuracy"] for v in values], color=["tab:brown"] + ["tab:blue"] * len(CHOICES))
     for i, name in enumerate(names):
