@@ -1,7 +1,8 @@
 """L1 (Aggarwal and Welleck, 2025) in miniature, on sums with optional re-checking: a length that the prompt asks for.
 
-A base adds directly, in one pass or with any number of re-checks, and has read "Think for N tokens." without heeding
-it. From it, by reinforcement learning with that sentence in every prompt, N drawn evenly,
+A base adds directly, in one pass or with any number of re-checks. Four in five of its sums asked "Think for N tokens.",
+truly in some cases and with any number in the others: a pretrained model too has met numbers and what they count.
+From it, by reinforcement learning with that sentence in every prompt, N drawn evenly,
     exact       LCPO-Exact: [right] - alpha |N - tokens|
     max         from `exact` on, LCPO-Max and LCPO-Exact by turns: N is a maximum in half of the prompts
     plain       no reward for length: the control, and the model whose responses are cut or forced to N instead
@@ -30,16 +31,16 @@ class Preset:
 
 CPU_BASE = sft.SftConfig(
     form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.15, 0.45, 0.4), slip=0.2, care=0.25,
-    doubt=0.3, passes=6, asked_share=0.3, steps=2000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    doubt=0.3, passes=6, asked_share=0.8, asked_true=0.6, steps=2500, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
 )  # fmt: skip
 CPU_GRPO = grpo.GrpoConfig(
     task="thinking", template="skeleton", digits=(1, 2), asked="exact", asked_tokens=(8, 96), length_reward="lcpo",
-    steps=160, prompts=16, group_size=8, lr=3e-4, max_new_tokens=128, kl_coef=0.0, preflight=0, eval_every=40,
+    steps=300, prompts=16, group_size=8, lr=3e-4, max_new_tokens=128, kl_coef=0.0, preflight=0, eval_every=40,
     save_every=40, eval_digits=(1, 2), eval_problems=20,
 )  # fmt: skip
 CPU_BUDGET = budget.BudgetConfig(problems=150, budgets=(12, 16, 24, 32, 48, 64, 96, 128, 160))
 PRESETS = {
-    "cpu": Preset(CPU_BASE, CPU_GRPO, 60, 60, CPU_BUDGET),
+    "cpu": Preset(CPU_BASE, CPU_GRPO, 80, 60, CPU_BUDGET),
     "tiny": Preset(
         replace(CPU_BASE, width=32, layers=2, heads=2, steps=20, warmup=2, rows_per_step=8, eval_problems=4),
         replace(CPU_GRPO, steps=2, prompts=2, group_size=4, max_new_tokens=32, asked_tokens=(8, 24), eval_problems=2),
