@@ -27,6 +27,8 @@ RUN = "test_run.py::test_"
 LOSSES = "test_losses.py::test_"
 GRPO = "test_grpo.py::test_"
 LENGTH = "test_length_rewards.py::test_"
+BUDGET = "test_budget.py::test_"
+CURATE = "test_s1.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -578,5 +580,42 @@ MUTANTS = [
         "returns[t] = following = rewards[t] + gamma * following",
         "returns[t], following = gamma * following, rewards[t] + gamma * following",
         LENGTH + "token_advantages_by_hand",
+    ),
+    # ------------------------------------------------------------------------------------------- budgets, curation
+    Mutant(
+        "the announcement of a cut also behind a close", "recipes/budget.py",
+        "if thought.cut and forcing.announce:",
+        "if forcing.announce:",
+        BUDGET + "a_model_that_closes_by_itself_gets_the_answer_tag_and_no_announcement",
+    ),
+    Mutant(
+        "behind a wait it may close at once", "recipes/budget.py",
+        "                row.go_on_until = len(row.tokens) + 1\n",
+        "",
+        BUDGET + "behind_a_wait_it_cannot_close_at_once_but_one_token_later_it_can",
+    ),
+    Mutant(
+        "the closing token stays before the wait", "recipes/budget.py",
+        "            take_back_close(words, row, thought.start)\n",
+        "            row.stop_reason = \"\"\n",
+        BUDGET + "wait_takes_the_place_of_the_close_so_often_as_asked_and_the_next_close_stands",
+    ),
+    Mutant(
+        "every wait has the whole budget again and nothing is cut", "recipes/budget.py",
+        "                row.force(wait)\n",
+        "                row.force(wait)\n                row.max_new_tokens = len(row.response) + forcing.budget\n",
+        BUDGET + "words_count_against_the_budget_and_a_row_that_is_cut_leaves_the_loop",
+    ),
+    Mutant(
+        "what one attempt fails is difficult", "recipes/curate.py",
+        "if not any(right[",
+        "if not all(right[",
+        CURATE + "difficult_is_what_none_of_the_attempts_solves",
+    ),
+    Mutant(
+        "the shortest trace has rank 0", "recipes/curate.py",
+        "sorted(pool, key=length, reverse=True):",
+        "sorted(pool, key=length):",
+        CURATE + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
     ),
 ]  # fmt: skip
