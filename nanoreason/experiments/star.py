@@ -219,11 +219,10 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     digits, everything, lines = chosen.star.digits, lines, compared(lines, chosen.star.rounds)
     seeds = sorted({line["seed"] for line in lines})
     unseen = [n for n in chosen.star.eval_digits if n > max(digits)]
-    colors = {n: plt.get_cmap("viridis")(0.9 * i / len(chosen.star.eval_digits)) for i, n in
-              enumerate(chosen.star.eval_digits)}  # fmt: skip
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
 
     def lengths(axis, lines: list[dict], arm: str, key: str, shown) -> None:
+        colors = {n: plt.get_cmap("viridis")(0.92 * i / max(1, len(shown) - 1)) for i, n in enumerate(shown)}
         for n in shown:
             label = "1 digit (all 81 sums)" if n == 1 and key == "acc" else f"{n} digit{'s' if n > 1 else ''}"
             for seed in seeds:  # single seeds stay visible behind their mean
@@ -257,7 +256,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
                 axes[1][0].plot(rounds, total, "--", color=color, label=f"{ARMS[arm]}: and second try")
     axes[1][0].set(title="Data kept for training", ylabel="share of the round's problems")
     lengths(axes[1][1], lines, "rationalize", "hinted", digits)
-    axes[1][1].set(title="Rationalization: solved when hinted at", ylabel="share of the problems that failed")
+    axes[1][1].set(title="Rationalization: solved when hinted at", ylabel="share of what failed (later: of few)")
     lengths(axes[1][2], everything, "rationalize", "acc", unseen or digits)
     if chosen.late_rounds:
         label = f"{', '.join(map(str, chosen.late_digits))} digits join the practice"
