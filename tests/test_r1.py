@@ -68,6 +68,15 @@ def test_held_out_problems_are_sampled_alike_for_every_policy_and_counted_rightl
     assert first["eval/maj@4"] == pytest.approx(sum(maj) / len(maj))
 
 
+def test_all_samples_of_one_problem_right_is_not_some_samples_of_all_problems_right(base, monkeypatch):
+    config, real = grpo.with_algorithm(replace(RL, base=base)), grpo.judge
+    policy, words = load_checkpoint(base)
+    verdicts = [1.0] * 4 + [0.0] * 20  # 6 problems, 4 samples of each
+    monkeypatch.setattr(grpo, "judge", lambda *arguments: real(*arguments) | {"accuracy": verdicts})
+    measured = grpo.measure_samples(config, policy, words)
+    assert [measured[f"eval/pass@{k}"] for k in (1, 2, 4)] == pytest.approx([1 / 6] * 3)
+
+
 def test_no_steps_only_measure(base, tmp_path):
     config = replace(RL, base=base, out=str(tmp_path), steps=0)
     line = grpo.run(config)

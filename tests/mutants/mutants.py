@@ -29,6 +29,8 @@ GRPO = "test_grpo.py::test_"
 LENGTH = "test_length_rewards.py::test_"
 BUDGET = "test_budget.py::test_"
 CURATE = "test_s1.py::test_"
+THINKING = "test_thinking.py::test_"
+R1 = "test_r1.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -617,5 +619,65 @@ MUTANTS = [
         "sorted(pool, key=length, reverse=True):",
         "sorted(pool, key=length):",
         CURATE + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
+    # ------------------------------------------------------------------------------------ sums with thinking, R1
+    Mutant(
+        "a slip forgotten in the result", "tasks/addition.py",
+        'result = spaced("1" * carry + result)',
+        "result = spaced(a + b)",
+        THINKING + "one_pass_is_wrong_as_often_as_its_columns_slip_and_checking_pays",
+    ),
+    Mutant(
+        "re-checks end after the second pass, agree or not", "tasks/addition.py",
+        "if results[-1] in results[:-1] and draw.random() >= doubt:",
+        "if len(results) > 1 and draw.random() >= doubt:",
+        THINKING + "solutions_are_in_the_format_and_read_back_as_what_they_are[recheck]",
+    ),
+    Mutant(
+        "the first of several answers counts", "rewards.py",
+        "if opened != 1 or closed != 1 or end < start:",
+        "if not opened or not closed or end < start:",
+        THINKING + "only_what_stands_in_the_one_answer_is_judged",
+    ),
+    Mutant(
+        "the raised budget is not used by the rollout", "recipes/grpo.py",
+        "rows, metrics = rollout(now, step, policy, words, run)",
+        "rows, metrics = rollout(config, step, policy, words, run)",
+        R1 + "the_budget_rises_in_the_middle_of_a_run",
+    ),
+    Mutant(
+        "pass@k of held-out rows grouped across problems", "recipes/grpo.py",
+        "groups = [slice(i, i + k) for i in range(0, len(rows), k)]\n    votes",
+        "groups = [slice(i, None, len(rows) // k) for i in range(len(rows) // k)]\n    votes",
+        R1 + "all_samples_of_one_problem_right_is_not_some_samples_of_all_problems_right",
+    ),
+    Mutant(
+        "Countdown practises on the held-out split", "recipes/grpo.py",
+        'return task_of(config).problem("train", seed_of(purpose, config.seed, index))',
+        'return task_of(config).problem("test_inputs", index)',
+        R1 + "countdown_runs_under_the_recipe_and_no_practised_problem_is_tested",
+    ),
+    Mutant(
+        "wrong traces slip into rejection sampling", "recipes/distill.py",
+        "if neat[i] and right[i] in wanted",
+        "if neat[i]",
+        R1 + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
+    ),
+    Mutant(
+        "a resumed distillation asks its teacher again", "recipes/distill.py",
+        "    if not file.exists():\n",
+        "    if first == 0 or file.exists():\n",
+        R1 + "distillation_resumes_bit_equal_and_learns_what_was_kept",
+    ),
+    Mutant(
+        "re-checks compared over all difficulties at once", "experiments/r1.py",
+        'minus(at(lines, arm, f"eval/accuracy/recheck/{n}", first), at(lines, arm, f"eval/accuracy/steps/{n}", first))',
+        'minus(at(lines, arm, "eval/accuracy/recheck", first), at(lines, arm, "eval/accuracy/steps", first))',
+        R1 + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
+    ),
+    Mutant(
+        "RL on the student compared at fewer tokens", "experiments/r1.py",
+        'enough = [line for line in measured if line.get("num_tokens", 0) >= spent]',
+        'enough = [line for line in measured if line.get("num_tokens", 0) <= spent]',
+        R1 + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
     ),
 ]  # fmt: skip
