@@ -545,7 +545,7 @@ def test_settings_out_of_range_are_an_error(model, options):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_must_go_on_draws_from_what_is_left_without_its_stops(model, ragged, copy_rows, temperature):
-    """No stop before `go_on_until` tokens; the log-prob is that of the distribution without them, and then all is free."""
+    """No stop before `go_on_until` tokens; until then the log-prob is that of the distribution without stops."""
     stops = (0, 7, 11, 3, 4)
     rows = ragged(60, seed=21)
     for row in rows[::2]:

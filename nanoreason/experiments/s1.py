@@ -27,8 +27,8 @@ CHOICES = {
     "all": "all of the pool",
 }
 PROMPTS = {"tokens": "token-conditional", "steps": "step-conditional", "class": "class-conditional"}
-# DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1. A slip is one chance in five, so a
-# greedy pass has none, and there would be nothing to find by checking. Answers are greedy, as there.
+# DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1. A slip is one chance in five, so
+# a greedy pass has none, and there would be nothing to find by checking. Answers are greedy, as there.
 PER = 100  # tokens: the unit of Scaling is points of accuracy per 100 thinking tokens
 
 
