@@ -619,6 +619,7 @@ MUTANTS = [
         "sorted(pool, key=length, reverse=True):",
         "sorted(pool, key=length):",
         CURATE + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
+    ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
     Mutant(
         "a slip forgotten in the result", "tasks/addition.py",
