@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from nanoreason import rewards
+from nanoreason import practice, rewards
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.learn import PolicyLoss, fit, from_stream, group_advantages, make_optimizer, token_weights, update
@@ -493,7 +493,7 @@ def test_where_the_tag_is_several_tokens_rows_go_on_until_the_text_holds_it(conf
     free = prompt_rows(words, [Problem("ab", "")], 40, seed=5)
     Sampler(model, eos_id=words.eos_id, max_new_tokens=30).finish(free)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo, "with_template", lambda problem, template: problem)
+        patch.setattr(practice, "with_template", lambda problem, template: problem)
         rows = grpo.sample(replace(config, template="r1", max_new_tokens=30), model, words, [Problem("ab", "")], 40, 5)
     assert any(words.id_of(">") in row.response[:-1] for row in rows)  # they did stop there, and went on
     for row, other in zip(rows, free, strict=True):

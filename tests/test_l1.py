@@ -10,8 +10,9 @@ from nanoreason.checkpoint import save_checkpoint
 from nanoreason.experiments import l1
 from nanoreason.experiments.reproduce import reproduce
 from nanoreason.model import Transformer, small_config
+from nanoreason.practice import held_out, judge, posed
 from nanoreason.recipes import budget, grpo
-from nanoreason.recipes.grpo import GrpoConfig, held_out, judge, practice, with_algorithm
+from nanoreason.recipes.grpo import GrpoConfig, with_algorithm
 from nanoreason.rewards import with_template
 from nanoreason.rollout import demonstration
 from nanoreason.run import read_jsonl
@@ -29,7 +30,7 @@ CONFIG = GrpoConfig(
 
 @pytest.mark.parametrize("asked", ["exact", "max", "both"])
 def test_every_problem_asks_for_a_length_drawn_evenly_and_says_the_number_it_is_judged_by(asked):
-    problems = [practice(replace(CONFIG, asked=asked), "rl", i) for i in range(800)]
+    problems = [posed(replace(CONFIG, asked=asked), "rl", i) for i in range(800)]
     kinds = Counter(problem.info["kind"] for problem in problems)
     assert set(kinds) == ({"exact", "max"} if asked == "both" else {asked})
     assert asked != "both" or abs(kinds["max"] - 400) < 60
@@ -39,20 +40,20 @@ def test_every_problem_asks_for_a_length_drawn_evenly_and_says_the_number_it_is_
         assert int(said) == target and ("maximum" in words) == (problem.info["kind"] == "max")
     targets = [problem.info["target_tokens"] for problem in problems]
     assert min(targets) == 8 and max(targets) == 96 and 49 < sum(targets) / 800 < 55
-    assert problems[:5] == [practice(replace(CONFIG, asked=asked), "rl", i) for i in range(5)]
+    assert problems[:5] == [posed(replace(CONFIG, asked=asked), "rl", i) for i in range(5)]
 
 
 def test_held_out_problems_ask_too_and_without_the_switch_nobody_asks():
     assert all("Think for" in problem.prompt for problem in held_out(CONFIG))
     plain = replace(CONFIG, asked="none", length_reward="none")
-    for problem in (*held_out(plain), practice(plain, "rl", 3)):
+    for problem in (*held_out(plain), posed(plain, "rl", 3)):
         assert "Think" not in problem.prompt and "target_tokens" not in problem.info
 
 
 def test_the_sum_of_a_problem_does_not_depend_on_what_is_asked():
     plain = replace(CONFIG, asked="none", length_reward="none")
     for i in range(20):
-        assert practice(CONFIG, "rl", i).prompt.split(" Think ")[0] == practice(plain, "rl", i).prompt
+        assert posed(CONFIG, "rl", i).prompt.split(" Think ")[0] == posed(plain, "rl", i).prompt
 
 
 @pytest.mark.parametrize("wrong", [{"asked": "none"}, {"task": "addition"}, {"asked": "loudly"}])
@@ -66,7 +67,7 @@ def test_a_length_reward_without_a_length_is_an_error(wrong):
 
 def test_each_row_is_rewarded_as_its_own_prompt_asks():
     config = with_algorithm(CONFIG)
-    problems = [practice(config, "rl", i) for i in range(30)]
+    problems = [posed(config, "rl", i) for i in range(30)]
     rows = []
     for i, problem in enumerate(problems):
         answer = problem.answer if i % 3 else "0 0 0 0"
@@ -94,7 +95,7 @@ def base(tmp_path) -> str:
 def test_a_line_at_a_target_by_hand():
     rows = []
     for length, digits in ((6, 1), (12, 1), (15, 2)):
-        problem = replace(practice(CONFIG, "rl", 0), info={"digits": digits})
+        problem = replace(posed(CONFIG, "rl", 0), info={"digits": digits})
         rows.append(demonstration(WORDS, problem, " ".join(["so"] * (length - 1))))
         rows[-1].stop_reason = "length" if length == 15 else "stop"
     line = budget.target_line(rows, [True, False, True], 10)

@@ -14,7 +14,7 @@ LAYERS = {
     "__init__": 0, "rollout": 0, "tokenizer": 0, "run": 0,
     "model": 1, "rewards": 1, "tasks": 1, "search": 1,
     "checkpoint": 2, "sampler": 2, "learn": 2,
-    "evaluate": 3, "analysis": 3, "trajectories": 3,
+    "evaluate": 3, "practice": 3, "analysis": 3, "trajectories": 3,
     "recipes": 4,
     "experiments": 5, "play": 5,
     "__main__": 6,

@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from nanoreason import practice
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.learn import (
     PolicyLoss,
@@ -314,13 +315,13 @@ def test_a_run_with_all_of_it_goes_through_and_measures_every_part(config, tmp_p
 
 def test_the_answers_of_unsolvable_sums_are_out_of_reach_and_held_out_sums_stay_as_they_are(config):
     some, none = replace(config, unsolvable=0.3, digits=(1, 2)), replace(config, digits=(1, 2))
-    pairs = [(grpo.practice(some, "rl", i), grpo.practice(none, "rl", i)) for i in range(400)]
+    pairs = [(practice.posed(some, "rl", i), practice.posed(none, "rl", i)) for i in range(400)]
     lost = [a != b for a, b in pairs]
     assert 0.2 < sum(lost) / len(lost) < 0.4
     for (posed, real), is_lost in zip(pairs, lost, strict=True):
         assert posed == replace(real, answer=posed.answer) and (posed.answer != real.answer) == is_lost
-        assert grpo.task_of(some).reward(posed, real.answer) == 1 - is_lost
-    assert grpo.held_out(some) == grpo.held_out(none)
+        assert practice.task_of(some).reward(posed, real.answer) == 1 - is_lost
+    assert practice.held_out(some) == practice.held_out(none)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from nanoreason import practice
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.experiments import r1
 from nanoreason.experiments.reproduce import reproduce
 from nanoreason.recipes import distill, grpo, sft
 from nanoreason.rewards import format_reward, with_template
-from nanoreason.rollout import demonstration
+from nanoreason.rollout import demonstration, seed_of
 from nanoreason.run import read_jsonl
 from nanoreason.search import Countdown, ThinkingCountdown
 from nanoreason.search import thinking_tokenizer as countdown_words
@@ -56,9 +57,9 @@ def test_thinking_is_practised_and_measured_before_the_first_step_and_after(base
 def test_held_out_problems_are_sampled_alike_for_every_policy_and_counted_rightly(base):
     config = grpo.with_algorithm(replace(RL, base=base))
     policy, words = load_checkpoint(base)
-    first, second = grpo.measure_samples(config, policy, words), grpo.measure_samples(config, policy, words)
+    first, second = practice.measure_samples(config, policy, words), practice.measure_samples(config, policy, words)
     assert first == second
-    rows = grpo.sample(config, policy, words, grpo.held_out(config), 4, grpo.seed_of("held-out"))
+    rows = grpo.sample(config, policy, words, practice.held_out(config), 4, seed_of("held-out"))
     right = grpo.judge(config, words, rows)["accuracy"]
     groups = [right[i : i + 4] for i in range(0, len(rows), 4)]
     assert first["eval/pass@2"] == pytest.approx(sum(pass_at_k(4, int(sum(g)), 2) for g in groups) / len(groups))
@@ -72,8 +73,8 @@ def test_all_samples_of_one_problem_right_is_not_some_samples_of_all_problems_ri
     config, real = grpo.with_algorithm(replace(RL, base=base)), grpo.judge
     policy, words = load_checkpoint(base)
     verdicts = [1.0] * 4 + [0.0] * 20  # 6 problems, 4 samples of each
-    monkeypatch.setattr(grpo, "judge", lambda *arguments: real(*arguments) | {"accuracy": verdicts})
-    measured = grpo.measure_samples(config, policy, words)
+    monkeypatch.setattr(practice, "judge", lambda *arguments: real(*arguments) | {"accuracy": verdicts})
+    measured = practice.measure_samples(config, policy, words)
     assert [measured[f"eval/pass@{k}"] for k in (1, 2, 4)] == pytest.approx([1 / 6] * 3)
 
 
@@ -126,8 +127,10 @@ def test_countdown_runs_under_the_recipe_and_no_practised_problem_is_tested(tmp_
                      max_new_tokens=60, eval_every=1, eval_problems=3)  # fmt: skip
     line = grpo.run(config)
     assert {"acc/3", "eval/accuracy/3", "thinking/explored"} <= line.keys()
-    tested = {(*sorted(p.info["numbers"]), p.info["target"]) for p in grpo.held_out(replace(config, eval_problems=50))}
-    drawn = [grpo.practice(config, "rl", i) for i in range(200)]
+    tested = {
+        (*sorted(p.info["numbers"]), p.info["target"]) for p in practice.held_out(replace(config, eval_problems=50))
+    }
+    drawn = [practice.posed(config, "rl", i) for i in range(200)]
     assert not tested & {(*sorted(p.info["numbers"]), p.info["target"]) for p in drawn}
     assert len({p.prompt for p in drawn}) > 190
 

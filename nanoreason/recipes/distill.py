@@ -19,16 +19,13 @@ from dataclasses import dataclass
 from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer
-from nanoreason.rewards import accuracy_reward, closing_ids, format_reward, with_template
-from nanoreason.rollout import Problem, Task, demonstration, prompt_rows, response_text, seed_of
-from nanoreason.run import Run, RunConfig, pick_device, progress, read_jsonl, replace_text, say, table
-from nanoreason.sampler import Sampler
-from nanoreason.search import ThinkingCountdown
-from nanoreason.tasks.addition import ThinkingAddition
-from nanoreason.tasks.countdown import Countdown
+from nanoreason.practice import PracticeConfig, judge, posed, sample, task_of
+from nanoreason.rollout import Problem, demonstration, response_text, seed_of
+from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, replace_text, say, table
 from nanoreason.tokenizer import TextTokenizer
 
 KEEP = ("right", "wrong", "all")
+TASKS = ("thinking", "countdown")
 
 
 @dataclass
@@ -76,8 +73,9 @@ def run(config: DistillConfig) -> dict:
     """Sample, keep, fine-tune; returns the last line of metrics. The student is left in OUT/policy."""
     if not (config.teacher and config.base):
         raise ValueError("--teacher and --base are needed: the checkpoint folders of who is sampled and of who learns")
-    if config.keep not in KEEP:
-        raise ValueError(f"--keep {config.keep}: one of {', '.join(KEEP)}")
+    for name, known in (("keep", KEEP), ("task", TASKS)):
+        if getattr(config, name) not in known:
+            raise ValueError(f"--{name} {getattr(config, name)}: one of {', '.join(known)}")
     device = pick_device(config.device)
     student, words = load_checkpoint(config.base, device)
     run = Run(config)
@@ -111,34 +109,17 @@ def run(config: DistillConfig) -> dict:
     return last
 
 
-def task_of(config: DistillConfig) -> Task:
-    tasks = {"thinking": ThinkingAddition(config.digits), "countdown": ThinkingCountdown(Countdown(config.inputs))}
-    if config.task not in tasks:
-        raise ValueError(f"--task {config.task}: one of {', '.join(tasks)}")
-    return tasks[config.task]
-
-
 def keep(config: DistillConfig, teacher: Transformer, words: TextTokenizer) -> tuple[list[dict], dict[str, float]]:
     """What the teacher writes and the filter leaves, and how much that is. ValueError if nothing is left."""
-    task = task_of(config)
-    problems = [
-        task.problem("train", seed_of("distill", config.seed, i))
-        if config.task == "countdown"
-        else task.problem(f"distill-{config.seed}", i)
-        for i in range(config.problems)
-    ]
-    rows = prompt_rows(words, [with_template(problem, "skeleton") for problem in problems], config.samples,
-                       seed_of(config.seed, "distill"))  # fmt: skip
-    sampler = Sampler(teacher, eos_id=words.eos_id, max_new_tokens=config.max_new_tokens,
-                      temperature=config.temperature, stop_ids=closing_ids(words))  # fmt: skip
-    sampler.submit(rows)
-    for _ in progress(sampler, total=len(rows), desc="sample", unit="row"):
-        pass
+    how = PracticeConfig(
+        seed=config.seed, task=config.task, digits=config.digits, inputs=config.inputs, template="skeleton",
+        temperature=config.temperature, max_new_tokens=config.max_new_tokens,
+    )  # fmt: skip
+    problems = [posed(how, "distill", i) for i in range(config.problems)]
+    rows = sample(how, teacher, words, problems, config.samples, seed_of(config.seed, "distill"))
+    parts = judge(how, words, rows)
+    right, neat, task = parts["accuracy"], parts["format"], task_of(how)
     texts = [response_text(words, row) for row in rows]
-    prompts = [row.problem.prompt for row in rows]
-    columns = {name: [getattr(row.problem, name) for row in rows] for name in ("answer", "info")}
-    right = accuracy_reward(task, tags=True)(prompts, texts, **columns)
-    neat = format_reward(prompts, texts)
     wanted = {"right": (1.0,), "wrong": (0.0,), "all": (0.0, 1.0)}[config.keep]
     kept = [
         i
@@ -158,4 +139,4 @@ def keep(config: DistillConfig, teacher: Transformer, words: TextTokenizer) -> t
         "kept_length": statistics.fmean(len(rows[i].response) for i in kept),
         "tokens": sum(len(row.response) for row in rows),
     }
-    return [{"prompt": prompts[i], "response": texts[i]} for i in kept], metrics
+    return [{"prompt": rows[i].problem.prompt, "response": texts[i]} for i in kept], metrics

@@ -646,13 +646,13 @@ MUTANTS = [
         R1 + "the_budget_rises_in_the_middle_of_a_run",
     ),
     Mutant(
-        "pass@k of held-out rows grouped across problems", "recipes/grpo.py",
+        "pass@k of held-out rows grouped across problems", "practice.py",
         "groups = [slice(i, i + k) for i in range(0, len(rows), k)]\n    votes",
         "groups = [slice(i, None, len(rows) // k) for i in range(len(rows) // k)]\n    votes",
         R1 + "all_samples_of_one_problem_right_is_not_some_samples_of_all_problems_right",
     ),
     Mutant(
-        "Countdown practises on the held-out split", "recipes/grpo.py",
+        "Countdown practises on the held-out split", "practice.py",
         'return task_of(config).problem("train", seed_of(purpose, config.seed, index))',
         'return task_of(config).problem("test_inputs", index)',
         R1 + "countdown_runs_under_the_recipe_and_no_practised_problem_is_tested",
