@@ -47,8 +47,8 @@ PRESETS = {
     "gpu": Preset(star.PRESETS["gpu"], (6, 7), 6, 2000, 5000),
     "demo": Preset(
         replace(
-            CPU, base_steps=2500, base_goal=0.1, base_shares=(0.6, 0.36, 0.04), base_hinted_shares=(0.4, 0.3, 0.3),
-            rounds=3, digits=(1, 2, 3), problems=300, first_steps=300, step_increment=0, eval_digits=(1, 2, 3, 4),
+            CPU, base_steps=2500, base_goal=0.2, base_shares=(0.55, 0.35, 0.1), base_hinted_shares=(1, 1, 1, 1),
+            rounds=3, digits=(1, 2, 3, 4), problems=240, step_increment=0, eval_digits=(1, 2, 3, 4),
         ),
         (), 0, 2000, 1000, ("plain", "rationalize", "direct"),
     ),
