@@ -23,7 +23,7 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job
+from nanoreason.experiments.reproduce import Criterion, Job, curve
 from nanoreason.recipes import grpo, sft
 from nanoreason.tasks.addition import MODES, ThinkingAddition, thinking_tokenizer
 
@@ -141,40 +141,29 @@ def tuning(preset: str, form: str, size: int, seed: int, out: Path, base: str) -
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
-def of(lines: list[dict], arm: str, key: str, seed: int | None = None) -> list[tuple[int, float]]:
-    """[(step, the mean over seeds of a metric), ...] for the steps that have it."""
-    steps: dict[int, list[float]] = {}
-    for line in lines:
-        if line["arm"] == arm and key in line and seed in (None, line["seed"]):
-            steps.setdefault(line["step"], []).append(line[key])
-    return [(step, statistics.fmean(steps[step])) for step in sorted(steps)]
-
-
 def first(lines: list[dict], arm: str, key: str) -> float | None:
-    found = of(lines, arm, key)
-    return found[0][1] if found else None
+    return next(iter(curve(lines, arm, key).values()), None)
 
 
 def last(lines: list[dict], arm: str, key: str) -> float | None:
-    found = of(lines, arm, key)
-    return found[-1][1] if found else None
+    return next(reversed(curve(lines, arm, key).values()), None)
 
 
 def late(lines: list[dict], arm: str, key: str) -> float:
     """The mean over the last quarter of the steps: single rollouts are noisy."""
-    values = [value for _, value in of(lines, arm, key)]
+    values = list(curve(lines, arm, key).values())
     return statistics.fmean(values[-max(1, len(values) // 4) :])
 
 
 def early(lines: list[dict], arm: str, key: str) -> float:
     """The mean over the first tenth of the steps."""
-    values = [value for _, value in of(lines, arm, key)]
+    values = list(curve(lines, arm, key).values())
     return statistics.fmean(values[: max(1, len(values) // 10)])
 
 
 def best(lines: list[dict], arm: str, key: str) -> float:
     """The largest mean of a quarter of the steps in a row."""
-    values = [value for _, value in of(lines, arm, key)]
+    values = list(curve(lines, arm, key).values())
     width = max(1, len(values) // 4)
     return max(statistics.fmean(values[i : i + width]) for i in range(len(values) - width + 1))
 
@@ -187,13 +176,13 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     chosen = PRESETS[preset]
     arms: dict[str, dict] = {}
     for arm in dict.fromkeys(line["arm"] for line in lines):
-        if of(lines, arm, "eval/pass@1"):
+        if curve(lines, arm, "eval/pass@1"):
             keys = {"accuracy": "eval/pass@1", "length": "eval/mean_length", "exceed_rate": "eval/clipped_ratio",
                     "rechecks": "eval/thinking/rechecks", "repetition": "eval/repetition"}  # fmt: skip
             arms[arm] = {name: last(lines, arm, key) for name, key in keys.items()}
-            if of(lines, arm, LENGTH):
+            if curve(lines, arm, LENGTH):
                 arms[arm] |= {f"{name}_before": first(lines, arm, key) for name, key in keys.items()}
-                arms[arm]["length_by_step"] = [round(value, 1) for _, value in of(lines, arm, LENGTH)]
+                arms[arm]["length_by_step"] = [round(value, 1) for value in curve(lines, arm, LENGTH).values()]
     for form in FORMS:
         for size in chosen.sizes:
             arms[f"{form}-{size}-samples"]["demonstration_tokens"] = demonstration_tokens(preset, form, size)
@@ -289,10 +278,10 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         """One line per arm {arm: (label, color)}: the mean over seeds, with single seeds thin behind it."""
         for arm, (label, color) in arms.items():
             for seed in seeds:
-                found = of(lines, arm, key, seed)
-                axis.plot([s for s, _ in found], smooth([v for _, v in found]), color=color, linewidth=0.6, alpha=0.4)
-            found = of(lines, arm, key)
-            axis.plot([s for s, _ in found], smooth([v for _, v in found]), color=color, label=label)
+                found = curve(lines, arm, key, seed)
+                axis.plot(found.keys(), smooth(list(found.values())), color=color, linewidth=0.6, alpha=0.4)
+            found = curve(lines, arm, key)
+            axis.plot(found.keys(), smooth(list(found.values())), color=color, label=label)
         axis.set_xlabel("step of reinforcement")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 

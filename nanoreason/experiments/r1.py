@@ -27,7 +27,7 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job
+from nanoreason.experiments.reproduce import Criterion, Job, curve
 from nanoreason.recipes import distill, grpo, sft
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
@@ -82,11 +82,11 @@ RL = grpo.GrpoConfig(
 )  # fmt: skip
 PRESETS = {
     "cpu": Preset(
-        skills=SKILLS, habits=HABITS, student=dict(width=48, layers=2), rl=RL, zero_steps=120, control_steps=40,
-        easy_digits=(1,), cap=50, cap_steps=100, cold=distill.DistillConfig(problems=300, most=300, steps=60),
+        skills=SKILLS, habits=HABITS, student=dict(width=48, layers=2), rl=RL, zero_steps=120, control_steps=30,
+        easy_digits=(1,), cap=50, cap_steps=60, cold=distill.DistillConfig(problems=300, most=300, steps=60),
         rejection=distill.DistillConfig(problems=400, steps=150),
-        distilled=distill.DistillConfig(problems=500, steps=250), pipeline_steps=(60, 60), student_steps=100,
-        loss_steps=30,
+        distilled=distill.DistillConfig(problems=500, steps=250), pipeline_steps=(50, 40), student_steps=60,
+        loss_steps=20,
     ),
     "tiny": Preset(
         skills=replace(
@@ -201,14 +201,6 @@ def lines_of(lines: list[dict], arm: str, key: str, seed: int | None = None) -> 
     return [line for line in lines if line["arm"] == arm and key in line and seed in (None, line["seed"])]
 
 
-def by_step(lines: list[dict], arm: str, key: str) -> dict[int, float]:
-    """{step: the mean over seeds of a metric}."""
-    steps: dict[int, list[float]] = {}
-    for line in lines_of(lines, arm, key):
-        steps.setdefault(line["step"], []).append(line[key])
-    return {step: statistics.fmean(steps[step]) for step in sorted(steps)}
-
-
 def mean(values) -> float | None:
     """The mean of what is there."""
     values = [value for value in values if value is not None]
@@ -223,7 +215,7 @@ def at(lines: list[dict], arm: str, key: str, first: bool = False) -> float | No
 
 def late(lines: list[dict], arm: str, key: str, share: float = 1 / 3) -> float | None:
     """The mean of a metric over the last steps of an arm, and over seeds."""
-    values = list(by_step(lines, arm, key).values())
+    values = list(curve(lines, arm, key).values())
     return mean(values[-max(1, round(share * len(values))) :]) if values else None
 
 
@@ -307,7 +299,7 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     def gained(arm: str, key: str) -> float | None:
         return minus(at(lines, arm, key), start(arm, key))
 
-    accuracy, length = (list(by_step(lines, "zero", k).values()) for k in ("accuracy", "completions/mean_length"))
+    accuracy, length = (list(curve(lines, "zero", k).values()) for k in ("accuracy", "completions/mean_length"))
     thoughtless = at(lines, "zero", "eval/mode/direct")
     levels = (chosen.rl.inputs,) if chosen.rl.task == "countdown" else chosen.rl.digits
     maj = f"eval/maj@{chosen.rl.eval_samples}"
@@ -369,31 +361,31 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     seeds = sorted({line["seed"] for line in lines})
     figure, axes = plt.subplots(2, 4, figsize=(20, 9), layout="constrained")
 
-    def curve(axis, arm: str, key: str, label: str, color: str, **style) -> None:
+    def line(axis, arm: str, key: str, label: str, color: str, **style) -> None:
         for seed in seeds if len(seeds) > 1 else []:
-            one = by_step([line for line in lines if line["seed"] == seed], arm, key)
+            one = curve(lines, arm, key, seed)
             axis.plot(one.keys(), one.values(), color=color, linewidth=0.5, alpha=0.35)
-        average = by_step(lines, arm, key)
+        average = curve(lines, arm, key)
         axis.plot(average.keys(), average.values(), color=color, label=label, **style)
 
     axis = axes[0][0]
-    curve(axis, "zero", "accuracy", "R1-Zero", "tab:blue")
-    curve(axis, "no_thoughts", "accuracy", "base without thoughts", "tab:gray")
-    curve(axis, "easy", "accuracy", "easy sums", "tab:green")
+    line(axis, "zero", "accuracy", "R1-Zero", "tab:blue")
+    line(axis, "no_thoughts", "accuracy", "base without thoughts", "tab:gray")
+    line(axis, "easy", "accuracy", "easy sums", "tab:green")
     axis.set(title="Accuracy of the rollouts", ylabel="share of right responses", ylim=(-0.03, 1.03))
 
     axis = axes[0][1]
-    curve(axis, "zero", "completions/mean_length", "R1-Zero", "tab:blue")
-    curve(axis, "no_thoughts", "completions/mean_length", "base without thoughts", "tab:gray")
-    curve(axis, "easy", "completions/mean_length", "easy sums", "tab:green")
+    line(axis, "zero", "completions/mean_length", "R1-Zero", "tab:blue")
+    line(axis, "no_thoughts", "completions/mean_length", "base without thoughts", "tab:gray")
+    line(axis, "easy", "completions/mean_length", "easy sums", "tab:green")
     axis.set(title="Length of the rollouts", ylabel="tokens, tags included", ylim=(0, None))
 
     axis = axes[0][2]
     names = {"direct": "no thought", "steps": "one pass", "recheck": "re-checked", "search": "search"}
     colors = {"direct": "tab:red", "steps": "tab:orange", "recheck": "tab:purple", "search": "tab:purple"}
     for mode, name in names.items():
-        if by_step(lines, "zero", f"mode/{mode}"):
-            curve(axis, "zero", f"mode/{mode}", name, colors[mode])
+        if curve(lines, "zero", f"mode/{mode}"):
+            line(axis, "zero", f"mode/{mode}", name, colors[mode])
     axis.set(title="How R1-Zero thinks", ylabel="share of its responses", ylim=(-0.03, 1.03))
 
     axis = axes[0][3]
@@ -407,8 +399,8 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     axis.set(title="Held-out problems, before and after", xlabel="k", ylabel="accuracy", ylim=(-0.03, 1.03))
 
     axis = axes[1][0]
-    curve(axis, "raised", "completions/mean_length", f"raised to {chosen.rl.max_new_tokens}", "tab:blue")
-    curve(axis, "capped", "completions/mean_length", f"{chosen.cap} tokens throughout", "tab:gray")
+    line(axis, "raised", "completions/mean_length", f"raised to {chosen.rl.max_new_tokens}", "tab:blue")
+    line(axis, "capped", "completions/mean_length", f"{chosen.cap} tokens throughout", "tab:gray")
     axis.axvline(chosen.cap_steps // 2 + 0.5, color="black", linestyle="--", linewidth=0.8)
     axis.set(title="The budget is raised halfway", ylabel="mean length of the rollouts", ylim=(0, None))
 
@@ -441,8 +433,8 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
 
     axis = axes[1][3]
     for loss, color in zip(LOSSES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple"), strict=True):
-        curve(axis, loss, "accuracy", loss, color)
-        entropy = by_step(lines, loss, "entropy")
+        line(axis, loss, "accuracy", loss, color)
+        entropy = curve(lines, loss, "entropy")
         axis.plot(entropy.keys(), entropy.values(), color=color, linestyle=":")
     axis.set(title=f"Five losses, {chosen.loss_updates} updates per rollout", ylim=(-0.03, 1.03))
     axis.set(ylabel="accuracy; dotted: entropy in nats")

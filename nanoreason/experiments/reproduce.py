@@ -20,6 +20,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import threading
 import time
@@ -123,6 +124,15 @@ def collect(jobs: list[Job], name: str) -> list[dict]:
         if (Path(job.config.out) / name).exists()
         for line in read_jsonl(Path(job.config.out) / name)
     ]
+
+
+def curve(lines: list[dict], arm: str, key: str, seed: int | None = None) -> dict[int, float]:
+    """{step: a metric of an arm, the mean over seeds or of the one named}, for the steps that have it, in order."""
+    steps: dict[int, list[float]] = {}
+    for line in lines:
+        if line["arm"] == arm and key in line and seed in (None, line["seed"]):
+            steps.setdefault(line["step"], []).append(line[key])
+    return {step: statistics.fmean(steps[step]) for step in sorted(steps)}
 
 
 def relative(settings: dict, out: Path) -> dict:

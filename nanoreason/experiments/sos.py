@@ -21,7 +21,7 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job
+from nanoreason.experiments.reproduce import Criterion, Job, curve
 from nanoreason.recipes import sos, sos_improve
 from nanoreason.search import ERRORS, STRATEGIES
 from nanoreason.trajectories import SPLITS
@@ -96,15 +96,6 @@ def final(lines: list[dict], arm: str, key: str) -> float:
     return statistics.fmean(by_seed(lines, arm, key))
 
 
-def curve(lines: list[dict], arm: str, key: str) -> list[tuple[int, float]]:
-    """(step, mean over seeds) of a metric."""
-    steps: dict[int, list[float]] = {}
-    for line in lines:
-        if line["arm"] == arm and key in line:
-            steps.setdefault(line["step"], []).append(line[key])
-    return [(step, statistics.fmean(values)) for step, values in sorted(steps.items())]
-
-
 def of_mixture(lines: list[dict], preset: str, key: str, split: str) -> float:
     """The strategies' mean of `symbolic...` metrics, weighted as they were drawn for the training data."""
     mixture = PRESETS[preset].sos.mixture()
@@ -159,7 +150,7 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     def both(arm: str, other: str, key: str) -> float:
         return statistics.fmean(lead(arm, other, f"{key}/{split}") for split in SPLITS)
 
-    rounds = [value for _, value in curve(lines, "sos_star", f"acc/{inputs}")]
+    rounds = list(curve(lines, "sos_star", f"acc/{inputs}").values())
     above = arms["sos"][f"acc/{inputs}"] - arms["symbolic"][f"mixture_within/{inputs}"]
     criteria = [
         Criterion("sos - op: solved, new inputs", lead("sos", "op", f"acc/{inputs}"), 0.1),

@@ -18,7 +18,7 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job
+from nanoreason.experiments.reproduce import Criterion, Job, curve
 from nanoreason.recipes import sft, star
 
 ARMS = {
@@ -88,20 +88,6 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
-def curve(lines: list[dict], arm: str, key: str) -> list[float]:
-    """The mean over seeds of a metric, for the rounds that have it."""
-    return list(by_round(lines, arm, key).values())
-
-
-def by_round(lines: list[dict], arm: str, key: str) -> dict[int, float]:
-    """{round: the mean over seeds of a metric}."""
-    rounds: dict[int, list[float]] = {}
-    for line in lines:
-        if line["arm"] == arm and key in line:
-            rounds.setdefault(line["step"], []).append(line[key])
-    return {r: statistics.fmean(rounds[r]) for r in sorted(rounds)}
-
-
 def final(
     lines: list[dict], arm: str, digits: tuple[int, ...], seed: int | None = None, strict: bool = False
 ) -> float | None:
@@ -122,8 +108,8 @@ def arrivals(lines: list[dict], arm: str, digits: tuple[int, ...]) -> dict[int, 
     """{length: the first round whose accuracy exceeds one half, None if none does}, of the mean over seeds."""
     found: dict[int, int | None] = {}
     for n in digits:
-        values = curve(lines, arm, f"acc/{n}")
-        found[n] = next((round for round, value in enumerate(values) if value > 0.5), None)
+        rounds = curve(lines, arm, f"acc/{n}").items()
+        found[n] = next((round for round, value in rounds if value > 0.5), None)
     return found
 
 
@@ -161,10 +147,10 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
             arms[arm] |= {
                 "arrival_round_by_digits": {str(n): r for n, r in arrivals(lines, arm, digits).items()},
                 "mean_accuracy_over_rounds": statistics.fmean(
-                    statistics.fmean(curve(lines, arm, f"acc/{n}")) for n in digits
+                    statistics.fmean(curve(lines, arm, f"acc/{n}").values()) for n in digits
                 ),
-                "kept_by_round": curve(lines, arm, "kept"),
-                "kept_second_by_round": curve(lines, arm, "kept_second"),
+                "kept_by_round": list(curve(lines, arm, "kept").values()),
+                "kept_second_by_round": list(curve(lines, arm, "kept_second").values()),
             }
     plain, rationalize = (arrivals(lines, arm, digits) for arm in ("plain", "rationalize"))
 
@@ -191,7 +177,7 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
         }
         joined, left = chosen.late_digits, never[0]
         before = {n: curve(everything, "rationalize", f"acc/{n}")[settings.rounds] for n in (*joined, left)}
-        after = {n: curve(everything, "rationalize", f"acc/{n}")[-1] for n in (*joined, left)}
+        after = {n: final(everything, "rationalize", (n,)) for n in (*joined, left)}
         gain = statistics.fmean(after[n] - before[n] for n in joined)
         criteria += [
             Criterion(
@@ -226,9 +212,9 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         for n in shown:
             label = "1 digit (all 81 sums)" if n == 1 and key == "acc" else f"{n} digit{'s' if n > 1 else ''}"
             for seed in seeds:  # single seeds stay visible behind their mean
-                one = by_round([line for line in lines if line["seed"] == seed], arm, f"{key}/{n}")
+                one = curve(lines, arm, f"{key}/{n}", seed)
                 axis.plot(one.keys(), one.values(), color=colors[n], linewidth=0.6, alpha=0.4)
-            mean = by_round(lines, arm, f"{key}/{n}")
+            mean = curve(lines, arm, f"{key}/{n}")
             axis.plot(mean.keys(), mean.values(), color=colors[n], marker="o", markersize=3, label=label)
 
     for axis, arm in zip(axes[0], ("plain", "rationalize"), strict=False):
@@ -240,7 +226,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
                 final(lines, arm, digits), color="gray", linestyle=":", label=f"{name} (end of training)"
             )
         elif arm in chosen.arms:
-            by_length = [curve(lines, arm, f"acc/{n}") for n in digits]
+            by_length = [curve(lines, arm, f"acc/{n}").values() for n in digits]
             mean = [statistics.fmean(values) for values in zip(*by_length, strict=True)]
             axes[0][2].plot(mean, marker="o", markersize=3, label=name)
     axes[0][2].set(
@@ -248,7 +234,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
     )
     for arm, color in (("plain", "tab:blue"), ("rationalize", "tab:orange"), ("temperature", "tab:green")):
         if arm in chosen.arms:
-            kept, second = curve(lines, arm, "kept"), curve(lines, arm, "kept_second")
+            kept, second = (list(curve(lines, arm, key).values()) for key in ("kept", "kept_second"))
             rounds = range(1, len(kept) + 1)
             axes[1][0].plot(rounds, kept, color=color, marker="o", markersize=3, label=f"{ARMS[arm]}: first try")
             if any(second):
