@@ -22,8 +22,8 @@ RECIPES = {name: importlib.import_module(f"nanoreason.recipes.{name}") for name 
 
 def values_of(kind):
     """A hypothesis strategy for a field's type."""
-    numbers = {int: st.integers(-5, 10**6), float: st.floats(-1e3, 1e3), str: st.text("abc/_.-", min_size=1),
-               bool: st.booleans()}  # fmt: skip
+    words = st.text("abc/_.-", min_size=1).filter(lambda text: text != "--")  # argparse drops it, even behind a "="
+    numbers = {int: st.integers(-5, 10**6), float: st.floats(-1e3, 1e3), str: words, bool: st.booleans()}
     if kind in numbers:
         return numbers[kind]  # else a tuple
     return st.lists(numbers[typing.get_args(kind)[0]], min_size=1, max_size=4).map(tuple)

@@ -44,9 +44,7 @@ class DistillConfig(RunConfig):
     temperature: float = 1.0  # of the sampling
     max_new_tokens: int = 112  # response tokens after which a row is cut, and then not kept
     keep: str = "right"  # right, wrong (a control) or all; always in the format
-    modes: tuple[
-        str, ...
-    ] = ()  # keep only rows that think so: direct, steps, recheck or, of Countdown, search; (): all
+    modes: tuple[str, ...] = ()  # keep rows that think so: direct, steps, recheck, of Countdown search; (): all
     most: int = 0  # rows that are kept at most, the first ones; 0: all
     # fine-tuning
     steps: int = 150  # optimizer steps
