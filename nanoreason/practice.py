@@ -22,7 +22,7 @@ from nanoreason.rewards import (
     classic_reward,
     closing_ids,
     cosine_reward,
-    extract_answer,
+    extract_tagged,
     format_reward,
     lcpo_reward,
     overlong_reward,
@@ -260,7 +260,7 @@ def measure_samples(config: PracticeConfig, policy: Transformer, words: TextToke
     parts = judge(config, words, rows)
     texts, right = [response_text(words, row) for row in rows], parts["accuracy"]
     groups = [slice(i, i + k) for i in range(0, len(rows), k)]
-    votes = [extract_answer(text) if "<answer>" in text else None for text in texts]
+    votes = [extract_tagged(text) for text in texts]
     metrics = {f"pass@{n}": statistics.fmean(pass_at_k(k, int(sum(right[g])), n) for g in groups)
                for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}  # fmt: skip
     metrics[f"maj@{k}"] = statistics.fmean(maj_at_k(votes[g], [bool(r) for r in right[g]], k) for g in groups)

@@ -59,6 +59,11 @@ def extract_answer(response: str) -> str | None:
     return response[start:end].strip() or None
 
 
+def extract_tagged(response: str) -> str | None:
+    """The text in the one <answer>; a response without tags has no answer."""
+    return extract_answer(response) if "<answer>" in response else None
+
+
 def safe_arithmetic(text: str) -> tuple[Fraction, list[int]] | None:
     """The exact value of an expression and the numbers it uses, in order; None unless all of it is one expression.
 
@@ -174,7 +179,7 @@ def accuracy_reward(task: Task, tags: bool = False) -> RewardFunction:
         for i, completion in enumerate(completions):
             text = text_of(completion)
             if tags:
-                text = extract_answer(text) or "" if "<answer>" in text else ""
+                text = extract_tagged(text) or ""
             problem = Problem(str(prompts[i]), answer[i], info=info[i] if info else {})
             rewards.append(float(task.reward(problem, text)))
         return rewards

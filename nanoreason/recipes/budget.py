@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.evaluate import maj_at_k
 from nanoreason.model import Transformer
-from nanoreason.rewards import closing_ids, extract_answer, with_template
+from nanoreason.rewards import closing_ids, extract_answer, extract_tagged, with_template
 from nanoreason.rollout import Problem, Rollout, prompt_rows, seed_of
 from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, say, table
 from nanoreason.sampler import Sampler
@@ -358,10 +358,6 @@ def by_s1(config: BudgetConfig, model: Transformer, words: TextTokenizer) -> Lin
         forcing = Forcing(max(1, target - tags), waits=100)
         thoughts = forced(config, model, words, forcing, posed(config, "exact", target))
         yield target_line([t.row for t in thoughts], [is_right(words, t) for t in thoughts], target), thoughts[-1].row
-
-
-def extract_tagged(text: str) -> str | None:
-    return extract_answer(text) if ANSWER in text else None
 
 
 def target_line(rows: list[Rollout], right: list[bool], target: int) -> dict:

@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from nanoreason.rewards import TAGS, extract_answer, tagged
+from nanoreason.rewards import TAGS, extract_answer, extract_tagged, tagged
 from nanoreason.rollout import Problem, seed_of
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
@@ -314,7 +314,7 @@ def read_thinking(response: str) -> Thinking:
     >>> read_thinking("<think> </think> <answer> 8 5 </answer>").mode, read_thinking("8 5").mode
     ('direct', 'none')
     """
-    answer = extract_answer(response) if "<answer>" in response else None
+    answer = extract_tagged(response)
     if not response.lstrip().startswith("<think>"):
         return Thinking("none", (), 0, 0, 0, answer)
     thinking = response.lstrip().removeprefix("<think>").split("</think>")[0].split("<answer>")[0]

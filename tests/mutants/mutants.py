@@ -542,7 +542,7 @@ MUTANTS = [
     ),
     Mutant(
         "an answer without tags is accepted under a template", "rewards.py",
-        "text = extract_answer(text) or \"\" if \"<answer>\" in text else \"\"",
+        "text = extract_tagged(text) or \"\"",
         "text = extract_answer(text) or \"\"",
         GRPO + "with_tags_only_what_the_one_answer_holds_is_shown_to_the_verifier",
     ),
