@@ -36,7 +36,9 @@ ARMS = {
     "sos_pg": "SoS + policy gradient",
     "sos_apa": "SoS + APA",
 }
-COLORS = dict(zip(ARMS, ("tab:gray", "tab:brown", "tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red"), strict=True))
+COLORS = dict(
+    zip(ARMS, ("tab:gray", "tab:brown", "tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red"), strict=True)
+)
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
 
     inputs = SPLITS[0]
     seeds = len({line["seed"] for line in lines})
-    names = ["optimal\npaths", "same,\nas many\ntokens", "SoS", "correct\nSoS", "SoS\n+ STaR", "SoS\n+ PG", "SoS\n+ APA"]
+    names = ["optimal\npaths", "same, SoS'\ntokens", "SoS", "correct\nSoS", "SoS\n+ STaR", "SoS\n+ PG", "SoS\n+ APA"]
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
 
     def bars(axis, groups: dict[str, str], hatches=("", "//")) -> None:
