@@ -2,7 +2,7 @@
 
 From random weights, all on the same problems in the same order
     op          optimal paths only: the model has to guess the right step at once
-    op_tokens   optimal paths, and three times as many problems: as many tokens as `sos` (a control, not in the paper)
+    op_tokens   optimal paths of three times as many problems: as many tokens as `sos` (not in the paper; seed 0 alone)
     sos         streams of search: symbolic strategies as they went, mistakes and failures included
     correct     streams of search that succeeded (a control)
 and from the end of `sos`
@@ -11,9 +11,10 @@ and from the end of `sos`
     sos_apa     the same with the loss of advantage-induced policy alignment
 
 Held-out problems have new inputs for known targets, or targets that no training problem has. The preset `cpu` has
-three inputs up to 50 and the paper's mixture of strategies: a path that is guessed at random is right in 5 % of
-problems, and the searches that it learns from in about 85 %. With smaller inputs the right path is soon guessed without
-any search (optimal paths of inputs up to 20 teach to solve three in four), with larger ones arithmetic takes too long.
+three inputs up to 50, and of the twelve strategies the six short ones (beams of 2 to 4), so that a search fits into 320
+tokens: there a path that is guessed at random is right in 8 % of problems, and the searches that it learns from in about
+70 %. With smaller inputs the right path is soon guessed without any search (optimal paths of inputs up to 20 teach to
+solve three in four problems), with larger ones arithmetic takes too long to learn.
 """
 
 from __future__ import annotations
@@ -68,10 +69,11 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
     chosen = PRESETS[preset]
     learners = {
         "sos": chosen.sos,
-        "op": replace(chosen.sos, data="op"),
-        "op_tokens": replace(chosen.sos, data="op", **chosen.op_tokens),
         "correct": replace(chosen.sos, data="correct"),
+        "op": replace(chosen.sos, data="op"),
     }
+    if seed == 0:  # a control that costs as much as all of the above but one
+        learners["op_tokens"] = replace(chosen.sos, data="op", **chosen.op_tokens)
     improvers = {"sos_star": chosen.star, "sos_pg": chosen.pg, "sos_apa": chosen.apa}
     same = {
         name: getattr(chosen.sos, name)
@@ -155,12 +157,15 @@ def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
     def both(arm: str, other: str, key: str) -> float:
         return statistics.fmean(lead(arm, other, f"{key}/{split}") for split in SPLITS)
 
+    same_tokens = statistics.fmean(
+        by_seed(lines, "sos", f"acc/{split}")[0] - by_seed(lines, "op_tokens", f"acc/{split}")[0] for split in SPLITS
+    )
     rounds = list(curve(lines, "sos_star", f"acc/{inputs}").values())
     above = arms["sos"][f"acc/{inputs}"] - arms["symbolic"][f"mixture_within/{inputs}"]
     criteria = [
         Criterion("sos - op: solved, new inputs", lead("sos", "op", f"acc/{inputs}"), 0.1),
         Criterion("sos - op: solved, held-out targets", lead("sos", "op", f"acc/{targets}"), 0.1),
-        Criterion("sos - op_tokens: solved, both splits", both("sos", "op_tokens", "acc"), 0.1),
+        Criterion("sos - op_tokens, of seed 0: solved, both splits", same_tokens, 0.1),
         Criterion("sos - its symbolic mixture in the same context: solved, new inputs, at least", above, -0.15),
         Criterion("sos - its symbolic mixture in the same context: solved, new inputs, at most", above, 0.05, False),
         Criterion("sos: solved, new inputs - held-out targets", 

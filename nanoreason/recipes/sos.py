@@ -51,8 +51,9 @@ class SosConfig(SearchConfig):
     eval_every: int = 2500  # steps between tests on held-out problems; 0: only at the end
 
 
+SHORT = ("bfs2-sum", "bfs2-mult", "bfs3-sum", "bfs3-mult", "bfs4-sum", "bfs4-mult")
 PRESETS = {
-    "cpu": SosConfig(max_input=50),
+    "cpu": SosConfig(max_input=50, strategies=SHORT),
     "tiny": SosConfig(
         max_input=9, targets=(10, 40), eval_problems=6, hard_problems=4, width=32, layers=2, heads=2, context=128,
         steps=12, rows_per_step=8, warmup=2, save_every=6, log_every=2, eval_every=6,
