@@ -12,7 +12,7 @@ and from the end of `sos`
 
 Held-out problems have new inputs for known targets, or targets that no training problem has. The preset `cpu` has
 three inputs up to 50, and of the twelve strategies the six short ones (beams of 2 to 4), so that a search fits into 320
-tokens: a path that is guessed at random is right in 8 % of problems, and the searches that it learns from in about 70 %.
+tokens: a path that is guessed at random is right in 8 % of problems, the searches that it learns from in about 70 %.
 With smaller inputs the right path is soon guessed without any search (optimal paths of inputs up to 20 teach to solve
 three in four problems), with larger ones arithmetic takes too long to learn.
 """
