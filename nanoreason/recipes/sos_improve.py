@@ -64,8 +64,9 @@ class SosImproveConfig(SearchConfig):
 
 STAR = SosImproveConfig()
 POLICY_GRADIENT = SosImproveConfig(
-    method="pg", rounds=40, problems=128, temperature=1.0, epochs=1, rows_per_step=64, lr=2e-4, eval_every=20
-)
+    method="pg", rounds=40, problems=32, group_size=8, temperature=1.0, epochs=1, rows_per_step=256, lr=2e-4,
+    eval_every=20,
+)  # fmt: skip
 GPU = dict(inputs=4, eval_problems=500, micro_tokens=65536)
 PRESETS = {
     "cpu": STAR,
@@ -75,7 +76,7 @@ PRESETS = {
         rows_per_step=4, warmup=1, reference_every=2, save_every=2,
     ),
     "gpu": replace(STAR, **GPU, problems=5000, rows_per_step=64, lr=1e-4),
-    "gpu-pg": replace(POLICY_GRADIENT, **GPU, problems=512, rows_per_step=256, lr=1e-4),
+    "gpu-pg": replace(POLICY_GRADIENT, **GPU, problems=64, lr=1e-4),
 }  # fmt: skip
 
 
