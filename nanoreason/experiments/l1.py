@@ -1,7 +1,7 @@
 """L1 (Aggarwal and Welleck, 2025) in miniature, on sums with optional re-checking: a length that the prompt asks for.
 
 A base adds directly, in one pass or with any number of re-checks. Four in five of its sums asked "Think for N tokens.",
-truly in some cases and with any number in the others: a pretrained model too has met numbers and what they count.
+about truly in some cases and with any number in the others: a pretrained model too has met numbers and what they count.
 From it, by reinforcement learning with that sentence in every prompt, N drawn evenly,
     exact       LCPO-Exact: [right] - alpha |N - tokens|
     max         from `exact` on, LCPO-Max and LCPO-Exact by turns: N is a maximum in half of the prompts
@@ -30,8 +30,8 @@ class Preset:
 
 
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.15, 0.45, 0.4), slip=0.2, care=0.25,
-    doubt=0.3, passes=6, asked_share=0.8, asked_true=0.6, steps=2500, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.1, 0.3, 0.6), slip=0.2, care=0.25,
+    doubt=0.7, passes=8, asked_share=0.8, asked_true=0.6, steps=2500, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
 )  # fmt: skip
 CPU_GRPO = grpo.GrpoConfig(
     task="thinking", template="skeleton", digits=(1, 2), asked="exact", asked_tokens=(8, 96), length_reward="lcpo",
@@ -47,8 +47,8 @@ PRESETS = {
         1, 1, replace(CPU_BUDGET, problems=4, budgets=(8, 16, 32)),
     ),
     "gpu": Preset(
-        replace(CPU_BASE, width=256, layers=6, heads=8, digits=(2, 3), eval_digits=(2, 3), steps=4000, lr=1e-3,
-                rows_per_step=128, micro_tokens=32768, eval_problems=500),
+        replace(CPU_BASE, width=256, layers=6, heads=8, context=384, digits=(2, 3), eval_digits=(2, 3), steps=4000,
+                lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
         replace(CPU_GRPO, digits=(2, 3), eval_digits=(2, 3), steps=700, prompts=64, group_size=16, lr=1e-4,
                 max_new_tokens=200, asked_tokens=(8, 160), lcpo_alpha=0.0075, micro_tokens=65536),
         120, 300, replace(CPU_BUDGET, digits=(2, 3), problems=1000, budgets=(12, 24, 48, 72, 96, 128, 160, 192, 224)),

@@ -59,7 +59,7 @@ class SftConfig(RunConfig):
     passes: int = 4  # thinking: passes of a demonstration at most
     care: float = 1.0  # thinking: a re-check slips so many times as often as the first pass
     asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", N being any number
-    asked_true: float = 0.0  # thinking: in how many of those N is true of the solution, as far as N reaches
+    asked_true: float = 0.0  # thinking: in how many of those N is about true of the solution, as far as N reaches
     asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
     messy: float = 0.0  # thinking: chance that a demonstration lacks one of its tags
     guess: float = 0.0  # thinking: chance that a digit of a direct answer is wrong
@@ -179,7 +179,9 @@ def posed(config: SftConfig, split: str, index: int) -> Problem:
             kind, amount = draw.choice(["exact", "max"]), draw.randint(low, high)
             length = len(problem.solution.split())  # every word is a token
             if draw.random() < config.asked_true and low <= length <= high:
-                amount = length if kind == "exact" else draw.randint(length, high)
+                # about as many: passes come whole, so exact numbers would leave most N without any demonstration
+                about = min(high, max(low, round(length * draw.uniform(0.8, 1.25))))
+                amount = about if kind == "exact" else draw.randint(length, high)
             problem = asked(problem, kind, amount)
         return with_template(problem, "skeleton")
     if config.form == "countdown":
