@@ -11,7 +11,7 @@ from nanoreason.experiments import l1
 from nanoreason.experiments.reproduce import reproduce
 from nanoreason.model import Transformer, small_config
 from nanoreason.practice import held_out, judge, posed
-from nanoreason.recipes import budget, grpo
+from nanoreason.recipes import budget, grpo, sft
 from nanoreason.recipes.grpo import GrpoConfig, with_algorithm
 from nanoreason.rewards import with_template
 from nanoreason.rollout import demonstration
@@ -48,6 +48,25 @@ def test_held_out_problems_ask_too_and_without_the_switch_nobody_asks():
     plain = replace(CONFIG, asked="none", length_reward="none")
     for problem in (*held_out(plain), posed(plain, "rl", 3)):
         assert "Think" not in problem.prompt and "target_tokens" not in problem.info
+
+
+def test_demonstrations_ask_for_about_their_own_length_as_often_as_they_shall():
+    """Exactly: a quarter more or a fifth less. At most: no less than it is. The others: any number, right or not."""
+    config = sft.SftConfig(form="thinking", digits=(1, 2), modes=(0.1, 0.3, 0.6), asked_share=1.0, asked_true=1.0)
+    low, high = config.asked_tokens
+    kinds = set()
+    for problem in [sft.posed(config, "train", i) for i in range(300)]:
+        length, amount = len(problem.solution.split()), problem.info["target_tokens"]
+        assert low <= amount <= high
+        if low <= length <= high:
+            kinds.add(problem.info["kind"])
+            nearest = max(low, round(0.8 * length)), min(high, round(1.25 * length))
+            assert nearest[0] <= amount <= nearest[1] if problem.info["kind"] == "exact" else amount >= length
+    assert kinds == {"exact", "max"}
+    untrue = [sft.posed(replace(config, asked_true=0.0), "train", i) for i in range(300)]
+    far = [p for p in untrue if not 0.8 <= p.info["target_tokens"] / len(p.solution.split()) <= 1.25]
+    assert len(far) > 150
+    assert [p.solution for p in untrue] == [sft.posed(config, "train", i).solution for i in range(300)]
 
 
 def test_the_sum_of_a_problem_does_not_depend_on_what_is_asked():
