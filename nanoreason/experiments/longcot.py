@@ -301,7 +301,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         axis.annotate("", (tokens[-1] * 1.15, after), (tokens[-1] * 1.15, accuracies(None)[-1]),
                       arrowprops={"arrowstyle": "->", "color": colors[form], "linewidth": 2})  # fmt: skip
     axis.axhline(first(lines, "rl-base", "eval/pass@1"), color="gray", linestyle=":", label="the base")
-    axis.set(xscale="log", xlabel="tokens of demonstrations", ylabel="accuracy on held-out sums, sampled",
+    axis.set(xscale="log", ylim=(None, 1), xlabel="tokens of demonstrations", ylabel="accuracy on held-out sums, sampled",
              title="Fine-tuning on more data (arrows: reinforcement on top)")  # fmt: skip
     started = {wide: ("from long CoT", colors["long"]), "rl-short": ("from short CoT", colors["short"]),
                "rl-base": ("from the base", colors["base"])}  # fmt: skip
@@ -317,7 +317,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         title=f"Length in windows of {', '.join(map(str, windows(preset).values()))} tokens",
     )
     curves(axes[1][0], with_cosine, CUT)
-    axes[1][0].set(ylabel="share of responses that reach the window", title="Exceed rate", ylim=(-0.03, 1.03))
+    axes[1][0].set(ylabel="share of responses that reach the window", title="Exceed rate", ylim=(-0.01, None))
     labels = {
         "shape-a": "A: right 0 to 10, wrong 0",
         "shape-b": "B: right 6 to 5, wrong -10 to 0",
