@@ -301,7 +301,8 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         axis.annotate("", (tokens[-1] * 1.15, after), (tokens[-1] * 1.15, accuracies(None)[-1]),
                       arrowprops={"arrowstyle": "->", "color": colors[form], "linewidth": 2})  # fmt: skip
     axis.axhline(first(lines, "rl-base", "eval/pass@1"), color="gray", linestyle=":", label="the base")
-    axis.set(xscale="log", ylim=(None, 1), xlabel="tokens of demonstrations", ylabel="accuracy on held-out sums, sampled",
+    axis.set(xscale="log", ylim=(None, 1), xlabel="tokens of demonstrations",
+             ylabel="accuracy on held-out sums, sampled",
              title="Fine-tuning on more data (arrows: reinforcement on top)")  # fmt: skip
     started = {wide: ("from long CoT", colors["long"]), "rl-short": ("from short CoT", colors["short"]),
                "rl-base": ("from the base", colors["base"])}  # fmt: skip
