@@ -38,6 +38,7 @@ class Table:
     task: str  # addition or countdown
     digits: int  # of drawn sums
     inputs: int  # numbers of drawn Countdown problems
+    max_input: int = 50  # the largest of them
 
     @property
     def tagged(self) -> bool:
@@ -47,7 +48,7 @@ class Table:
     def judge(self) -> Task:
         if self.task == "addition":
             return ThinkingAddition((self.digits,)) if self.tagged else Addition((self.digits,))
-        countdown = Countdown(self.inputs)
+        countdown = Countdown(self.inputs, self.max_input)
         return ThinkingCountdown(countdown) if self.tagged else StreamOfSearch(countdown)
 
     def posed(self, problem: Problem) -> Problem:
@@ -144,21 +145,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the thinking; 0: greedy (default: 1)")
     parser.add_argument("--digits", type=int, default=2, help="of drawn sums (default: 2)")
     parser.add_argument("--inputs", type=int, default=3, help="numbers of drawn Countdown problems (default: 3)")
+    parser.add_argument("--max-input", type=int, default=50, help="the largest of these numbers (default: 50)")
     parser.add_argument("--problem", default="", help=f"play this one and leave, e.g. {EXAMPLES['addition']!r}")
     parser.add_argument("--seed", type=int, default=0, help="of drawn problems and of the sampling")
     flags = parser.parse_args(argv)
     if flags.budget < 0 or flags.wait < 0:
         raise ValueError("--budget and --wait count: 0 or more")
     model, words = load_checkpoint(flags.checkpoint, pick_device("auto"))
-    table = Table(model, words, flags.task, flags.digits, flags.inputs)
+    table = Table(model, words, flags.task, flags.digits, flags.inputs, flags.max_input)
     word = flags.word
     try:
         words.encode(word)
     except ValueError as error:
         if word != parser.get_default("word"):
             raise
-        print(f"({error}: it is kept from stopping without a word)")
-        word = ""
+        # a searcher's "wait" is to move to some node
+        word = "M" if table.task == "countdown" and not table.tagged else ""
+        print(f"({error}: it is kept from stopping {f'with {word!r}' if word else 'without a word'})")
     forcing = Forcing(flags.budget, flags.wait, word)
     draw, number = random.Random(flags.seed), 0
     while True:

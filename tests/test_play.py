@@ -7,7 +7,7 @@ import torch
 
 from nanoreason import play
 from nanoreason.__main__ import main
-from nanoreason.checkpoint import save_checkpoint
+from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.model import Transformer, small_config
 from nanoreason.play import Table
 from nanoreason.recipes.budget import Forcing
@@ -122,7 +122,19 @@ def test_without_the_word_in_its_vocabulary_a_model_is_kept_from_stopping_all_th
     flags = ["--task", "countdown", "--wait", "2", "--problem", "24 from 9 4 3"]
     assert main(["play", str(tmp_path / "policy"), *flags]) == 0
     out = capsys.readouterr().out
-    assert "'wait' is not in the tokenizer's vocabulary" in out and "a solution is 9-3=6, 4*6=24" in out
+    assert "'wait' is not in the tokenizer's vocabulary" in out and "kept from stopping with 'M'" in out
+    assert "a solution is 9-3=6, 4*6=24" in out
+
+
+def test_the_searcher_that_is_shipped_solves_drawn_problems_and_moves_on_where_it_would_have_stopped(capsys):
+    folder = str(Path(__file__).parent.parent / "data" / "checkpoints" / "countdown-search")
+    flags = ["--task", "countdown", "--budget", "0"]
+    assert main(["play", folder, *flags, "--wait", "1", "--temperature", "0", "--problem", "50 from 20 6 5"]) == 0
+    assert "«M»" in capsys.readouterr().out
+    model, words = load_checkpoint(folder)
+    table = Table(model, words, "countdown", 2, 3)
+    solved = [play.play(table, table.drawn(i), Forcing(0, word=""), 0.0, i) for i in range(20)]
+    assert sum(solved) >= 6
 
 
 def test_the_checkpoint_that_is_shipped_adds_and_goes_on_after_a_wait(capsys):
