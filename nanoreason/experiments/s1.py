@@ -1,7 +1,7 @@
 """s1 (Muennighoff et al., 2025) in miniature, on sums with optional re-checking: few chosen samples, forced budgets.
 
-A base adds in one pass or with any number of re-checks, and a pass slips now and then; a re-check is done with more
-care. From a pool of traces that mostly re-check until two passes agree, it is fine-tuned on
+A base adds in one pass, mostly, and a pass slips now and then; a re-check is done with more care. From a pool of traces
+that mostly re-check until two passes agree, it is fine-tuned on
     s1        a few that are in the format, hard for the base and diverse        (the paper's 1K of 59K)
     random, longest, diverse, all      others as many, or all of the pool
     tokens, steps, class               the same few as s1, whose prompts say how long to think
@@ -40,8 +40,8 @@ class Preset:
 
 
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, context=384, digits=(1, 2), modes=(0.0, 0.55, 0.45), slip=0.2,
-    care=0.25, doubt=0.6, passes=12, asked_share=0.3, steps=5000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.2, 0.55, 0.25), slip=0.2, care=0.25,
+    doubt=0.3, passes=6, steps=2000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
 )  # fmt: skip
 PRESETS = {
     "cpu": Preset(CPU_BASE, curate.PRESETS["cpu"], budget.PRESETS["cpu"]),
@@ -50,8 +50,8 @@ PRESETS = {
         curate.PRESETS["tiny"], budget.PRESETS["tiny"],
     ),
     "gpu": Preset(
-        replace(CPU_BASE, width=256, layers=6, heads=8, context=768, digits=(2, 3), eval_digits=(2, 3), steps=6000,
-                lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
+        replace(CPU_BASE, width=256, layers=6, heads=8, digits=(2, 3), eval_digits=(2, 3), steps=4000, lr=1e-3,
+                rows_per_step=128, micro_tokens=32768, eval_problems=500),
         curate.PRESETS["gpu"], budget.PRESETS["gpu"],
     ),
 }  # fmt: skip
