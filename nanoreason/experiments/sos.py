@@ -30,7 +30,7 @@ from nanoreason.trajectories import SPLITS
 
 ARMS = {
     "op": "optimal paths",
-    "op_tokens": "optimal paths, as many tokens",
+    "op_tokens": "optimal paths, as many tokens as SoS",
     "sos": "SoS",
     "correct": "correct-only SoS",
     "sos_star": "SoS + STaR",
@@ -233,7 +233,8 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         axes[0][1].axvline(final(lines, arm, f"acc/{inputs}"), color=COLORS[arm], linewidth=2, label=ARMS[arm])
     axes[0][1].set_yticks(places, STRATEGIES, fontsize=8)
     axes[0][1].invert_yaxis()
-    axes[0][1].set(title="Against the twelve strategies, new inputs", xlabel="solved", xlim=(0, 1))
+    axes[0][1].set(title="Against the twelve strategies, new inputs", xlabel="solved", xlim=(0, 1.6),
+                   xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])  # fmt: skip
 
     hard = {"the drawn strategy failed": "acc/unsolved", "all twelve failed": "acc/difficult"}
     bars(axes[0][2], hard)
