@@ -145,8 +145,8 @@ def first(lines: list[dict], arm: str, key: str) -> float | None:
     return next(iter(curve(lines, arm, key).values()), None)
 
 
-def last(lines: list[dict], arm: str, key: str) -> float | None:
-    return next(reversed(curve(lines, arm, key).values()), None)
+def last(lines: list[dict], arm: str, key: str, seed: int | None = None) -> float | None:
+    return next(reversed(curve(lines, arm, key, seed).values()), None)
 
 
 def late(lines: list[dict], arm: str, key: str) -> float:
@@ -290,8 +290,7 @@ def draw(lines: list[dict], preset: str, path: Path) -> None:
         tokens = [demonstration_tokens(preset, form, size) for size in chosen.sizes]
 
         def accuracies(seed: int | None, form: str = form) -> list[float]:
-            return [last([x for x in lines if seed in (None, x["seed"])], f"{form}-{size}-samples", "eval/pass@1")
-                    for size in chosen.sizes]  # fmt: skip
+            return [last(lines, f"{form}-{size}-samples", "eval/pass@1", seed) for size in chosen.sizes]
 
         for seed in seeds:
             axis.plot(tokens, accuracies(seed), color=colors[form], linewidth=0.6, alpha=0.4)

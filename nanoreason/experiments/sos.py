@@ -72,7 +72,7 @@ def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
         "correct": replace(chosen.sos, data="correct"),
         "op": replace(chosen.sos, data="op"),
     }
-    if seed == 0:  # a control that costs as much as all of the above but one
+    if seed == 0:  # a control that costs as much as `sos`
         learners["op_tokens"] = replace(chosen.sos, data="op", **chosen.op_tokens)
     improvers = {"sos_star": chosen.star, "sos_pg": chosen.pg, "sos_apa": chosen.apa}
     same = {
