@@ -1,7 +1,7 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and checks its criteria;
-`play` (python -m nanoreason play CHECKPOINT) lets a person pose problems to a policy.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) look at one policy.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RECIPES = {
-    "star": "STaR on digit addition: sample, filter, rationalize, fine-tune; repeat",
-    "sft": "supervised fine-tuning of a small or loaded model on demonstrations",
-    "grpo": "GRPO and its family: reinforcement learning from verified answers, on digit addition",
-    "distill": "distillation, rejection sampling, cold start: sample a teacher, keep what is right, fine-tune a base",
-    "curate": "s1: choose few demonstrations from a pool and fine-tune on them, on sums with thinking",
+    "grpo_minimal": "GRPO on one screen: start reading here",
+    "sft": "supervised fine-tuning or pretraining on a task's solutions or a file of demonstrations",
+    "star": "STaR: sample, filter, rationalize, fine-tune; repeat",
+    "grpo": "GRPO and its family: reinforcement learning from verified answers",
+    "select": "choose demonstrations: rejection sampling of a teacher, or few good ones of a pool as in s1",
     "budget": "budget forcing: how a model that thinks in tags scales with forced and asked-for lengths",
-    "sos": "Stream of Search: learn to search from searches written as text, on Countdown",
-    "sos_improve": "self-improvement of a searcher: STaR, policy gradient or APA",
+    "search_test": "how a searcher searches on Countdown, beside the symbolic strategies",
 }
 SECTIONS = {
     "star": "STaR with and without rationalization against direct answers, on digit addition",
@@ -34,7 +33,8 @@ SECTIONS = {
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
        python train.py reproduce <section> [--preset tiny|cpu|gpu] [--seeds N] [--out DIR]
-       python -m nanoreason play CHECKPOINT --task addition|countdown [--budget 96] [--wait 2]
+       python -m nanoreason play CHECKPOINT [--problem TEXT] [--budget 96] [--wait 2]
+       python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
 
 recipes
 {recipes}
@@ -45,7 +45,7 @@ sections to reproduce
 
 def usage() -> str:
     def lines(entries: dict[str, str]) -> str:
-        return "\n".join(f"  {name:<11} {text}" for name, text in entries.items())
+        return "\n".join(f"  {name:<13} {text}" for name, text in entries.items())
 
     return USAGE.format(recipes=lines(RECIPES), sections=lines(SECTIONS))
 
@@ -61,10 +61,10 @@ def main(argv: list[str]) -> int:
             from nanoreason.experiments.reproduce import main as reproduce
 
             return reproduce(flags, SECTIONS)
-        if command == "play":
-            from nanoreason.play import main as play
+        if command in ("play", "eval"):
+            import importlib
 
-            return play(flags)
+            return importlib.import_module(f"nanoreason.{command}").main(flags)
         if command not in RECIPES:
             print(f"train.py: {command!r} is no recipe: use one of {', '.join(RECIPES)}, or reproduce", file=sys.stderr)
             return 2

@@ -34,8 +34,12 @@ def save_checkpoint(
     tokenizer: TextTokenizer,
     optimizer: torch.optim.Optimizer | None = None,
     state: dict | None = None,
+    extra: dict | None = None,
 ) -> None:
-    """Replace `folder` by a checkpoint of `model`; `state` is any JSON object, such as the step to go on from."""
+    """Replace `folder` by a checkpoint of `model`; `state` is any JSON object, such as the step to go on from.
+
+    `extra` is what else the folder should tell, such as the task: written as nanoreason.json, which others ignore.
+    """
     folder = Path(folder)
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,6 +59,8 @@ def save_checkpoint(
         save_file(moments, temporary / "training.safetensors")
     if state is not None:
         (temporary / "training.json").write_text(json.dumps(state, indent=2) + "\n")
+    if extra is not None:
+        (temporary / "nanoreason.json").write_text(json.dumps(extra, indent=2) + "\n")
     # A folder cannot be replaced in one move. Between the two renames `old` is the checkpoint: `existing` knows.
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -103,6 +109,13 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> t
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
         )
     return model, tokenizer
+
+
+def load_extra(folder: str | Path) -> dict:
+    """What `save_checkpoint` was told besides the model, such as the task; {} where nothing was."""
+    path = existing(folder)
+    file = path / "nanoreason.json" if path else None
+    return read_json(file) if file and file.exists() else {}
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> Transformer:

@@ -1,86 +1,10 @@
-"""Measuring a policy: graded responses, accuracy by difficulty, unbiased pass@k, maj@k, bootstrap intervals."""
+"""Statistics of verdicts: unbiased pass@k, maj@k, bootstrap intervals, and s1's measures of scaling."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from nanoreason.model import Transformer
-from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, response_text
-from nanoreason.run import progress
-from nanoreason.sampler import Sampler
-from nanoreason.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True)
-class Graded:
-    """One response and its marks. Lenient: the answer is right. Strict: so is every step of the work."""
-
-    problem: Problem
-    text: str
-    tokens: int
-    stop_reason: str
-    lenient: float
-    strict: float
-
-
-def respond(
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    problems: list[Problem],
-    *,
-    budget: Callable[[Problem], int],
-    temperature: float = 0.0,
-    group_size: int = 1,
-    seed: int = 0,
-    name: str = "sample",
-) -> list[Rollout]:
-    """`group_size` finished rows per problem, in the problems' order; `budget(problem)` bounds their responses."""
-    sampler = Sampler(model, eos_id=tokenizer.eos_id, temperature=temperature)
-    rows = prompt_rows(tokenizer, problems, group_size, seed)
-    for row in rows:
-        row.max_new_tokens = budget(row.problem)
-    sampler.submit(rows)
-    for _ in progress(sampler, total=len(rows), desc=name, unit="row"):
-        pass
-    return rows
-
-
-def grade(task: Task, tokenizer: TextTokenizer, rows: list[Rollout]) -> list[Graded]:
-    """Marks for finished rows; a task without a check of the work (`work_is_valid`) has strict = lenient."""
-    marks = []
-    for row in rows:
-        text = response_text(tokenizer, row)
-        right = task.reward(row.problem, text)
-        valid = task.work_is_valid(row.problem, text) if hasattr(task, "work_is_valid") else True
-        marks.append(Graded(row.problem, text, len(row.response), row.stop_reason, right, right if valid else 0.0))
-    return marks
-
-
-def accuracy_by(marks: list[Graded], key: Callable[[Problem], object], strict: bool = False) -> dict:
-    """{difficulty: accuracy}, e.g. `accuracy_by(marks, lambda problem: problem.info["digits"])`, keys sorted."""
-    groups: dict = {}
-    for mark in marks:
-        groups.setdefault(key(mark.problem), []).append(mark.strict if strict else mark.lenient)
-    return {k: sum(values) / len(values) for k, values in sorted(groups.items())}
-
-
-def test_accuracy(
-    model: Transformer,
-    tokenizer: TextTokenizer,
-    task: Task,
-    problems: list[Problem],
-    *,
-    budget: Callable[[Problem], int],
-    key: Callable[[Problem], object],
-) -> dict[str, float]:
-    """Greedy accuracy by difficulty: {"acc/KEY": right answers, "acc_strict/KEY": right answers through valid work}."""
-    marks = grade(task, tokenizer, respond(model, tokenizer, problems, budget=budget, name="test"))
-    lenient = {f"acc/{k}": value for k, value in accuracy_by(marks, key).items()}
-    return lenient | {f"acc_strict/{k}": value for k, value in accuracy_by(marks, key, strict=True).items()}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

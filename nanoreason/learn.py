@@ -2,6 +2,8 @@
 
     rollouts -> weights of the whole step -> micro-batches -> log-probs -> losses -> (losses * weights).sum() -> step
 
+(a rollout is a row, or a row and the rows that it spawned: they share the root's advantage and count as one)
+
 Every algorithm is `loss = (per_token_loss * weights).sum()`. The average (per token, per sequence, constant) is the
 tensor of weights, computed over the whole step before it is cut, so the gradient does not depend on the cut.
 Column t of every (B, T) tensor is about `tokens[:, t]`; `token_logprobs` is the one function that shifts.
@@ -13,22 +15,23 @@ import functools
 import math
 import random
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
 from nanoreason.model import Transformer
-from nanoreason.rollout import Batch, Rollout, Task, demonstration, seed_of
-from nanoreason.run import autocast, learning_rate, progress
-from nanoreason.tokenizer import TextTokenizer
+from nanoreason.rollout import Batch, Rollout, seed_of
+from nanoreason.run import Count, Range, Rate, autocast, learning_rate, progress
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # log-probs (B, T), batch -> per-token loss (B, T)
 Measure = Callable[[torch.Tensor, Batch], dict[str, torch.Tensor]]  # the same -> {metric: per-token value (B, T)}
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by `ChunkedHead`, which takes over where a micro-batch has more of them
-FLAT = 1e-12  # rewards closer than this are equal: the rest is rounding
+EQUAL = 1e-12  # rewards closer than this are equal: the rest is rounding
+
 # ------------------------------------------------------------------------------------------------------ log-probs
 
 
@@ -112,57 +115,39 @@ class ChunkedHead(torch.autograd.Function):
 # ------------------------------------------------------------------------------------- advantages, losses, averages
 
 
-def group_advantages(rewards: list[float], group_size: int, divide_by: str = "group") -> list[float]:
-    """Reward minus the mean of its group, divided by a standard deviation (GRPO, DeepSeekMath eq. 3-4).
+def is_zero_variance(rewards: list[float]) -> bool:
+    """Whether all rewards of a group are equal, so that nothing in it is better than the rest."""
+    return max(rewards) - min(rewards) <= EQUAL
+
+
+def group_advantages(groups: list[list[float]], divide_by: str = "group") -> list[list[float]]:
+    """Rewards, group by group -> reward minus the mean of its group, divided by a standard deviation (GRPO,
+    DeepSeekMath eq. 3-4).
 
     divide_by   group   that of the group's own G rewards (GRPO)
-                batch   that of all rewards (LitePPO), so that a nearly flat group is not blown up
+                batch   that of all rewards (LitePPO), so that a group with little variance is not blown up
                 none    nothing (Dr. GRPO), so that very easy and very hard problems do not count more than others
 
     A group whose rewards are all equal says nothing about what is better: its advantages are exactly 0, and so they
     are for a group of one. Deviations have divisor G, the number of rewards (TRL and verl use G - 1).
 
-    >>> group_advantages([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], 4)
-    [1.0, -1.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-    >>> group_advantages([1.0, 0.0, 0.0, 0.0], 4, divide_by="none")
-    [0.75, -0.25, -0.25, -0.25]
+    >>> group_advantages([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+    >>> group_advantages([[1.0, 0.0, 0.0, 0.0]], divide_by="none")
+    [[0.75, -0.25, -0.25, -0.25]]
     """
-    if len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rewards do not fall into groups of {group_size}")
     if divide_by not in ("group", "batch", "none"):
         raise ValueError(f"cannot divide advantages by {divide_by!r}: use group, batch or none")
-    advantages: list[float] = []
-    for first in range(0, len(rewards), group_size):
-        group = rewards[first : first + group_size]
-        if max(group) - min(group) <= FLAT:
-            advantages += [0.0] * group_size
+    everything = [reward for group in groups for reward in group]
+    advantages: list[list[float]] = []
+    for group in groups:
+        if is_zero_variance(group):
+            advantages.append([0.0] * len(group))
             continue
         mean = statistics.fmean(group)
-        std = 1.0 if divide_by == "none" else statistics.pstdev(group if divide_by == "group" else rewards)
-        advantages += [(r - mean) / std for r in group]
+        std = 1.0 if divide_by == "none" else statistics.pstdev(group if divide_by == "group" else everything)
+        advantages.append([(r - mean) / std for r in group])
     return advantages
-
-
-def discounted_returns(rewards: list[float], gamma: float) -> list[float]:
-    """rewards of tokens (T) -> what follows from each of them on (T): G_t = sum over l of gamma^l r_{t+l}.
-
-    For rewards that single tokens have, such as the dense repetition penalty; `Rollout.token_advantages` takes them,
-    so that the advantage of token t is A + G_t (the multi-reward GAE of Demystifying Long CoT, 2502.03373, at lambda 1:
-    each kind of reward with its own discount, all of them in one sum). The token that earned a reward gets all of it,
-    those before it less and less.
-
-    A is the normalised advantage of the row's own reward, and G_t is added after that: it is neither centred nor
-    divided. So a penalty has its size in units of A, also in a group whose rewards are all equal.
-
-    >>> discounted_returns([0.0, -1.0, -1.0, 0.0], gamma=0.5)
-    [-0.75, -1.5, -1.0, 0.0]
-    """
-    # DIFFERS from the paper: PPO subtracts a critic's V(s_t) from the sum of all kinds. GRPO has no critic; the group's
-    # mean stands in for it in A, and nothing does in G_t, which changes the variance and not the expected gradient.
-    returns, following = [0.0] * len(rewards), 0.0
-    for t in reversed(range(len(rewards))):
-        returns[t] = following = rewards[t] + gamma * following
-    return returns
 
 
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -232,8 +217,8 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
 
 
 @dataclass(frozen=True)
-class PolicyLoss:
-    """The loss of GRPO and its family, per token (B, T): clipped policy loss + kl_coef * KL(policy || reference).
+class Algorithm:
+    """GRPO and its family as switches: advantages, the loss per token (B, T), and how it is averaged.
 
         -min(ratio * A, clip(ratio) * A) * sampler weight + kl_coef * k(log p/q)           (DeepSeekMath eq. 3)
 
@@ -241,26 +226,41 @@ class PolicyLoss:
     the loss is about 0 (advantages have mean 0) while its gradient is that of -A * log-prob.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    cap: float = math.inf  # two-sided clip: the largest ratio that counts
-    level: str = "token"  # of the ratio: token, sequence or detached
-    kl_coef: float = 0.0
-    kl_estimator: str = "k3"  # k2 or k3; k1 has no gradient as a loss and belongs into the reward
-    kl_correction: bool = False  # weigh the KL by policy / old policy, so that its gradient is exact off-policy too
-    sampler_cap: float = 0.0  # > 0: weigh tokens by min(old policy / sampler, this) where the two differ numerically
-    on_policy: bool = False
+    name: str = field(default="grpo", metadata={"hidden": True})
+    baseline: Literal["group", "none"] = "group"  # what is subtracted from the reward: its group's mean or nothing
+    divide_by: Literal["group", "batch", "none"] = "group"  # the standard deviation of the rewards that divides it
+    average: Literal["sequence", "token", "constant"] = "sequence"  # of rows, of all tokens, or sums by a constant
+    length_constant: Count = 0  # constant: what a row's sum is divided by; 0: the largest max_new_tokens of the run
+    ratio: Literal["token", "sequence", "detached", "apa"] = "token"  # of tokens, of rows, as a weight; apa: no ratio
+    clip_low: Annotated[float, Range(0, infinite=True)] = 0.2  # ratios below 1 - this: no gradient of wrong tokens
+    clip_high: Annotated[float, Range(0, infinite=True)] = 0.2  # ratios above 1 + this: no gradient of right tokens
+    cap: Annotated[float, Range(0, infinite=True)] = math.inf  # two-sided clip: above it none of wrong ones either
+    kl_coef: Rate = 0.0  # beta, weight of KL(policy || reference); 0: no reference
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # k3 or k2 in the loss, k1 in the reward
+    kl_correction: bool = False  # weigh k2 or k3 by the ratio: exact gradient of the KL when off-policy
+    reference_every: Count = 400  # updates between replacements of the reference by the policy; 0: never
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+    sampler_cap: Annotated[float, Range(0, infinite=True)] = math.inf  # largest weight old policy / sampler; inf: none
+    max_refills: Count = 0  # dynamic sampling: how often groups of equal rewards are replaced by new problems
+    overlong_filter: bool = False  # rows that were cut are not learnt from
+    on_policy: bool = field(default=False, metadata={"hidden": True})
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0 or self.ratio == "apa"
 
     def old(self, logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
         return logprobs.detach() if self.on_policy else batch.old_logprobs
 
     def __call__(self, logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.ratio == "apa":
+            return apa_loss(logprobs, batch.ref_logprobs, batch.advantages)
         old = self.old(logprobs, batch)
         loss = clipped_policy_loss(logprobs, old, batch.advantages, self.clip_low, self.clip_high,
-                                   cap=self.cap, level=self.level, mask=batch.loss_mask)  # fmt: skip
-        if self.sampler_cap:
+                                   cap=self.cap, level=self.ratio, mask=batch.loss_mask)  # fmt: skip
+        if self.sampler_cap < math.inf:
             loss = loss * policy_ratio(old, batch.sampler_logprobs).clamp(max=self.sampler_cap)
-        if self.kl_coef:
+        if self.kl_coef and self.kl_estimator != "k1":
             loss = loss + self.kl_coef * self.kl(logprobs, old, batch.ref_logprobs)
         return loss
 
@@ -279,40 +279,71 @@ class PolicyLoss:
     def measure(self, logprobs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """Per token: where the clip stops the gradient, KL to the reference, how far the learner is off the sampler."""
         old, A = self.old(logprobs, batch), batch.advantages
-        ratio = policy_ratio(logprobs, old, self.level, batch.loss_mask)
+        ratio = policy_ratio(logprobs, old, self.ratio, batch.loss_mask)
         low, high = (ratio < 1 - self.clip_low) & (A < 0), (ratio > 1 + self.clip_high) & (A > 0)
-        if self.level == "detached":  # the ratio is cut, the gradient goes on
+        if self.ratio == "detached":  # the ratio is cut, the gradient goes on
             low, high = torch.zeros_like(low), ratio > 1 + self.clip_high
         difference = (old - batch.sampler_logprobs).abs()
-        return {
+        measured = {
             "clip_ratio/low_mean": low,
             "clip_ratio/high_mean": high,
             "clip_ratio/region_mean": low | high,
-            "kl": kl_estimate(logprobs, batch.ref_logprobs),
             "logp_diff/mean": difference,
             "logp_diff/max": difference,
         }
+        return measured | ({"kl": kl_estimate(logprobs, batch.ref_logprobs)} if self.needs_reference else {})
 
 
-def token_weights(rollouts: list[Rollout], average: str = "token", constant: int | None = None) -> list[list[float]]:
+# What each algorithm sets. CISPO's bound is not published, 1 + 4 is the one recommended in TRL. DAPO also has a soft
+# punishment of overlong responses, which is a reward: --rewards accuracy,overlong
+ALGORITHMS = {
+    "grpo": Algorithm(),  # DIFFERS from the papers: no KL unless asked for (DeepSeekMath: kl_coef 0.04, R1: 0.001)
+    "dr_grpo": Algorithm("dr_grpo", average="constant", divide_by="none"),
+    "dapo": Algorithm("dapo", average="token", clip_high=0.28, max_refills=4),
+    "gspo": Algorithm("gspo", ratio="sequence", clip_low=3e-4, clip_high=4e-4),
+    "cispo": Algorithm("cispo", average="token", ratio="detached", clip_high=4.0),
+    "reinforce": Algorithm("reinforce", average="constant", divide_by="none", baseline="none", ratio="detached",
+                           clip_high=math.inf),
+    "apa": Algorithm("apa", average="token", ratio="apa", reference_every=20),
+}  # fmt: skip
+
+
+def apa_loss(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """(log pi - log pi_ref - A / 2)^2, per token (B, T) (advantage-induced policy alignment, Zhu et al., 2023).
+
+    The pull is towards pi_ref * exp(A / 2), so it ends there: the policy is kept near the reference without a clip or a
+    penalty.
+    """
+    return (logprobs - ref_logprobs - 0.5 * advantages).square()
+
+
+def token_weights(
+    rows: list[Rollout], average: str = "token", constant: int | None = None, rollouts: int | None = None
+) -> list[list[float]]:
     """How much each token of a whole step counts; 0 for prompt and forced tokens.
 
     token      every token alike: 1 / number of loss tokens in the step (DAPO; SFT)
-    sequence   every row alike: 1 / (rows * loss tokens of the row) (GRPO)
-    constant   1 / (rows * `constant`), so a token's weight does not depend on its row's length (Dr. GRPO)
+    sequence   every rollout alike: 1 / (rollouts * loss tokens of the rollout) (GRPO)
+    constant   1 / (rollouts * `constant`), so a token's weight does not depend on its row's length (Dr. GRPO)
+
+    A row counts for its root: a rollout's tokens are those of all its rows. `rollouts` is their number in the step
+    where `rows` are not all of it (rows that were cut are left out, and the others count no more for it, as in TRL).
     """
-    counts = [sum(row.loss_mask) for row in rollouts]
+    counts: dict[int, int] = {}
+    for row in rows:
+        counts[id(row.root)] = counts.get(id(row.root), 0) + sum(row.loss_mask)
+    rollouts = len(counts) if rollouts is None else rollouts
     if average == "token":
-        each = [1 / max(1, sum(counts))] * len(counts)
+        each = dict.fromkeys(counts, 1 / max(1, sum(counts.values())))
     elif average == "sequence":
-        each = [1 / (len(counts) * max(1, count)) for count in counts]
+        each = {root: 1 / (rollouts * max(1, count)) for root, count in counts.items()}
     elif average == "constant":
         if not constant:
             raise ValueError("average 'constant' needs the constant: the budget of response tokens")
-        each = [1 / (len(counts) * constant)] * len(counts)
+        each = dict.fromkeys(counts, 1 / (rollouts * constant))
     else:
         raise ValueError(f"unknown average {average!r}: use token, sequence or constant")
-    return [[weight * counted for counted in row.loss_mask] for weight, row in zip(each, rollouts, strict=True)]
+    return [[each[id(row.root)] * counted for counted in row.loss_mask] for row in rows]
 
 
 # -------------------------------------------------------------------------------------------------------- batches
@@ -325,8 +356,11 @@ def collate(rollouts: list[Rollout], weights: list[list[float]], device: torch.d
     def padded(lists: list[list], fill, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([values + [fill] * (T - len(values)) for values in lists], dtype=dtype, device=device)
 
-    advantages = torch.tensor([[row.advantage] for row in rollouts], dtype=torch.float32, device=device)  # (B, 1)
+    advantages = torch.tensor([[row.root.advantage] for row in rollouts], dtype=torch.float32, device=device)  # (B, 1)
     if any(row.token_advantages for row in rollouts):
+        for row in rollouts:
+            if row.token_advantages and len(row.token_advantages) != len(row.tokens):
+                raise ValueError(f"{len(row.token_advantages)} token_advantages for a row of {len(row.tokens)} tokens")
         of_tokens = [row.token_advantages or [0.0] * len(row.tokens) for row in rollouts]
         advantages = advantages + padded(of_tokens, 0.0, torch.float32)  # (B, T)
     return Batch(
@@ -393,6 +427,8 @@ def update(
             f"a sample has {len(longest.tokens)} tokens, the model's context of {model.config.max_position_embeddings} "
             f"is too short for it (prompt starts {longest.problem.prompt[:40]!r})"
         )
+    if not any(any(row.loss_mask) for row in rollouts):
+        raise ValueError(f"none of {len(rollouts)} rows has a token that counts in the loss: no weight was changed")
     weights = token_weights(rollouts) if weights is None else weights
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
@@ -436,7 +472,9 @@ def update(
 
 
 @torch.no_grad()
-def score(model: Transformer, rollouts: list[Rollout], temperature: float, micro_tokens: int) -> list[list[float]]:
+def compute_logprobs(
+    model: Transformer, rollouts: list[Rollout], temperature: float, micro_tokens: int
+) -> list[list[float]]:
     """The log-probs that `model` gives to the sampled tokens of each row, 0 at the others."""
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
     scores: list[list[float]] = [[] for _ in rollouts]
@@ -458,16 +496,16 @@ def fit(
     lr: float,
     first_step: int = 0,
     warmup: int = 20,
-    decay: bool = False,
+    decay: str = "none",
     micro_tokens: int = 4096,
     max_grad_norm: float = 1.0,
-    after: Callable[[int, dict[str, float]], bool | None] = lambda step, metrics: None,
     name: str = "sft",
-) -> None:
-    """Supervised fine-tuning: step s is an update on the demonstrations `rows_of(s)`, then `after(s, metrics)`.
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Supervised fine-tuning, step by step: an update on the demonstrations `rows_of(s)`, then yields (s + 1, metrics).
 
-    If `after` returns True, that was the last step. The rows are a function of the step, so a run that stops and
-    resumes at `first_step` sees the same ones.
+        for done, metrics in fit(model, optimizer, rows_of, steps=800, lr=2e-3): ...
+
+    The rows are a function of s = 0..steps-1, so a run that stops and resumes at `first_step` sees the same ones.
     """
     with progress(total=steps, initial=first_step, desc=name, unit="step") as bar:
         for step in range(first_step, steps):
@@ -477,8 +515,7 @@ def fit(
             )
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
             bar.update()
-            if after(step, {**metrics, "learning_rate": rate}):
-                break
+            yield step + 1, {**metrics, "learning_rate": rate}
 
 
 def in_epochs(rows: list[Rollout], rows_per_step: int, seed: int) -> Callable[[int], list[Rollout]]:
@@ -491,15 +528,5 @@ def in_epochs(rows: list[Rollout], rows_per_step: int, seed: int) -> Callable[[i
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> list[int]:
         return random.Random(seed_of(seed, "epoch", epoch)).sample(range(len(rows)), len(rows))
-
-    return rows_of
-
-
-def from_stream(tokenizer: TextTokenizer, task: Task, split: str, rows_per_step: int) -> Callable[[int], list[Rollout]]:
-    """`rows_of` for `fit`: the next problems of a split with their own solutions, never the same index twice."""
-
-    def rows_of(step: int) -> list[Rollout]:
-        indices = range(step * rows_per_step, (step + 1) * rows_per_step)
-        return [demonstration(tokenizer, task.problem(split, i)) for i in indices]
 
     return rows_of

@@ -13,11 +13,14 @@ best-of-n, distillation and GRPO are all list comprehensions over `list[Rollout]
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from nanoreason.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,71 @@ class Problem:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """A source of problems and their judge.
+class Task:
+    """A source of problems and their verifier. The first three methods make a task; the others have defaults.
 
-    `problem` is pure: item `index` of a split is a function of (task name, split, index) alone.
-    `reward` is pure and total: it never raises and never evaluates text as code.
+    A task is a frozen dataclass that a config holds, and its fields are flags: `--task countdown --task.inputs 4`.
+    `problem` is pure: item `index` of a split is a function of (the task's fields, split, index) alone. Split "test" is
+    held out; every other name is a stream of problems of its own to train on. `reward`, `answer`, `metrics` and `clean`
+    are total: whatever text a model writes, they never raise and never evaluate it as code.
     """
 
-    def problem(self, split: str, index: int) -> Problem: ...
+    stop: tuple[str, ...] = ()  # texts that end a response, EOS aside
 
-    def reward(self, problem: Problem, response: str) -> float: ...
+    def tokenizer(self) -> TextTokenizer:
+        """The vocabulary that all of this task's texts are made of."""
+        raise NotImplementedError
+
+    def problem(self, split: str, index: int) -> Problem:
+        raise NotImplementedError
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """The verdict: 1.0 if the response is right, else 0.0."""
+        raise NotImplementedError
+
+    def difficulty(self, problem: Problem) -> int:
+        """By which accuracies are listed, such as the number of digits."""
+        return 0
+
+    def domain(self, problem: Problem) -> Hashable:
+        """The kind of problem, for whoever wants many kinds; sortable."""
+        return self.difficulty(problem)
+
+    def metrics(self, problem: Problem, response: str) -> dict[str, float]:
+        """What else is worth counting in a response; always the same names. mode/...: 1 in one of several modes."""
+        return {}
+
+    def answer(self, response: str) -> str | None:
+        """What the response votes for in a majority; None: it has no vote."""
+        return response.strip() or None
+
+    def work_is_valid(self, problem: Problem, response: str) -> bool:
+        """Whether the work before the answer is right too, where the task can tell."""
+        return True
+
+    def max_tokens(self, problem: Problem) -> int | None:
+        """Response tokens after which the problem cannot be solved any more; None: not known."""
+        return None
+
+    def test_problems(self, count: int) -> list[Problem]:
+        """`count` held-out problems, of each difficulty where the task has several."""
+        return [self.problem("test", index) for index in range(count)]
+
+    def levels(self) -> list[Task]:
+        """The task cut into one task per difficulty, for whoever practises equally on each."""
+        return [self]
+
+    def hint(self, problem: Problem) -> Problem:
+        """The same problem with its answer in the prompt, as STaR's rationalization asks it."""
+        raise ValueError(f"the task {type(self).__name__} has no hints: rationalization needs its method `hint`")
+
+    def clean(self, response: str) -> str:
+        """What of a right response is worth imitating."""
+        return response
+
+    def parse(self, text: str) -> Problem:
+        """The problem that a person has typed; ValueError says what it should look like."""
+        raise ValueError(f"the task {type(self).__name__} takes no typed problems: leave it empty for a drawn one")
 
 
 @dataclass(eq=False)  # two rows with equal contents are still two rows
@@ -60,11 +118,17 @@ class Rollout:
     token_advantages: list[float] | None = None  # added to `advantage`, token by token; None: nothing
     old_logprobs: list[float] | None = None  # the learner's own for this row before the first update; None: `logprobs`
     ref_logprobs: list[float] | None = None  # under the reference model; None: no reference
-    go_on_until: int = 0  # while the row has fewer tokens than this, no stop id and no EOS can be drawn
+    min_tokens: int = 0  # while the row has fewer tokens than this, no stop id and no EOS can be drawn
+    parent: Rollout | None = None  # the row that spawned this one; its reward and advantage are the root's
 
     @property
     def response(self) -> list[int]:
         return self.tokens[self.prompt_len :]
+
+    @property
+    def root(self) -> Rollout:
+        """The row that the whole rollout began with: itself, unless it was spawned."""
+        return self if self.parent is None else self.parent.root
 
     def sampled(self, token: int, logprob: float) -> None:
         """Append a token that the policy drew."""
@@ -122,13 +186,17 @@ def prompt_row(tokenizer, problem: Problem, seed: int = 0, max_new_tokens: int |
                    max_new_tokens=max_new_tokens)  # fmt: skip
 
 
-def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: int = 0) -> list[Rollout]:
-    """`group_size` rows per problem, next to each other, each with its own random numbers."""
+def prompt_groups(tokenizer, problems: list[Problem], group_size: int = 1, seed: int = 0) -> list[list[Rollout]]:
+    """One group of `group_size` rows per problem, each row with its own random numbers."""
     return [
-        prompt_row(tokenizer, problem, seed_of(seed, p, g))
+        [prompt_row(tokenizer, problem, seed_of(seed, p, g)) for g in range(group_size)]
         for p, problem in enumerate(problems)
-        for g in range(group_size)
     ]
+
+
+def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: int = 0) -> list[Rollout]:
+    """The rows of all groups, one after another."""
+    return [row for group in prompt_groups(tokenizer, problems, group_size, seed) for row in group]
 
 
 def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollout:

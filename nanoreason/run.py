@@ -1,6 +1,8 @@
-"""Everything around an experiment: settings <-> command line, the run folder, metrics, progress, device, schedule.
+"""Everything around an experiment: settings <-> command line, the run folder, metrics, progress, device, schedules.
 
-A recipe's settings are one flat dataclass. Its fields are the flags; the comment behind a field is its help text.
+A recipe's settings are one dataclass. Its fields are the flags, the comment behind a field is its help text, its type
+says what is allowed. A field may hold an object (a task, rewards, an algorithm): it is chosen by name, and its own
+fields are flags with a dot, as in `--task countdown --task.inputs 4`.
 """
 
 from __future__ import annotations
@@ -8,78 +10,452 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import sys
+import textwrap
+import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from tqdm import tqdm
+
+# ------------------------------------------------------------------------------------------------- kinds of settings
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be, declared beside its field: `steps: Annotated[int, Range(0)] = 100`. Never NaN."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False  # `low` itself is not allowed
+    infinite: bool = False  # inf is allowed
+
+    def __str__(self) -> str:
+        low = f"more than {self.low:g}" if self.low_open else f"at least {self.low:g}" if self.low > -math.inf else ""
+        high = f"at most {self.high:g}" if self.high < math.inf else ""
+        return " and ".join(part for part in (low, high) if part) or "a finite number"
+
+    def holds(self, value: float) -> bool:
+        if math.isnan(value) or (math.isinf(value) and not self.infinite):
+            return False
+        return (value > self.low if self.low_open else value >= self.low) and value <= self.high
+
+
+Count = Annotated[int, Range(0)]
+Positive = Annotated[int, Range(1)]
+Share = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A whole number that may change during a run: `64`, or `50,31:112` for 50 until step 30 and 112 from step 31 on.
+
+    >>> schedule = Schedule.parse("50,31:112")
+    >>> schedule.at(30), schedule.at(31), schedule.largest, str(schedule)
+    (50, 112, 112, '50,31:112')
+    """
+
+    first: int
+    changes: tuple[tuple[int, int], ...] = ()  # (step, value from this step on), steps rising
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _ in self.changes]
+        if min([self.first, *(value for _, value in self.changes)]) < 1 or steps != sorted(set(steps)):
+            raise ValueError(f"{self} is no schedule: numbers of at least 1, as in 64 or 50,31:112")
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        first, *changes = text.split(",")
+        try:
+            pairs = [change.split(":") for change in changes]
+            return cls(int(first), tuple((int(step), int(value)) for step, value in pairs))
+        except ValueError:
+            raise ValueError(f"{text!r} is no schedule: numbers of at least 1, as in 64 or 50,31:112") from None
+
+    def __str__(self) -> str:
+        return ",".join([str(self.first), *(f"{step}:{value}" for step, value in self.changes)])
+
+    def at(self, step: int) -> int:
+        """The value in step 1..S; 0 is before the first one."""
+        return [self.first, *(value for start, value in self.changes if start <= step)][-1]
+
+    @property
+    def largest(self) -> int:
+        return max([self.first, *(value for _, value in self.changes)])
+
+
+def chosen(table: dict[str, Any], default: Any, like: str = "") -> Any:
+    """A field that holds an object, or a tuple of objects, of `table` {name: class or instance}.
+
+    `like`: None stands for what another field holds, and dotted flags start from that.
+    """
+    return dataclasses.field(default=default, metadata={"table": table, "like": like})
 
 
 @dataclass
 class RunConfig:
     """Settings that every recipe shares."""
 
+    # run
     out: str = "runs/default"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, checkpoints
     seed: int = 0  # every random number of the run follows from it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    threads: int = 1  # CPU threads; one is fastest for tiny models and makes results independent of the machine's cores
+    threads: Positive = 1  # CPU threads; one is fastest for tiny models and makes results independent of the cores
     resume: bool = False  # go on where the run in `out` stopped
 
 
 Config = TypeVar("Config", bound=RunConfig)
+FREE = {"out", "resume", "device", "threads", "micro_tokens", "save_every", "log_every", "eval_every", "steps"}
+# ... may change between a stop and the resumption: they do not change what a step computes
+
+
+def field_comments(config_class: type) -> dict[str, tuple[str, str]]:
+    """{field: (the comment behind it in the source, the heading above it)}: where a setting is explained, once."""
+    comments: dict[str, tuple[str, str]] = {}
+    for parent in reversed(config_class.__mro__[:-1]):
+        heading = ""
+        if not dataclasses.is_dataclass(parent):
+            continue
+        for line in inspect.getsource(parent).split("\n"):
+            if found := re.match(r"    # (\w.*)$", line):
+                heading = found[1]
+            elif found := re.match(r"    (\w+): .*?  # (.*)$", line):
+                comments[found[1]] = (found[2], heading or comments.get(found[1], ("", ""))[1])
+            elif found := re.match(r"    (\w+): ", line):
+                comments.setdefault(found[1], ("", heading))
+    return comments
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+# ------------------------------------------------------------------------------------------- objects inside settings
+
+
+def own_entry(text: str) -> Any:
+    """The class or object that `path/to/file.py:Name` means."""
+    path, _, name = text.rpartition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"{text}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"own_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{text}: {path} defines no {name}")
+    entry = getattr(module, name)
+    if inspect.isclass(entry) and not dataclasses.is_dataclass(entry):
+        raise ValueError(f"{text}: {name} must be a frozen dataclass, whose fields become flags")
+    if inspect.isclass(entry):
+        entry.source = text
+    return entry
+
+
+def entry_of(name: str, table: dict[str, Any], field: str) -> Any:
+    if ".py:" in name:
+        return own_entry(name)
+    if name not in table:
+        raise ValueError(f"--{field} {name}: one of {', '.join(table)}, or path/to/file.py:Name")
+    return table[name]
+
+
+def name_of(value: Any, table: dict[str, Any]) -> str:
+    """The name under which `--field NAME` finds the object's kind."""
+    if hasattr(type(value), "source"):
+        return type(value).source
+    named = [name for name, entry in table.items() if entry is type(value)]
+    return named[0] if named else value.name
+
+
+def layers(value: Any) -> list[Any]:
+    """An object and the objects that it is wrapped around, the innermost first."""
+    return [*layers(value.task), value] if hasattr(value, "__dataclass_fields__") and "task" in vars(value) else [value]
+
+
+def spec_of(value: Any, table: dict[str, Any]) -> str:
+    """The text that chooses this object: `thinking,templated` or `accuracy,format:0.1`."""
+    if isinstance(value, tuple):
+        shown = [name_of(one, table) + ("" if one.weight == 1 else f":{one.weight:g}") for one in value]
+        return ",".join(shown)
+    return ",".join(name_of(layer, table) for layer in layers(value))
+
+
+def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any:
+    """The object that the text chooses; the current one where it is of this kind already, with its values."""
+    if isinstance(current, tuple):
+        now = {name_of(one, table): one for one in current}
+        found = []
+        for part in filter(None, text.split(",")):
+            name, _, weight = part.rpartition(":") if re.search(r":[-+.0-9einf]+$", part) else (part, "", "")
+            entry = entry_of(name, table, field)
+            one = now.get(name) or (entry() if inspect.isclass(entry) else entry)
+            found.append(dataclasses.replace(one, weight=number(weight)) if weight else one)
+        return tuple(found)
+    if current is not None and spec_of(current, table) == text:
+        return current
+    value = None
+    for name in text.split(","):
+        entry = entry_of(name, table, field)
+        wraps = inspect.isclass(entry) and "task" in getattr(entry, "__dataclass_fields__", {})
+        if wraps != (value is not None):
+            how = "wraps a task: name one before it, as in countdown,templated" if wraps else "wraps nothing"
+            raise ValueError(f"--{field} {text}: {name} {how}")
+        value = entry(value) if wraps else entry() if inspect.isclass(entry) else entry
+    return value
+
+
+def parts_of(field: str, value: Any, table: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """{dotted name: (the object that has the field, the field)} of all settings inside an object field."""
+    if value is None:
+        return {}
+    found: dict[str, tuple[Any, str]] = {}
+    if isinstance(value, tuple):
+        for one in value:
+            name = name_of(one, table).rpartition(":")[2]
+            found |= {f"{field}.{name}.{f.name}": (one, f.name) for f in dataclasses.fields(one) if f.name != "weight"}
+        return found
+    for layer in layers(value):
+        names = [f.name for f in dataclasses.fields(layer) if f.name != "task" and not f.metadata.get("hidden")]
+        if clash := [name for name in names if f"{field}.{name}" in found]:
+            raise ValueError(f"--{field}: two of {spec_of(value, table)} have a setting {clash[0]!r}")
+        found |= {f"{field}.{name}": (layer, name) for name in names}
+    return found
+
+
+def with_parts(value: Any, changes: dict[int, dict[str, Any]]) -> Any:
+    """The object with changed fields, {id of a layer: {field: value}}, in new objects throughout."""
+    if isinstance(value, tuple):
+        return tuple(with_parts(one, changes) for one in value)
+    own = dict(changes.get(id(value), {}))
+    if "task" in getattr(value, "__dataclass_fields__", {}):
+        own["task"] = with_parts(value.task, changes)
+    return dataclasses.replace(value, **own) if own else value
+
 
 # ---------------------------------------------------------------------------------------- settings <-> command line
 
 
-def field_comments(config_class: type) -> dict[str, str]:
-    """{field: the comment behind it in the source}: the one place where a setting is explained."""
-    comments: dict[str, str] = {}
-    for parent in reversed(config_class.__mro__[:-1]):
-        comments.update(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(parent), re.MULTILINE))
-    return comments
+def number(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError("NaN is no setting")
+    return value
 
 
-def _parser_of(kind: Any):
-    """The function from a flag's text to a value of the field's type; int, float and str are their own."""
+def bare(kind: Any) -> Any:
+    """The type without its annotations and without `| None`."""
+    if typing.get_origin(kind) is Annotated:
+        return bare(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return bare(next(arg for arg in typing.get_args(kind) if arg is not type(None)))
+    return kind
+
+
+def reader_of(kind: Any) -> Callable[[str], Any]:
+    """The function from a flag's text to a value of the field's type."""
+    kind = bare(kind)
     if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
+        items = typing.get_args(kind)
+        item = reader_of(items[0])
 
         def comma_separated(text: str) -> tuple:
-            return tuple(item(part) for part in text.split(","))
+            return tuple(item(part) for part in text.split(",")) if text else ()
 
         return comma_separated
-    return kind
+    if typing.get_origin(kind) is Literal:
+        return str
+    return {int: int, float: number, str: str}.get(kind) or kind.parse
+
+
+def shown(value: Any) -> str:
+    """A setting as the command line takes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check(value: Any, kind: Any, flag: str) -> None:
+    """ValueError in one line if a setting is not what its type allows."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        check(value, args[0], flag)
+        for range_ in (arg for arg in args[1:] if isinstance(arg, Range)):
+            if not range_.holds(value):
+                raise ValueError(f"{flag} {shown(value)}: must be {range_}")
+    elif origin is Literal:
+        if value not in args:
+            raise ValueError(f"{flag} {value}: one of {', '.join(map(str, args))}")
+    elif origin is tuple:
+        if Ellipsis not in args and len(value) != len(args):
+            raise ValueError(f"{flag} {shown(value)}: {len(args)} values are needed, separated by commas")
+        for one in value:
+            check(one, args[0], flag)
+    elif kind is float and not Range().holds(value):
+        raise ValueError(f"{flag} {shown(value)}: must be a finite number")
+
+
+def tables(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """{field that holds an object: its table}"""
+    return {f.name: f.metadata["table"] for f in dataclasses.fields(config) if "table" in f.metadata}
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """All settings as {flag: value}, as JSON gives them back: what config.json holds.
+
+    Objects are the text that chooses them, and their fields stand beside them: task, task.inputs, rewards.cosine.wrong.
+    """
+    flat: dict[str, Any] = {}
+    known = tables(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in known and value is not None:
+            flat[field.name] = spec_of(value, known[field.name])
+            for flag, (owner, name) in parts_of(field.name, value, known[field.name]).items():
+                flat[flag] = plain(getattr(owner, name))
+        else:
+            flat[field.name] = plain(value)
+    return flat
+
+
+def task_flags(flat: dict[str, Any]) -> dict[str, Any]:
+    """Of all settings, those that say which task: what a checkpoint records, so that --base alone suffices."""
+    return {flag: value for flag, value in flat.items() if flag == "task" or flag.startswith("task.")}
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it: tuples are lists, an infinite number and a schedule are text."""
+    if isinstance(value, (tuple, list)):
+        return [plain(one) for one in value]
+    infinite = isinstance(value, float) and math.isinf(value)
+    return value if isinstance(value, (int, float, str, type(None))) and not infinite else str(value)
+
+
+def from_flat(field: str, flat: dict[str, Any], table: dict[str, Any]) -> Any:
+    """The object of a field, from what `flatten` made of it: how a checkpoint tells which task it is for."""
+    value = from_spec(flat[field], table, field, None)
+    changes: dict[int, dict[str, Any]] = {}
+    for flag, (owner, name) in parts_of(field, value, table).items():
+        if flag in flat:
+            stored = flat[flag]
+            text = shown(tuple(stored)) if isinstance(stored, list) else stored
+            kind = hints_of(type(owner))[name]
+            read = reader_of(kind) if isinstance(text, str) and bare(kind) is not str else lambda same: same
+            changes.setdefault(id(owner), {})[name] = read(text)
+    return with_parts(value, changes)
+
+
+def check_settings(config: RunConfig) -> None:
+    """Every setting against its type, those inside objects too."""
+    known = tables(config)
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name not in known:
+            check(value, hints_of(type(config))[field.name], flag)
+            continue
+        for name, (owner, part) in parts_of(field.name, value, known[field.name]).items():
+            check(getattr(owner, part), hints_of(type(owner))[part], f"--{name}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Config:
     """Start from a preset (the first one if none is named) and replace what the flags name.
 
-    Booleans are written `--flag` and `--no-flag`, tuples `--digits 1,2,3`. An unknown flag is an error.
+    Booleans are written `--flag` and `--no-flag`, tuples `--task.digits 1,2,3`. An unknown flag is an error.
     """
-    first, template = next(iter(presets.items()))
-    parser = argparse.ArgumentParser(prog=prog, description=inspect.getdoc(type(template)), allow_abbrev=False)
-    parser.add_argument(
-        "--preset", choices=list(presets), default=first, help=f"where to start from (default: {first})"
-    )
-    types, comments = typing.get_type_hints(type(template)), field_comments(type(template))
-    for field in dataclasses.fields(template):
-        values = {name: getattr(preset, field.name) for name, preset in presets.items()}
-        same = len(set(values.values())) == 1
-        shown = repr(values[first]) if same else ", ".join(f"{name}: {value!r}" for name, value in values.items())
-        kind = types[field.name]
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": _parser_of(kind)}
-        help_text = f"{comments.get(field.name, '')} (default: {shown})".replace("%", "%%")
-        flags = dict.fromkeys(["--" + field.name.replace("_", "-"), "--" + field.name])
-        parser.add_argument(*flags, dest=field.name, default=argparse.SUPPRESS, help=help_text, **how)
-    given = vars(parser.parse_args(argv))
-    return dataclasses.replace(presets[given.pop("preset")], **given)
+    first = next(iter(presets))
+    early = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", choices=list(presets), default=first)
+    known = tables(presets[first])
+    for name in known:
+        early.add_argument(*dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")), dest=name)
+    given, _ = early.parse_known_args(argv)
+    config = presets[given.preset]
+    for name, table in known.items():  # the objects first: their fields are flags too
+        if (text := getattr(given, name)) is not None:
+            config = dataclasses.replace(config, **{name: from_spec(text, table, name, getattr(config, name))})
+    for field in dataclasses.fields(config):
+        dotted = any(arg.replace("-", "_").startswith(f"__{field.name}.") for arg in argv)
+        if field.metadata.get("like") and getattr(config, field.name) is None and dotted:
+            config = dataclasses.replace(config, **{field.name: getattr(config, field.metadata["like"])})
+
+    parser = Parser(prog=prog, allow_abbrev=False)
+    parser.add_argument("--preset", choices=list(presets))
+    for name in known:
+        parser.add_argument(*dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")), dest=name)
+    owners: dict[str, tuple[Any, str]] = {}
+    for name, table in known.items():
+        owners |= parts_of(name, getattr(config, name), table)
+    hints = hints_of(type(config))
+    kinds = {f.name: hints[f.name] for f in dataclasses.fields(config) if f.name not in known}
+    kinds |= {flag: hints_of(type(owner))[part] for flag, (owner, part) in owners.items()}
+    for flag, kind in kinds.items():
+        how = {"action": argparse.BooleanOptionalAction} if bare(kind) is bool else {"type": reader_of(kind)}
+        names = dict.fromkeys((f"--{flag.replace('_', '-')}", f"--{flag}"))
+        parser.add_argument(*names, dest=flag, default=argparse.SUPPRESS, **how)
+    parser.format_help = lambda: help_text(config, given.preset, list(presets), prog)
+    values = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if flag in kinds}
+    changes: dict[int, dict[str, Any]] = {}
+    for flag in values.keys() & owners.keys():
+        owner, part = owners[flag]
+        check(values[flag], kinds[flag], f"--{flag}")  # first: the object itself may not stand a wrong value
+        changes.setdefault(id(owner), {})[part] = values[flag]
+    objects = {name: with_parts(getattr(config, name), changes) for name in known if getattr(config, name) is not None}
+    plain_values = {flag: value for flag, value in values.items() if flag not in owners}
+    config = dataclasses.replace(config, **objects, **plain_values)
+    check_settings(config)
+    return config
+
+
+def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> str:
+    """A line per setting, by heading: the flag, its value in this preset, what it means."""
+    known, sections = tables(config), {}
+    comments = field_comments(type(config))
+    for field in dataclasses.fields(config):
+        value, (comment, heading) = getattr(config, field.name), comments[field.name]
+        if field.name not in known:
+            sections.setdefault(heading, []).append((field.name, shown(value), comment))
+            continue
+        table = known[field.name]
+        spec = "" if value is None else spec_of(value, table)
+        sections.setdefault(heading, []).append((field.name, spec, f"{comment}: {', '.join(table)}"))
+        for flag, (owner, part) in parts_of(field.name, value, table).items():
+            about = field_comments(type(owner)).get(part, ("", ""))[0]
+            sections.setdefault(heading, []).append((flag, shown(getattr(owner, part)), about))
+    about = inspect.getdoc(type(config)).split("\n\n")[0].replace("\n", " ")
+    lines = [f"usage: {prog} [--preset {'|'.join(presets)}] [--flag value ...]", about]
+    lines.append(f"Values are those of --preset {preset}; yes and no are --flag and --no-flag; tuples are 1,2,3.")
+    run = sections.pop("run", [])
+    for heading, entries in [*sections.items(), ("run", run)]:
+        lines.append(f"{heading}:")
+        for flag, value, comment in entries:
+            left = f"  --{flag.replace('_', '-')} {value}"
+            wrapped = textwrap.wrap(comment, 84) or [""]
+            if len(left) > 34:
+                lines.append(left)
+                left = ""
+            lines += [f"{left:<35} {wrapped[0]}".rstrip(), *(" " * 36 + more for more in wrapped[1:])]
+    return "\n".join(lines) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------ the run folder
@@ -96,19 +472,17 @@ class Run:
         self.config = config
         self.folder = Path(config.out)
         stored = self.folder / "config.json"
-        settings = json.loads(json.dumps(dataclasses.asdict(config)))  # as JSON gives it back: tuples are lists
-        settings["recipe"] = type(config).__name__
+        settings = {"recipe": type(config).__name__, **flatten(config)}
         if stored.exists() and any(path != stored for path in self.folder.iterdir()):  # a config alone is no run
             if not config.resume:
                 raise FileExistsError(
                     f"{self.folder} already holds a run: add --resume to go on with it, or choose another --out"
                 )
-            before = json.loads(stored.read_text(encoding="utf-8"))
-            free = {"out", "resume", "device", "threads"}  # may change between stop and resume
-            changed = [k for k in settings if k not in free and settings[k] != before.get(k)]
+            before = read_json(stored)
+            changed = {k: v for k, v in settings.items() if k not in FREE and v != before.get(k)}
             if changed:
-                k = changed[0]
-                raise ValueError(f"cannot resume {self.folder}: it ran with {k}={before.get(k)!r}, not {settings[k]!r}")
+                said = ", ".join(f"{k}={before.get(k)!r}, not {v!r}" for k, v in changed.items())
+                raise ValueError(f"cannot resume {self.folder}: it ran with {said}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(stored, settings)
         self._files: dict[str, typing.TextIO] = {}
@@ -205,18 +579,35 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("  ".join(str(cell).rjust(w) for cell, w in zip(row, widths)) for row in [header, *rows])  # noqa: B905
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: bool) -> float:
-    """Linear warm-up over `warmup` steps to `peak`, then constant, or a cosine down to a tenth of it.
+def is_due(done: int, every: int) -> bool:
+    """Whether something that is done every so many steps is done after step `done`; 0: never."""
+    return every > 0 and done % every == 0
 
-    >>> [round(learning_rate(s, 100, 1.0, 4, False), 2) for s in (0, 1, 3, 50)]
+
+Decay = Literal["none", "cosine", "linear"]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: str) -> float:
+    """Linear warm-up over `warmup` steps to `peak`, then by `decay`.
+
+    none     constant
+    cosine   half a cosine wave down to a tenth of the peak
+    linear   down to 0 behind the last step: a small model's accuracy swings at a constant rate and settles at a
+             vanishing one, so what is to be stable at its end is trained like this
+
+    >>> [round(learning_rate(s, 100, 1.0, 4, "none"), 2) for s in (0, 1, 3, 50)]
     [0.25, 0.5, 1.0, 1.0]
+    >>> [round(learning_rate(s, 100, 1.0, 0, "linear"), 2) for s in (0, 50, 99)]
+    [1.0, 0.5, 0.01]
+    >>> learning_rate(100, 100, 1.0, 0, "cosine")
+    0.1
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    if not decay:
-        return peak
     share = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.1 + 0.45 * (1 + float(torch.cos(torch.tensor(torch.pi * share)))))
+    if decay == "linear":
+        return peak * max(0.0, 1 - share)
+    return peak if decay == "none" else peak * round(0.1 + 0.45 * (1 + math.cos(math.pi * share)), 12)
 
 
 # --------------------------------------------------------------------------------------------- device and precision

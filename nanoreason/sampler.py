@@ -1,12 +1,13 @@
 """The one sampling loop: rows come back when they stop; put them back if they should go on.
 
-    sampler = Sampler(model, eos_id=tokenizer.eos_id, temperature=1.0, max_new_tokens=128)
+    sampler = Sampler(model, tokenizer, stop=("</answer>",), temperature=1.0, max_new_tokens=128)
     sampler.submit(prompt_rows(tokenizer, problems, group_size=16))
-    for row in sampler:                       # each row, the moment it stops: stop id, EOS or budget
+    for row in sampler:                       # each row, the moment it stops: stop text, stop id, EOS or budget
         if closes_its_thinking_too_early(row):
             row.retract(); row.force(wait); sampler.submit([row])
 
-Rollouts, budget forcing, spawn / join, majority voting and evaluation are all this loop. How it works:
+`generate(sampler, rows, on_stop)` is this loop with its body as a function. Rollouts, budget forcing, spawn / join,
+majority voting and evaluation are all made of it. How it works:
 
 * Live rows are the slots [:n] of a KV cache; one decode step adds one token to each of them. Keys, tokens, log-probs
   and random numbers all live at (slot, position): slot j of a row is about its token at position j.
@@ -15,22 +16,24 @@ Rollouts, budget forcing, spawn / join, majority voting and evaluation are all t
   again and it goes on with only the new tokens to be read.
 * Prompts are read (`_prefill`) up to their last token, a prompt shared by a group once; the last token is the first
   decode step's input. The cache is only as long as the longest row so far, so that attention reads no further.
-* A row that must go on (`go_on_until`) draws from the distribution without its stops; its log-probs say so too.
+* A row that must go on (`min_tokens`) draws from the distribution without its stops; its log-probs say so too.
 * The k-th draw of a row inverts the CDF at `uniforms(row.seed)[k]`. A sample is therefore a function of the weights,
   the row and its numbers: not of the rows beside it, nor of when they leave. Its log-prob comes from the same softmax.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from nanoreason.model import KVCache, Transformer
 from nanoreason.rollout import Rollout
-from nanoreason.run import autocast
+from nanoreason.run import autocast, progress
+from nanoreason.tokenizer import TextTokenizer
 
 PREFILL_TOKENS = 16_384  # prompt tokens read at once; bounds the memory of a prefill
 WIDEN = 32  # slots by which the cache grows when the longest row reaches its end
@@ -68,7 +71,8 @@ def draw(
 class Sampler:
     """An iterator over stopped rows. One sampler serves one set of weights: make a new one after an update.
 
-    eos_id          None: rows end by stop ids and budgets alone
+    tokenizer       gives the EOS, and reads stop texts; or `eos_id` alone (None: rows end by stop ids and budgets)
+    stop            texts that hand a row back, however they are cut into tokens; the row's last token completes one
     temperature     0 is greedy
     max_new_tokens  budget of rows that name none of their own
     stop_ids        tokens that hand a row back, EOS aside; the stop token is the row's last token
@@ -78,8 +82,10 @@ class Sampler:
     def __init__(
         self,
         model: Transformer,
+        tokenizer: TextTokenizer | None = None,
         *,
-        eos_id: int | None,
+        eos_id: int | None = None,
+        stop: tuple[str, ...] = (),
         max_new_tokens: int = 256,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -92,11 +98,17 @@ class Sampler:
             raise ValueError(
                 f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs >= 0, (0, 1] and >= 1"
             )
+        eos_id = tokenizer.eos_id if tokenizer is not None else eos_id
         self.model, self.eos_id, self.max_new_tokens = model, eos_id, max_new_tokens
+        self.tokenizer, self.stop = tokenizer, stop
         self.temperature, self.top_p, self.max_rows, self.kv_bytes = temperature, top_p, max_rows, kv_bytes
         self.context = model.config.max_position_embeddings
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
         self.stops[[*stop_ids, *([] if eos_id is None else [eos_id])]] = True
+        # tokens that may complete a stop text: whether one does is read in the row's text
+        self.candidates = torch.zeros_like(self.stops)
+        self.candidates[[i for text in stop for i in may_complete(tokenizer, text)]] = True
+        self.blocked = self.stops | self.candidates  # what cannot be drawn while a row has fewer than min_tokens
         self.queue: deque[Rollout] = deque()  # submitted, not yet in a slot
         self.finished: deque[Rollout] = deque()  # stopped, not yet handed out
         # slot -> row: [:n] are live, behind them lie stopped rows whose keys are still there
@@ -170,21 +182,29 @@ class Sampler:
         self.host_position[: self.n] += 1
         self.steps += 1
         self.row_steps += self.n
-        slots = stopped.nonzero()[:, 0].tolist()
+        slots = [slot for slot in stopped.nonzero()[:, 0].tolist() if not self.stop or self._ends(slot)]
         self.finished += [self.rows[slot] for slot in slots]
         for slot in reversed(slots):  # from behind, so that a swap moves no slot that is still to come
             self._retire(slot)
+
+    def _ends(self, slot: int) -> bool:
+        """Whether the row in `slot` is really done, and not just at a token that could have completed a stop text."""
+        row, length = self.rows[slot], int(self.host_position[slot]) + 1
+        if length >= self._end(row):
+            return True
+        tokens = self.tokens[slot, row.prompt_len : length].tolist()
+        return bool(self.stops[tokens[-1]]) or completes(self.tokenizer, tokens, self.stop)
 
     def _decode(self, cache: KVCache, n: int) -> torch.Tensor:
         """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
         here = self.position[:n, None]  # (n, 1): where each row's last token stands, the input of this step
         logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
-        logits = logits.masked_fill(self.stops & (here + 1 < self.go_on_until[:n, None]), -torch.inf)
+        logits = logits.masked_fill(self.blocked & (here + 1 < self.min_tokens[:n, None]), -torch.inf)
         token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
         here += 1  # a view: self.position moves on with it
         self.tokens[:n].scatter_(1, here, token[:, None])
         self.logprobs[:n].scatter_(1, here, logprob[:, None])
-        return self.stops[token] | (self.position[:n] + 1 >= self.end[:n])
+        return self.blocked[token] | (self.position[:n] + 1 >= self.end[:n])
 
     def _retire(self, slot: int) -> None:
         """Hand the row in `slot` its new tokens and swap it behind the live ones."""
@@ -192,9 +212,15 @@ class Sampler:
         new = slice(len(row.tokens), int(self.host_position[slot]) + 1)
         for token, logprob in zip(self.tokens[slot, new].tolist(), self.logprobs[slot, new].tolist(), strict=True):
             row.sampled(token, logprob)
-        row.stop_reason = "eos" if token == self.eos_id else "stop" if self.stops[token] else "length"
+        row.stop_reason = "eos" if token == self.eos_id else "stop" if self._is_stop(row, token) else "length"
         self.n -= 1
         self._swap(slot, self.n)
+
+    def _is_stop(self, row: Rollout, token: int) -> bool:
+        """Whether the row's last token is a stop id or completes a stop text; at its budget's end it may be neither."""
+        return bool(self.stops[token]) or (
+            bool(self.candidates[token]) and completes(self.tokenizer, row.response, self.stop)
+        )
 
     # ------------------------------------------------------------------------------------------------- admission
 
@@ -246,7 +272,7 @@ class Sampler:
         if self.temperature > 0:  # the draw made at position p uses uniform[slot, p]
             self.uniform[slot, length - 1 : end - 1] = torch.from_numpy(uniforms(row.seed, row.draws, end - length))
         self.end[slot] = end
-        self.go_on_until[slot] = row.go_on_until
+        self.min_tokens[slot] = row.min_tokens
         self.position[slot] = self.host_position[slot] = length - 1
         self.read[slot] = min(read, length - 1)
         self.rows[slot] = row
@@ -296,7 +322,7 @@ class Sampler:
         self.uniform = torch.zeros(rows, slots, device=device)  # u for the draw made at (slot, position)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)  # of the last token
         self.end = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens the row may have in all
-        self.go_on_until = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens before which it cannot stop
+        self.min_tokens = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens before which it cannot stop
         self.host_position = np.zeros(rows, dtype=np.int64)  # `position`, readable without waiting for the device
         self.read = np.zeros(rows, dtype=np.int64)  # tokens from the front that were in the cache when the row started
         self.rows = self.rows[:keep] + [None] * (rows - keep)
@@ -313,7 +339,7 @@ class Sampler:
 
     def _per_slot(self) -> list:
         """Everything but the keys that is stored per slot."""
-        on_device = [self.tokens, self.logprobs, self.uniform, self.position, self.end, self.go_on_until]
+        on_device = [self.tokens, self.logprobs, self.uniform, self.position, self.end, self.min_tokens]
         return [*on_device, self.host_position, self.read]
 
     def _swap(self, i: int, j: int) -> None:
@@ -323,3 +349,47 @@ class Sampler:
         for stored in [*self._per_slot(), self.cache.kv.transpose(0, 2)]:
             stored[[i, j]] = stored[[j, i]]
         self.rows[i], self.rows[j] = self.rows[j], self.rows[i]
+
+
+# ---------------------------------------------------------------------------------------------------- the loop itself
+
+
+def generate(
+    sampler: Sampler,
+    rows: list[Rollout],
+    on_stop: Callable[[Rollout], list[Rollout]] | None = None,
+    name: str = "sample",
+) -> list[Rollout]:
+    """Sample `rows` to their end; they are returned in the order given.
+
+    `on_stop(row)` is called each time a row stops, and returns the rows to (re)submit: the same row to let it go on,
+    new rows that it spawns, or none when it is done.
+    """
+    sampler.submit(rows)
+    with progress(total=len(rows), desc=name, unit="row") as bar:
+        for row in sampler:
+            again = on_stop(row) if on_stop else []
+            sampler.submit(again)
+            bar.update(not again)
+    return rows
+
+
+def completes(tokenizer: TextTokenizer, tokens: list[int], stop: tuple[str, ...]) -> bool:
+    """Whether the last of `tokens` (T) completes one of the texts."""
+    tail = tokens[-max(map(len, stop)) - 8 :]  # a token has a character or more, but for broken bytes
+    now, before = tokenizer.decode(tail), tokenizer.decode(tail[:-1])
+    return any(now.count(text) > before.count(text) for text in stop)
+
+
+@functools.lru_cache(maxsize=16)  # a pretrained vocabulary has 150,000 tokens
+def may_complete(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
+    """The tokens that `text` may end in: those that hold all of it, and those that begin with an end of it.
+
+    A byte-pair vocabulary cuts a text differently after different texts, so whether it is complete is read in the text.
+    """
+    found = []
+    for i in range(tokenizer.vocab_size):
+        token = tokenizer.decode([i])
+        if text in token or any(token.startswith(text[-k:]) for k in range(1, len(text))):
+            found.append(i)
+    return tuple(found)

@@ -33,20 +33,17 @@ optimal paths use the sentences of the search. As in the paper, pruning is by no
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import heappop, heappush
 from math import comb, prod
-from multiprocessing import get_context
 from operator import itemgetter
 
-from nanoreason.rewards import TAGS, tagged
-from nanoreason.rollout import Problem, seed_of
-from nanoreason.tasks.countdown import Countdown, Numbers, Operation, apply, as_expression, children
+from nanoreason.countdown import Numbers, Operation, apply, children
+from nanoreason.rollout import seed_of
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 STRATEGIES = {  # name -> (heuristic, beam); beam 0: depth first
@@ -541,145 +538,3 @@ def _lenient(numbers: Sequence[int], target: int, events: Iterable[Event]) -> bo
             return False
         known.add(step.result)
     return last.result == target
-
-
-# ---------------------------------------------------------------------------------------------- data
-
-
-@dataclass(frozen=True)
-class StreamOfSearch:
-    """Countdown whose prompt is the root's state and whose response is a trace; `solution` is the optimal path's."""
-
-    countdown: Countdown = Countdown()
-    language: str = "compact"
-
-    def __post_init__(self) -> None:
-        if self.language not in LANGUAGES:
-            raise ValueError(f"language: one of {', '.join(LANGUAGES)}, not {self.language!r}")
-
-    def problem(self, split: str, index: int) -> Problem:
-        return self.translate(self.countdown.problem(split, index))
-
-    def translate(self, problem: Problem) -> Problem:
-        """A problem of `countdown` in this language."""
-        numbers, target, operations = (problem.info[key] for key in ("numbers", "target", "operations"))
-        optimal = write(optimal_path(numbers, target, operations), self.language)
-        return replace(problem, prompt=prompt(numbers, target, self.language), solution=optimal)
-
-    def read(self, problem: Problem, response: str) -> Reading:
-        return read_trace(problem.info["numbers"], problem.info["target"], response)
-
-    def reward(self, problem: Problem, response: str) -> float:
-        """1.0 iff the trace solves the problem in the strict sense. `read(...).rating` rewards short searches more."""
-        return float(self.read(problem, response).solved)
-
-
-THINKING_WORDS = ("User:", "Assistant:", *TAGS, "Make", "from", "in", "steps:", "one", "expression:", "(", ")")
-
-
-def thinking_tokenizer() -> TextTokenizer:
-    """The compact language, R1's tags and template, and the words of `Countdown`'s prompts."""
-    return word_tokenizer([*COMPACT_WORDS, *THINKING_WORDS, *map(str, range(10, 100))], digits=True)
-
-
-@dataclass(frozen=True)
-class ThinkingCountdown:
-    """Countdown whose solutions are in R1's tags: a compact search is the thinking, the path it found the answer.
-
-    `info["form"]` is "direct" (no thought, a right answer) or "search"; a search that finds nothing answers N.
-    """
-
-    countdown: Countdown = Countdown(inputs=3)
-    direct: float = 0.5  # chance of a solution without a thought
-    strategies: Mapping[str, float] = field(default_factory=lambda: dict(MIXTURE))
-
-    def problem(self, split: str, index: int) -> Problem:
-        problem = self.countdown.problem(split, index)
-        draw = random.Random(seed_of("thinking countdown", split, index))
-        info = {**problem.info, "form": "direct" if draw.random() < self.direct else "search"}
-        if info["form"] == "direct":
-            return replace(problem, solution=tagged("", problem.solution), info=info)
-        (strategy,) = draw.choices(list(self.strategies), list(self.strategies.values()))
-        numbers = problem.info["numbers"]
-        events = list(search(numbers, problem.info["target"], strategy, draw.getrandbits(32)))
-        answer, steps = "N", ()
-        for event in events:
-            if isinstance(event, State):
-                steps = event.operations
-            elif isinstance(event, Explore):
-                path = (*steps, event.operation)
-            elif isinstance(event, Check) and event.equal:
-                expression = self.countdown.form == "expression"
-                answer = as_expression(numbers, path) if expression else " , ".join(step.spaced() for step in path)
-        return replace(problem, solution=tagged(write(events, "compact"), answer), info=info)
-
-    def reward(self, problem: Problem, response: str) -> float:
-        """1.0 iff the one answer is right; the search before it is not judged."""
-        return self.countdown.reward(problem, response)
-
-    def traits(self, response: str) -> dict[str, float]:
-        """What the response did: how much it thought, how many operations it tried, how often it went back."""
-        thinking = response.partition("<think>")[2].partition("</think>")[0].split()
-        return {
-            "mode/direct": float("<think>" in response and not thinking),
-            "mode/search": float(bool(thinking)),
-            "thinking/length": float(len(thinking)),
-            "thinking/explored": float(thinking.count("E")),
-            "thinking/moves": float(thinking.count("M")),
-        }
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One symbolic search: `demonstration(tokenizer, trajectory.problem, trajectory.text)` makes it training data."""
-
-    problem: Problem
-    strategy: str
-    text: str
-    solved: bool
-    nodes: int  # 1: a depth-first search that found every first step too far off and gave up at once
-
-
-def generate(
-    task: StreamOfSearch,
-    split: str,
-    start: int,
-    count: int,
-    strategies: Sequence[str] | Mapping[str, float] = MIXTURE,
-    workers: int | None = None,
-    seed: int = 0,
-) -> Iterator[Trajectory]:
-    """Trajectories of problems start .. start+count-1, in order, each by one strategy drawn from the weights (or evenly
-    from a list). Trajectory i is a function of (task, split, i, strategies, seed), whatever `start` and `workers` are.
-
-    `workers` processes (None: one per core, if there is enough to do) are spawned, so the script needs the usual
-    `if __name__ == "__main__":`. About 8% of the mixture's traces are empty (`nodes` is 1): the paper trains on them.
-    """
-    weights = dict(strategies) if isinstance(strategies, Mapping) else dict.fromkeys(strategies, 1.0)
-    if unknown := sorted(set(weights) - set(STRATEGIES)):
-        raise ValueError(f"strategies: {', '.join(unknown)} not among {', '.join(STRATEGIES)}")
-    chunks = [
-        (task, split, range(first, min(first + 100, start + count)), weights, seed)
-        for first in range(start, start + count, 100)
-    ]
-    workers = workers or min(os.cpu_count() or 1, 1 + count // 2000)  # a process takes seconds to start
-    if workers == 1:
-        for chunk in chunks:
-            yield from _generate(chunk)
-    else:
-        with get_context("spawn").Pool(workers) as pool:
-            for trajectories in pool.imap(_generate, chunks):
-                yield from trajectories
-
-
-def _generate(chunk: tuple[StreamOfSearch, str, range, Mapping[str, float], int]) -> list[Trajectory]:
-    task, split, indices, weights, seed = chunk
-    done = []
-    for index in indices:
-        problem = task.problem(split, index)
-        own_seed = seed_of("trajectory", seed, split, index)
-        (strategy,) = random.Random(own_seed).choices(list(weights), list(weights.values()))
-        events = list(search(problem.info["numbers"], problem.info["target"], strategy, own_seed))
-        nodes = 1 + sum(type(event) is Explore for event in events)
-        done.append(Trajectory(problem, strategy, write(events, task.language), type(events[-1]) is Check, nodes))
-    return done

@@ -3,207 +3,202 @@
     for step 1..S:  rows = demonstrations(step);  loss = -mean log p(response token | what stands before it)
 
 The demonstrations are a task's own worked solutions, or the lines {"prompt": ..., "response": ...} of a JSONL file.
+From random weights this is the pretraining of every base here; Stream of Search is `--task search`.
 """
 
 from __future__ import annotations
 
 import json
-import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from nanoreason import search
 from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
-from nanoreason.evaluate import test_accuracy
+from nanoreason.environment import evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer, small_config
-from nanoreason.rewards import with_template
-from nanoreason.rollout import Problem, Rollout, demonstration, seed_of
-from nanoreason.run import Run, RunConfig, pick_device, read_jsonl, say, table
-from nanoreason.tasks.addition import (
-    MODES,
-    Addition,
-    ThinkingAddition,
-    asked,
-    budget,
-    digits_of,
-    longest_thinking,
-    test_sums,
-    thinking_sums,
-    thinking_tokenizer,
-    tokenizer,
+from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
+from nanoreason.run import (
+    Count,
+    Decay,
+    Positive,
+    Rate,
+    Run,
+    RunConfig,
+    chosen,
+    flatten,
+    is_due,
+    pick_device,
+    read_jsonl,
+    say,
+    table,
+    task_flags,
 )
-from nanoreason.tasks.countdown import Countdown
+from nanoreason.tasks import TASKS, Addition
 from nanoreason.tokenizer import TextTokenizer
 
 
 @dataclass
 class SftConfig(RunConfig):
-    """Supervised fine-tuning on worked sums, on direct answers, or on a JSONL file of prompts and responses."""
+    """Supervised fine-tuning on a task's worked solutions, or on a JSONL file of prompts and responses."""
 
     out: str = "runs/sft"  # folder of this run: config.json, metrics.jsonl, checkpoints
+    # task
+    task: Task = chosen(TASKS, Addition())  # whose solutions are learnt
+    data: str = ""  # JSONL file of {"prompt", "response"} instead; needs --base
+    distinct: Count = 0  # different problems per difficulty; 0: never the same one twice on purpose
+    # model
     base: str = ""  # checkpoint folder to start from; empty: random weights of the shape below
-    width: int = 96  # D, the model's width
-    layers: int = 3  # transformer blocks
-    heads: int = 4  # attention heads
-    context: int = 256  # longest row in tokens
-    data: str = ""  # JSONL file of {"prompt", "response"}; empty: digit addition
-    digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths of the sums
-    shares: tuple[float, ...] = ()  # how often each length is shown; empty: equally
-    form: str = "scratchpad"  # scratchpad, direct (the answer alone), thinking (sums in R1's tags) or countdown (too)
-    modes: tuple[float, ...] = (0.67, 0.28, 0.05)  # thinking: shares of direct answers, of one pass, of re-checks
-    slip: float = 0.1  # thinking: chance that a column of a pass is wrong in a demonstration
-    inputs: int = 3  # countdown: how many numbers are given; the first of --modes is the share without a search
-    doubt: float = 0.0  # thinking: chance of one more pass although two agree
-    passes: int = 4  # thinking: passes of a demonstration at most
-    care: float = 1.0  # thinking: a re-check slips so many times as often as the first pass
-    asked_share: float = 0.0  # thinking: how many sums are asked with "Think for N tokens.", N being any number
-    asked_true: float = 0.0  # thinking: in how many of those N is about true of the solution, as far as N reaches
-    asked_tokens: tuple[int, ...] = (8, 96)  # thinking: smallest and largest N
-    messy: float = 0.0  # thinking: chance that a demonstration lacks one of its tags
-    guess: float = 0.0  # thinking: chance that a digit of a direct answer is wrong
-    hint_share: float = 0.0  # how many of the sums carry their answer as a hint
-    pool: int = 0  # different problems per length; 0: never the same one twice on purpose
-    steps: int = 800  # optimizer steps
-    lr: float = 2e-3  # peak learning rate
-    decay: bool = True  # cosine to a tenth of it; --no-decay: constant
-    warmup: int = 20  # steps of warm-up
-    rows_per_step: int = 64  # rows of an update
-    micro_tokens: int = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
-    save_every: int = 100  # steps between checkpoints
-    log_every: int = 20  # steps between lines of metrics.jsonl
-    eval_every: int = 0  # steps between tests on held-out sums; 0: only at the end
-    eval_digits: tuple[int, ...] = (1, 2, 3, 4, 5)  # lengths that are tested
-    eval_problems: int = 100  # held-out sums per length
+    family: Literal["llama", "qwen2", "qwen3"] = "qwen3"  # qwen3 normalizes queries and keys: far steadier
+    width: Positive = 96  # D, the model's width
+    layers: Positive = 3  # transformer blocks
+    heads: Positive = 4  # query heads
+    kv_heads: Positive = 2  # key-value heads; each serves heads / kv_heads query heads
+    context: Positive = 256  # longest row in tokens
+    # optimization
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on the matrices, and adamw on the rest
+    steps: Count = 800  # optimizer steps
+    rows_per_step: Positive = 64  # rows of an update
+    lr: Rate = 2e-3  # peak learning rate
+    decay: Decay = "linear"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
+    warmup: Count = 20  # steps of warm-up
+    micro_tokens: Positive = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
+    # evaluation
+    eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
+    eval_problems: Count = 100  # held-out problems of each difficulty
+    eval_every: Count = 0  # steps between tests; 0: only at the end
+    log_every: Positive = 20  # steps between lines of metrics.jsonl
+    save_every: Positive = 100  # steps between checkpoints
 
 
 PRESETS = {
     "cpu": SftConfig(),
     "tiny": SftConfig(
-        width=32, layers=2, heads=2, context=64, digits=(1, 2), steps=20, warmup=2, rows_per_step=16, save_every=10,
-        log_every=5, eval_digits=(1, 2), eval_problems=8,
+        task=Addition((1, 2)), width=32, layers=2, heads=2, kv_heads=1, context=64, steps=20, warmup=2,
+        rows_per_step=16, save_every=10, log_every=5, eval_problems=8,
     ),
     "gpu": SftConfig(
-        width=256, layers=6, heads=8, steps=2000, lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500,
+        width=256, layers=6, heads=8, kv_heads=4, steps=2000, lr=1e-3, rows_per_step=128, micro_tokens=32768,
+        eval_problems=500,
     ),
 }  # fmt: skip
 
 
 def run(config: SftConfig) -> dict:
     """Train, test, and leave the model in OUT/policy; returns the last line of metrics."""
-    if len(config.modes) != len(MODES):
-        raise ValueError(f"--modes {','.join(map(str, config.modes))}: one share for each of {', '.join(MODES)}")
-    run = Run(config)
+    if config.data and not config.base:
+        raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
+    problems = read_problems(Path(config.data)) if config.data else []
     device = pick_device(config.device)
     if config.base:
-        model, words = load_checkpoint(config.base, device)
-    elif config.data:
-        raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
+        model, tokenizer = load_checkpoint(config.base, device)
     else:
-        words = {"thinking": thinking_tokenizer, "countdown": search.thinking_tokenizer}.get(config.form, tokenizer)()
-        model = Transformer(
-            small_config(config.width, config.layers, config.heads, words.vocab_size, config.context),
-            seed_of(config.seed, "sft"),
-        ).to(device)
-    optimizer = make_optimizer(model)
-    first = resume(run.folder / "policy", model, optimizer).get("step", 0)
-    run.rewind(first)
+        tokenizer = config.task.tokenizer()
+        shape = small_config(config.width, config.layers, config.heads, tokenizer.vocab_size, config.context,
+                             kv_heads=config.kv_heads, model_type=config.family)  # fmt: skip
+        model = Transformer(shape, seed_of(config.seed, "sft")).to(device)
+    context, counts = model.config.max_position_embeddings, Counter()
+    if problems:
+        rows_of = file_rows(config, tokenizer, context, problems)
+    else:
+        rows_of = task_rows(config, tokenizer, context, counts)
+    run = Run(config)
+    optimizer = make_optimizer(model, config.optimizer)
+    state = resume(run.folder / "policy", model, optimizer)
+    first = state.get("step", 0)
+    counts.update(state.get("counts", {}))
+    run.rewind(first if first else -1)
 
-    def measure() -> dict:
-        if config.data:
-            return {}
-        if config.form == "thinking":
-            problems = [with_template(p, "skeleton") for p in thinking_sums(config.eval_digits, config.eval_problems)]
-            return test_accuracy(model, words, ThinkingAddition(), problems, key=digits_of,
-                                 budget=lambda problem: longest_thinking(digits_of(problem), 3))  # fmt: skip
-        if config.form == "countdown":
-            task = search.ThinkingCountdown(Countdown(config.inputs))
-            problems = [with_template(task.problem("test_inputs", i), "skeleton") for i in range(config.eval_problems)]
-            return test_accuracy(model, words, task, problems, budget=lambda problem: config.context,
-                                 key=lambda problem: config.inputs)  # fmt: skip
-        problems = test_sums(config.eval_digits, config.eval_problems, config.form)
-        return test_accuracy(model, words, Addition(form=config.form), problems, budget=budget, key=digits_of)
+    def finish(done: int, metrics: dict) -> None:
+        """Test, log and save where it is due."""
+        last = done == config.steps
+        tested = last or is_due(done, config.eval_every)
+        if tested and config.eval_problems and not config.data:
+            metrics = metrics | evaluate(config.eval_task or config.task, model, tokenizer, config.eval_problems)
+        if tested or is_due(done, config.log_every):
+            shares = {"dropped_share": counts["dropped"] / counts["problems"]} if counts["problems"] else {}
+            run.log(done, **metrics, **counts, **shares)
+        if last or is_due(done, config.save_every):
+            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, {"step": done, "counts": dict(counts)},
+                            extra=task_flags(flatten(config)))  # fmt: skip
 
-    def after(step: int, metrics: dict) -> None:
-        done = step + 1
-        if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-            metrics = metrics | measure()
-        if (
-            done == config.steps
-            or done % config.log_every == 0
-            or (config.eval_every and done % config.eval_every == 0)
-        ):
-            run.log(done, **metrics)
-        if done == config.steps or done % config.save_every == 0:
-            save_checkpoint(run.folder / "policy", model, words, optimizer, {"step": done})
-
-    fit(model, optimizer, demonstrations(config, words), steps=config.steps, first_step=first, lr=config.lr,
-        warmup=config.warmup, decay=config.decay, micro_tokens=config.micro_tokens, after=after)  # fmt: skip
+    if first == config.steps == 0:
+        finish(0, {})  # only to measure
+    for done, metrics in fit(
+        model, optimizer, rows_of, steps=config.steps, first_step=first, lr=config.lr, warmup=config.warmup,
+        decay=config.decay, micro_tokens=config.micro_tokens,
+    ):  # fmt: skip
+        finish(done, metrics)
     run.close()
     last = read_jsonl(run.folder / "metrics.jsonl")[-1]
-    names = [name for name in last if name.startswith("acc/")] or ["loss"]
-    say(table(["step", *names], [[config.steps, *(f"{last[name]:.2f}" for name in names)]]))
+    names = [name for name in last if name.startswith("acc/")] or [name for name in ("loss",) if name in last]
+    say(table(["step", *names], [[str(last["step"]), *(f"{last[name]:.2f}" for name in names)]]))
     return last
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """The lines {"prompt": ..., "response": ...} of a JSONL file; ValueError names a line that is none."""
+# --------------------------------------------------------------------------------------------------- demonstrations
+
+
+def task_rows(
+    config: SftConfig, tokenizer: TextTokenizer, context: int, counts: Counter
+) -> Callable[[int], list[Rollout]]:
+    """The rows of each step, made of the task's solutions.
+
+    A problem without a solution, and one that does not fit into the context, is dropped and counted, never cut: a cut
+    one would teach to stop, or to go on, in the middle. `counts` has problems, rows, dropped and tokens_seen.
+    """
+    if config.distinct:  # the very problems that STaR practises on, with their solutions
+        levels = config.task.levels()
+        pool = [level.problem(f"train-{k}", i) for k, level in enumerate(levels) for i in range(config.distinct)]
+        return in_epochs([demonstration(tokenizer, problem) for problem in pool], config.rows_per_step, config.seed)
+
+    def rows_of(step: int) -> list[Rollout]:
+        indices = range(step * config.rows_per_step, (step + 1) * config.rows_per_step)
+        problems = [config.task.problem(f"sft-{config.seed}", i) for i in indices]
+        rows = [demonstration(tokenizer, problem) for problem in problems if problem.solution]
+        fitting = [row for row in rows if len(row.tokens) <= context]
+        if not fitting:
+            raise ValueError(f"step {step}: no solution of {len(problems)} fits into the context of {context} tokens")
+        tokens = sum(len(row.response) for row in fitting)
+        counts.update(problems=len(problems), rows=len(fitting), dropped=len(rows) - len(fitting), tokens_seen=tokens)
+        return fitting
+
+    return rows_of
+
+
+def file_rows(
+    config: SftConfig, tokenizer: TextTokenizer, context: int, problems: list[tuple[int, Problem]]
+) -> Callable[[int], list[Rollout]]:
+    """The rows of each step, made of the file's lines (number, problem); ValueError names a line that does not fit."""
+    rows = []
+    for line, problem in problems:
+        try:
+            rows.append(demonstration(tokenizer, problem))
+        except ValueError as error:
+            raise ValueError(f"{config.data}, line {line}: {error}") from None
+        if (length := len(rows[-1].tokens)) > context:
+            raise ValueError(f"{config.data}, line {line}: {length} tokens, more than the context of {context}")
+    return in_epochs(rows, config.rows_per_step, config.seed)
+
+
+def read_problems(path: Path) -> list[tuple[int, Problem]]:
+    """The lines {"prompt": ..., "response": ...} of a JSONL file, with their numbers; ValueError names a bad one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first line
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
     problems = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028
         if line.strip():
             try:
                 row = json.loads(line)
-                problems.append(Problem(row["prompt"], "", row["response"]))
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: not a JSON object with prompt and response") from None
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
+                raise ValueError(f'{path}, line {number}: not a JSON object with the texts "prompt" and "response"')
+            problems.append((number, Problem(row["prompt"], "", row["response"])))
     if not problems:
         raise ValueError(f"{path} holds no demonstrations")
     return problems
-
-
-def posed(config: SftConfig, split: str, index: int) -> Problem:
-    """A sum with its solution, in the form and in the words that the model is asked with."""
-    if config.form == "thinking":
-        forms = dict(zip(MODES, config.modes, strict=True))
-        habits = dict(slip=config.slip, doubt=config.doubt, messy=config.messy, guess=config.guess, most=config.passes,
-                      care=config.care)  # fmt: skip
-        task = ThinkingAddition(config.digits, config.shares, forms, **habits)
-        problem, draw = task.problem(split, index), random.Random(seed_of("asked", split, index))
-        if draw.random() < config.asked_share:
-            low, high = config.asked_tokens
-            kind, amount = draw.choice(["exact", "max"]), draw.randint(low, high)
-            length = len(problem.solution.split())  # every word is a token
-            if draw.random() < config.asked_true and low <= length <= high:
-                # about as many: passes come whole, so exact numbers would leave most N without any demonstration
-                about = min(high, max(low, round(length * draw.uniform(0.8, 1.25))))
-                amount = about if kind == "exact" else draw.randint(length, high)
-            problem = asked(problem, kind, amount)
-        return with_template(problem, "skeleton")
-    if config.form == "countdown":
-        task = search.ThinkingCountdown(Countdown(config.inputs), direct=config.modes[0] / sum(config.modes))
-        return with_template(task.problem("train", seed_of(split, index)), "skeleton")
-    return Addition(config.digits, config.form, config.shares, config.hint_share).problem(split, index)
-
-
-def demonstrations(config: SftConfig, words: TextTokenizer) -> Callable[[int], list[Rollout]]:
-    """The rows of each step."""
-    if config.data:
-        problems = read_problems(Path(config.data))
-    elif config.pool:  # the very problems that STaR practises on, with their solutions
-        problems = [
-            posed(replace(config, digits=(n,), shares=(), hint_share=0.0), f"train-{n}", i)
-            for n in config.digits
-            for i in range(config.pool)
-        ]
-    else:
-        return lambda step: [
-            demonstration(words, posed(config, f"sft-{config.seed}", i))
-            for i in range(step * config.rows_per_step, (step + 1) * config.rows_per_step)
-        ]
-    rows = [demonstration(words, problem) for problem in problems]
-    return in_epochs(rows, config.rows_per_step, config.seed)

@@ -1,0 +1,15 @@
+"""All tasks by name. `--task NAME`, `--task NAME,WRAPPER,...`, or one of your own: `--task path/to/file.py:MyTask`."""
+
+from nanoreason.tasks.addition import Addition
+from nanoreason.tasks.countdown import Countdown, StreamOfSearch, ThinkingCountdown
+from nanoreason.tasks.thinking import ThinkingAddition
+from nanoreason.tasks.wrappers import WRAPPERS
+
+TASKS = {
+    "addition": Addition,
+    "thinking": ThinkingAddition,
+    "countdown": Countdown,
+    "search": StreamOfSearch,
+    "thinking_countdown": ThinkingCountdown,
+    **WRAPPERS,
+}

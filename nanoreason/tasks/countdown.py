@@ -1,20 +1,14 @@
-"""Countdown: use every input exactly once, with + - * /, to make the target.
+"""Countdown as tasks: answered at once, by a stream of search, or by a search in think tags. Rules: `countdown.py`.
 
-    Make 24 from 9 4 3 in steps:                9 - 3 = 6 , 4 * 6 = 24
-    Make 24 from 9 4 3 in one expression:       4 * ( 9 - 3 )
-
-The game of Stream of Search (Gandhi et al., 2024), with its rules: a state is the list of numbers that are left; an
-operation replaces two of them by a+b, a*b, the larger minus the smaller, or the larger divided by the smaller where
-that is exact. So every intermediate is a non-negative integer and every operation but division is always legal.
+    Countdown            Make 24 from 9 4 3 in steps:                 9 - 3 = 6 , 4 * 6 = 24
+      expression         Make 24 from 9 4 3 in one expression:        4 * ( 9 - 3 )
+    StreamOfSearch       T 24 : 4 9 3                                 E 9 * 3 = 27 > 4 27 X ... W       (`search.py`)
+    ThinkingCountdown    Make 24 from 9 4 3 in steps:                 <think> E ... </think> <answer> ... </answer>
 
 A problem is a function of (settings, split, index) alone: draw a target, then inputs until they can reach it, so that
-easy targets are not over-represented. Whether (sorted inputs, target) belongs to `train` or to `test_inputs` is decided
-by a hash of exactly that, and the targets of `test_targets` are the tenth of the range with the smallest hashes. Hence
-splits cannot overlap, in any order of the inputs, and nobody has to keep a list.
-
-An answer is either the list of operations (the rules above apply to each) or one expression (any exact arithmetic:
-intermediates may be negative or fractions). `find_solution` decides solvability, `count_solutions` counts all paths
-and says how often a random one succeeds: the chance level any learnt policy has to beat.
+easy targets are not over-represented. Whether (sorted inputs, target) is held out as `test_inputs` is decided by a hash
+of exactly that, and the targets of `test_targets` are the tenth of the range with the smallest hashes. Hence splits
+cannot overlap, in any order of the inputs, and nobody has to keep a list. "test" is `test_inputs`.
 
     python -m nanoreason.tasks.countdown --out data/countdown       # writes the held-out problems, byte for byte
 """
@@ -22,313 +16,115 @@ and says how often a random one succeeds: the chance level any learnt policy has
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
-from itertools import combinations
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal
 
-from nanoreason.rewards import MAX_ANSWER, extract_answer, safe_arithmetic
-from nanoreason.rollout import Problem, seed_of
+from nanoreason.countdown import (
+    Numbers,
+    Operation,
+    as_expression,
+    check_expression,
+    check_operations,
+    count_solutions,
+    find_solution,
+)
+from nanoreason.prompts import TAGS, extract_answer, tagged
+from nanoreason.rollout import Problem, Task, seed_of
+from nanoreason.run import Positive, Range, Share
+from nanoreason.search import (
+    COMPACT_WORDS,
+    ERRORS,
+    MIXTURE,
+    STRATEGIES,
+    Check,
+    Explore,
+    Reading,
+    State,
+    optimal_path,
+    prompt,
+    read_trace,
+    search,
+    tokenizer,
+    write,
+)
+from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 SPLITS = ("train", "test_inputs", "test_targets")
 FORMS = {"operations": "in steps", "expression": "in one expression"}  # answer form -> the words that ask for it
 HOLD_OUT = 10  # one in ten targets, and one in ten (inputs, target) of the other targets
-STEP = re.compile(r"\s*(0|[1-9][0-9]{0,17})\s*([-+*/])\s*(0|[1-9][0-9]{0,17})\s*=\s*(0|[1-9][0-9]{0,17})\s*")
-
-Numbers = tuple[int, ...]
+WORDS = ("User:", "Assistant:", *TAGS, "Make", "from", "in", "steps:", "one", "expression:", "(", ")")
 
 
-class Operation(NamedTuple):
-    """One step, with its claimed result: nothing here says that it is right.
-
-    >>> str(Operation(9, "*", 3, 27))
-    '9*3=27'
-    """
-
-    a: int
-    sign: str
-    b: int
-    result: int
-
-    def __str__(self) -> str:
-        return f"{self.a}{self.sign}{self.b}={self.result}"
-
-    def spaced(self) -> str:
-        """The same with one word per number and sign, for word-level tokenizers: '9 * 3 = 27'."""
-        return f"{self.a} {self.sign} {self.b} = {self.result}"
+@functools.cache
+def thinking_tokenizer() -> TextTokenizer:
+    """The compact language of searches, R1's tags and template, and the words of `Countdown`'s prompts."""
+    return word_tokenizer([*COMPACT_WORDS, *WORDS, *map(str, range(10, 100))], digits=True)
 
 
-# ---------------------------------------------------------------------------------------------- the rules
+@functools.cache
+def search_tokenizer() -> TextTokenizer:
+    return tokenizer()
 
 
-def apply(a: int, sign: str, b: int) -> int | None:
-    """The result of a legal operation, None for an illegal one.
-
-    >>> apply(9, "-", 3), apply(3, "-", 9), apply(9, "/", 3), apply(9, "/", 2), apply(9, "/", 0), apply(0, "/", 9)
-    (6, None, 3, None, None, None)
-    """
-    if sign == "+":
-        return a + b
-    if sign == "*":
-        return a * b
-    if sign == "-":
-        return a - b if a >= b else None
-    return a // b if sign == "/" and a >= b > 0 and a % b == 0 else None
-
-
-@lru_cache(maxsize=1 << 15)  # the same small pairs come up in every problem
-def combine(a: int, b: int) -> tuple[Operation, ...]:
-    """Every legal operation on a pair; sums and products are written in the order given.
-
-    >>> [str(operation) for operation in combine(3, 9)]
-    ['3+9=12', '3*9=27', '9-3=6', '9/3=3']
-    """
-    large, small = (a, b) if a >= b else (b, a)
-    operations = (Operation(a, "+", b, a + b), Operation(a, "*", b, a * b), Operation(large, "-", small, large - small))
-    if small and large % small == 0:
-        operations += (Operation(large, "/", small, large // small),)
-    return operations
-
-
-def children(numbers: Numbers) -> list[tuple[Operation, Numbers]]:
-    """Every legal operation on two of the numbers, with the state it leads to: survivors in order, the result last."""
-    return [
-        (operation, (*numbers[:i], *numbers[i + 1 : j], *numbers[j + 1 :], operation.result))
-        for i in range(len(numbers))
-        for j in range(i + 1, len(numbers))
-        for operation in combine(numbers[i], numbers[j])
-    ]
-
-
-def is_solvable(numbers: Sequence[int], target: int) -> bool:
-    """Whether any legal path ends at the target. Exhaustive, by working backwards: 50 microseconds for 4 inputs.
-
-    The last operation joined two parts of the inputs. For each value of the smaller part, `before` says what the larger
-    part would have to make; so values are only ever enumerated for small parts.
-    """
-    return _reaches(tuple(sorted(numbers)), {target})
-
-
-def _reaches(part: Numbers, goals: set[int]) -> bool:
-    if len(part) <= 2:
-        return not _values(part).isdisjoint(goals)
-    for large, small in _cuts(part):
-        for value in _values(small):
-            if _reaches(large, before(goals, value)):
-                return True
-    return False
-
-
-@lru_cache(maxsize=1 << 15)
-def _values(part: Numbers) -> frozenset[int]:
-    """All that a part can make."""
-    if len(part) == 1:
-        return frozenset(part)
-    pairs = ((a, b) for large, small in _cuts(part) for a in _values(large) for b in _values(small))
-    return frozenset(operation.result for a, b in pairs for operation in combine(a, b))
-
-
-def _cuts(part: Numbers) -> list[tuple[Numbers, Numbers]]:
-    """Every way to cut the numbers in two, the larger part first."""
-    return [(tuple([part[i] for i in large]), tuple([part[i] for i in small])) for large, small in _places(len(part))]
-
-
-@cache
-def _places(n: int) -> list[tuple[Numbers, Numbers]]:
-    return [
-        (tuple(i for i in range(n) if i not in small), small)
-        for size in range(1, n // 2 + 1)
-        for small in combinations(range(n), size)
-        if 2 * size < n or 0 not in small  # two equal parts are one cut, not two
-    ]
-
-
-def before(goals: Iterable[int], value: int) -> set[int]:
-    """Every x for which some legal operation on x and `value` gives a goal.
-
-    Of 0 * x = 0 only x = 0 is found. Nothing is lost: who holds a 0 can multiply it by the other numbers one by one.
-
-    >>> sorted(before({24}, 4))       # 6*4, 20+4, 24+4-4, 96/4
-    [6, 20, 28, 96]
-    """
-    found = set()
-    for goal in goals:
-        found.add(goal + value)  # x - value
-        found.add(abs(goal - value))  # x + value, or value - x
-        if value and goal % value == 0:
-            found.add(goal // value)  # x * value
-        if value and goal:
-            found.add(goal * value)  # x / value
-            if value % goal == 0:
-                found.add(value // goal)  # value / x
-    return found
-
-
-def find_solution(numbers: Sequence[int], target: int) -> tuple[Operation, ...] | None:
-    """The first solution in the order of `children`, None if there is none; exhaustive, depth first.
-
-    >>> ", ".join(map(str, find_solution((9, 4, 3), 24)))
-    '9-3=6, 4*6=24'
-    """
-    if not is_solvable(numbers, target):
-        return None
-
-    def visit(numbers: Numbers) -> tuple[Operation, ...]:
-        for operation, rest in children(numbers):
-            if is_solvable(rest, target):
-                return (operation, *visit(rest)) if len(rest) > 1 else (operation,)
-        raise AssertionError("a solvable state has a solvable child")
-
-    return visit(tuple(numbers))
-
-
-def count_solutions(numbers: Sequence[int], target: int) -> tuple[int, float]:
-    """How many legal paths end at the target, and the chance that a random one does.
-
-    A path is a sequence of n-1 operations; equal inputs at different places count separately. The random path chooses
-    uniformly among the legal operations of each state. Exhaustive: about a millisecond for 4 inputs, seconds for 6.
-
-    >>> count_solutions((2, 3), 6)      # of 2+3, 2*3 and 3-2
-    (1, 0.3333333333333333)
-    """
-    known: dict[Numbers, tuple[int, float]] = {}
-
-    def visit(state: Numbers) -> tuple[int, float]:  # a sorted state
-        if len(state) == 2:
-            results = [operation.result for operation in combine(*state)]
-            return results.count(target), results.count(target) / len(results)
-        if state not in known:
-            below = [visit(tuple(sorted(rest))) for _, rest in children(state)]
-            known[state] = sum(count for count, _ in below), sum(chance for _, chance in below) / len(below)
-        return known[state]
-
-    return visit(tuple(sorted(numbers)))
-
-
-def as_expression(numbers: Sequence[int], operations: Iterable[Operation]) -> str:
-    """Correct operations as one expression with no more parentheses than it needs.
-
-    >>> as_expression((9, 4, 3), [Operation(9, "-", 3, 6), Operation(4, "*", 6, 24)])
-    '4 * ( 9 - 3 )'
-    """
-    terms = [(number, str(number), 3) for number in numbers]  # value, text, how tightly the text binds
-
-    def take(value: int) -> tuple[str, int]:
-        place = next(i for i, term in enumerate(terms) if term[0] == value)
-        return terms.pop(place)[1:]
-
-    for a, sign, b, result in operations:
-        binds = 1 if sign in "+-" else 2
-        (left, left_binds), (right, right_binds) = take(a), take(b)
-        left = f"( {left} )" if left_binds < binds else left
-        right = f"( {right} )" if right_binds < binds or (right_binds == binds and sign in "-/") else right
-        terms.append((result, f"{left} {sign} {right}", binds))
-    ((_, text, _),) = terms
-    return text
-
-
-# ---------------------------------------------------------------------------------------------- the verifier
-
-
-def check_operations(numbers: Sequence[int], target: int, answer: str) -> bool:
-    """Whether the answer is exactly one legal list of operations, separated by commas or line ends, that solves it.
-
-    >>> check_operations((9, 4, 3), 24, "9-3=6, 4*6=24"), check_operations((9, 4, 3), 24, "3+9=12, 12+12=24")
-    (True, False)
-    """
-    if len(answer) > MAX_ANSWER:
-        return False
-    left = list(numbers)
-    for step in re.split("[,\n]", answer.strip()):
-        if not (match := STEP.fullmatch(step)):
-            return False
-        a, sign, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
-        for number in (a, b):
-            if number not in left:
-                return False
-            left.remove(number)  # one copy: a number that occurs once can be used once
-        if apply(a, sign, b) != result:
-            return False
-        left.append(result)
-    return left == [target]
-
-
-def check_expression(numbers: Sequence[int], target: int, answer: str) -> bool:
-    """Whether the answer is one expression over exactly these numbers whose exact value is the target.
-
-    >>> check_expression((8, 3, 8, 3), 24, "8/(3-8/3)"), check_expression((9, 4, 3), 24, "4*(9-3)+0")
-    (True, False)
-    """
-    parsed = safe_arithmetic(answer)
-    return parsed is not None and parsed[0] == target and sorted(parsed[1]) == sorted(numbers)
-
-
-# ---------------------------------------------------------------------------------------------- the task
+@functools.cache
+def held_out_targets(low: int, high: int) -> frozenset[int]:
+    """A tenth of the targets, rounded down (9 of the standard 91), at least one; in no training problem."""
+    by_hash = sorted(range(low, high + 1), key=lambda t: seed_of("countdown target", t))
+    return frozenset(by_hash[: max(1, len(by_hash) // HOLD_OUT)])
 
 
 @dataclass(frozen=True)
-class Countdown:
-    """The task. `problem` is pure; `reward` is 1.0 or 0.0, total, and evaluates nothing as code.
+class Countdown(Task):
+    """Make the target from the numbers, each used once. `info` holds `numbers`, `target`, `operations` (a solution)."""
 
-    `info` holds `numbers`, `target` and `operations` (one solution).
-    """
-
-    inputs: int = 4  # how many numbers, 2 to 6
-    max_input: int = 99  # inputs are uniform in 1..max_input
-    targets: tuple[int, int] = (10, 100)  # both ends included
-    form: str = "operations"  # or "expression"
+    inputs: Annotated[int, Range(2, 6)] = 4  # how many numbers a problem has
+    max_input: Positive = 99  # inputs are uniform in 1..max_input
+    targets: tuple[int, int] = (10, 100)  # smallest and largest target; a tenth of them is held out
+    form: Literal["operations", "expression"] = "operations"  # of the answer
 
     def __post_init__(self) -> None:
-        if not 2 <= self.inputs <= 6:
-            raise ValueError(f"inputs: 2 to 6, not {self.inputs}")
-        if self.max_input < 1:
-            raise ValueError(f"max_input: at least 1, not {self.max_input}")
         if not 0 <= self.targets[0] < self.targets[1]:
             raise ValueError(f"targets: a range (low, high) of at least two, not {self.targets}")
-        if self.form not in FORMS:
-            raise ValueError(f"form: one of {', '.join(FORMS)}, not {self.form!r}")
 
-    @cached_property
-    def held_out_targets(self) -> frozenset[int]:
-        """A tenth of the targets, rounded down (9 of the standard 91), at least one; in no training problem."""
-        by_hash = sorted(range(self.targets[0], self.targets[1] + 1), key=lambda t: seed_of("countdown target", t))
-        return frozenset(by_hash[: max(1, len(by_hash) // HOLD_OUT)])
-
-    @cached_property
-    def seen_targets(self) -> tuple[int, ...]:
-        return tuple(t for t in range(self.targets[0], self.targets[1] + 1) if t not in self.held_out_targets)
+    def tokenizer(self) -> TextTokenizer:
+        return thinking_tokenizer()
 
     def split_of(self, numbers: Sequence[int], target: int) -> str:
-        """The one split these numbers and this target can occur in; the order of the numbers does not matter."""
-        if target in self.held_out_targets:
+        """The one of SPLITS these numbers and this target can occur in; the order of the numbers does not matter."""
+        if target in held_out_targets(*self.targets):
             return "test_targets"
         return "train" if seed_of("countdown inputs", *sorted(numbers), target) % HOLD_OUT else "test_inputs"
 
     def problem(self, split: str, index: int) -> Problem:
         """Problem `index` of a split. Two indices may meet the same numbers and target: see `unique_problems`."""
-        if split not in SPLITS:
-            raise ValueError(f"split: one of {', '.join(SPLITS)}, not {split!r}")
+        split = "test_inputs" if split == "test" else split
+        kind = split if split in SPLITS else "train"
         rng = random.Random(seed_of("countdown", self.inputs, self.max_input, *self.targets, split, index))
-        targets = sorted(self.held_out_targets) if split == "test_targets" else self.seen_targets
+        held_out = held_out_targets(*self.targets)
+        targets = [t for t in range(self.targets[0], self.targets[1] + 1) if (t in held_out) == (kind == SPLITS[2])]
         for target in rng.sample(targets, len(targets)):  # the first one, unless these inputs (almost) never reach it
             for _ in range(10_000):
                 numbers = tuple(rng.choices(range(1, self.max_input + 1), k=self.inputs))
-                if self.split_of(numbers, target) == split and (operations := find_solution(numbers, target)):
-                    return self._pose(numbers, target, operations)
+                if self.split_of(numbers, target) == kind and (operations := find_solution(numbers, target)):
+                    return self.pose(numbers, target, operations)
         raise ValueError(f"{self}: found no solvable problem for split {split!r}")
 
-    def _pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
-        prompt = f"Make {target} from {' '.join(map(str, numbers))} {FORMS[self.form]}:\n"
+    def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
+        question = f"Make {target} from {' '.join(map(str, numbers))} {FORMS[self.form]}:\n"
+        solution = self.answer_text(numbers, operations)
+        return Problem(question, str(target), solution, dict(numbers=numbers, target=target, operations=operations))
+
+    def answer_text(self, numbers: Numbers, operations: Iterable[Operation]) -> str:
+        """An answer in this task's form."""
         if self.form == "expression":
-            solution = as_expression(numbers, operations)
-        else:
-            solution = " , ".join(operation.spaced() for operation in operations)
-        return Problem(prompt, str(target), solution, dict(numbers=numbers, target=target, operations=operations))
+            return as_expression(numbers, operations)
+        return " , ".join(operation.spaced() for operation in operations)
 
     def unique_problems(self, split: str, count: int) -> list[Problem]:
         """The first `count` problems of a split that differ in (sorted numbers, target); ValueError if it has fewer."""
@@ -349,8 +145,130 @@ class Countdown:
         """1.0 iff the response holds exactly one answer, in this task's form, and that answer is correct."""
         answer = extract_answer(response)
         check = check_expression if self.form == "expression" else check_operations
-        correct = answer is not None and check(problem.info["numbers"], problem.info["target"], answer)
-        return float(correct)
+        return float(answer is not None and check(problem.info["numbers"], problem.info["target"], answer))
+
+    def difficulty(self, problem: Problem) -> int:
+        """How many numbers are given."""
+        return len(problem.info["numbers"])
+
+    def answer(self, response: str) -> str | None:
+        return extract_answer(response)
+
+    def parse(self, text: str) -> Problem:
+        """A target and the numbers, such as "24 from 9 4 3"; they need not be solvable."""
+        numbers = [int(number) for number in re.findall(r"[0-9]{1,9}", text)]
+        if not 3 <= len(numbers) <= 7:
+            raise ValueError("a target and two to six numbers, such as 24 from 9 4 3")
+        target, given = numbers[0], tuple(numbers[1:])
+        return self.pose(given, target, find_solution(given, target) or ())
+
+
+@dataclass(frozen=True)
+class StreamOfSearch(Countdown):
+    """Countdown whose prompt is the root's state and whose solution is a search written as it went (`search.py`).
+
+    data   sos      a search by a strategy drawn from the mixture, dead ends and failures included
+           correct  the same, but a failed search is no solution: "" (nobody can learn from it)
+           op       the optimal path, told as a search that never errs
+    `info` also has `strategy`, `solved` and `nodes` of that search.
+    """
+
+    data: Literal["sos", "correct", "op"] = "sos"  # what the solutions are
+    strategies: tuple[str, ...] = ()  # one is drawn evenly for each problem; empty: the paper's mixture of all twelve
+    language: Literal["compact", "paper"] = "compact"  # of the searches
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := sorted(set(self.strategies) - set(STRATEGIES)):
+            raise ValueError(f"strategies: {', '.join(unknown)} not among {', '.join(STRATEGIES)}")
+
+    def tokenizer(self) -> TextTokenizer:
+        return search_tokenizer()
+
+    def mixture(self) -> dict[str, float]:
+        """{strategy: how often it is drawn}"""
+        return dict.fromkeys(self.strategies, 1 / len(self.strategies)) if self.strategies else dict(MIXTURE)
+
+    def problem(self, split: str, index: int) -> Problem:
+        problem, weights = super().problem(split, index), self.mixture()
+        seed = seed_of("trajectory", split, index)
+        (strategy,) = random.Random(seed).choices(list(weights), list(weights.values()))
+        if self.data == "op":
+            return problem
+        events = list(search(problem.info["numbers"], problem.info["target"], strategy, seed))
+        solved = type(events[-1]) is Check
+        found = {"strategy": strategy, "solved": solved, "nodes": 1 + sum(type(event) is Explore for event in events)}
+        solution = write(events, self.language) if solved or self.data == "sos" else ""
+        return replace(problem, solution=solution, info={**problem.info, **found})
+
+    def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
+        optimal = write(optimal_path(numbers, target, operations), self.language) if operations else ""
+        info = dict(numbers=numbers, target=target, operations=operations)
+        return Problem(prompt(numbers, target, self.language), str(target), optimal, info)
+
+    def read(self, problem: Problem, response: str) -> Reading:
+        return read_trace(problem.info["numbers"], problem.info["target"], response)
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1.0 iff the trace solves the problem in the strict sense. `rating` rewards short searches more."""
+        return float(self.read(problem, response).solved)
+
+    def answer(self, response: str) -> str | None:
+        """A search that claims the goal votes for the operations that led there."""
+        reading = read_trace((), 0, response)
+        return str(reading.events[-2:]) if reading.ending == "goal" else None
+
+    def metrics(self, problem: Problem, response: str) -> dict[str, float]:
+        reading = self.read(problem, response)
+        return {
+            "lenient": float(reading.lenient),
+            "nodes": float(reading.nodes),
+            "rating": reading.rating,
+            **{f"errors/{kind}": float(reading.errors[kind]) for kind in ERRORS},
+        }
+
+
+@dataclass(frozen=True)
+class ThinkingCountdown(Countdown):
+    """Countdown whose solutions are in R1's tags: a compact search is the thinking, the path it found the answer.
+
+    `info["form"]` is "direct" (no thought, a right answer) or "search"; a search that finds nothing answers N.
+    """
+
+    inputs: Annotated[int, Range(2, 6)] = 3  # how many numbers a problem has
+    direct: Share = 0.5  # chance of a solution without a thought
+    strategies: tuple[str, ...] = ()  # of the searches; empty: the paper's mixture of all twelve
+
+    def problem(self, split: str, index: int) -> Problem:
+        problem = super().problem(split, index)
+        draw = random.Random(seed_of("thinking countdown", split, index))
+        info: dict[str, Any] = {**problem.info, "form": "direct" if draw.random() < self.direct else "search"}
+        if info["form"] == "direct":
+            return replace(problem, solution=tagged("", problem.solution), info=info)
+        weights = dict.fromkeys(self.strategies, 1.0) if self.strategies else MIXTURE
+        (strategy,) = draw.choices(list(weights), list(weights.values()))
+        numbers = problem.info["numbers"]
+        events = list(search(numbers, problem.info["target"], strategy, draw.getrandbits(32)))
+        answer, steps = "N", ()
+        for event in events:
+            if isinstance(event, State):
+                steps = event.operations
+            elif isinstance(event, Explore):
+                path = (*steps, event.operation)
+            elif isinstance(event, Check) and event.equal:
+                answer = self.answer_text(numbers, path)
+        return replace(problem, solution=tagged(write(events, "compact"), answer), info=info)
+
+    def metrics(self, problem: Problem, response: str) -> dict[str, float]:
+        """How much it thought, how many operations it tried, how often it moved to another state."""
+        thinking = response.partition("<think>")[2].partition("</think>")[0].split()
+        return {
+            "mode/direct": float("<think>" in response and not thinking),
+            "mode/search": float(bool(thinking)),
+            "thinking/length": float(len(thinking)),
+            "thinking/explored": float(thinking.count("E")),
+            "thinking/moves": float(thinking.count("M")),
+        }
 
 
 # ---------------------------------------------------------------------------------------------- checked-in data

@@ -1,0 +1,203 @@
+"""What a policy practises on and is tested on: problems -> samples -> verdicts and rewards -> metrics.
+
+    task.problem --sample--> groups of rows --compute_rewards--> row.reward, one Scored per row --rollout_metrics--> log
+    task.test_problems --evaluate--> greedy accuracy by difficulty; pass@k, maj@k, length, format of samples
+
+Nothing here knows which task it is: a task is an object (`rollout.Task`), rewards are objects (`rewards.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+
+from nanoreason.evaluate import maj_at_k, pass_at_k
+from nanoreason.learn import is_zero_variance
+from nanoreason.model import Transformer
+from nanoreason.prompts import END, is_well_formed
+from nanoreason.rewards import Reward, Scored, repeated_share
+from nanoreason.rollout import Problem, Rollout, Task, prompt_groups, response_text, seed_of
+from nanoreason.sampler import Sampler, generate
+from nanoreason.tokenizer import TextTokenizer
+
+REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
+
+
+def sample(
+    task: Task, policy: Transformer, tokenizer: TextTokenizer, problems: list[Problem], *, group_size: int = 1,
+    seed: int = 0, temperature: float = 1.0, max_new_tokens: int | None = None, name: str = "sample",
+) -> list[list[Rollout]]:  # fmt: skip
+    """Finished rows, one group per problem. They end with EOS, with a stop text of the task or with their budget.
+
+    max_new_tokens   of the response; None: as many as the task says a right one can have, else what the context allows
+    """
+    groups = prompt_groups(tokenizer, problems, group_size, seed)
+    rows = [row for group in groups for row in group]
+    for row in rows:
+        budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
+        row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
+    generate(Sampler(policy, tokenizer, stop=task.stop, temperature=temperature), rows, name=name)
+    return groups
+
+
+# --------------------------------------------------------------------------------------------- verdicts and rewards
+
+
+def judge(task: Task, tokenizer: TextTokenizer, groups: list[list[Rollout]], limit: int | None = None) -> list[Scored]:
+    """One Scored per row, group after group: its text, the task's verdict and what the task counts in it.
+
+    limit   response tokens after which rows were cut; None: each row's own budget
+    """
+    scored = []
+    for row in (row for group in groups for row in group):
+        text = response_text(tokenizer, row)
+        verdict, counted = task.reward(row.problem, text), task.metrics(row.problem, text)
+        scored.append(Scored(row, text, verdict, row.max_new_tokens if limit is None else limit, counted))
+    return scored
+
+
+def reward_name(reward: Reward) -> str:
+    """
+    >>> from nanoreason.rewards import DenseRepetition
+    >>> reward_name(DenseRepetition())
+    'dense_repetition'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(reward).__name__).lower()
+
+
+def compute_rewards(scored: list[Scored], rewards: Sequence[Reward]) -> dict[str, list[float]]:
+    """Sets each row's reward, the weighted sum of its parts, and returns the parts {name: a value per row}.
+
+    A reward of tokens (`of_tokens`) is no part of the sum: weighted, it becomes the row's token_advantages. ValueError
+    names the reward and the row where a value is not finite.
+    """
+    parts = {reward_name(reward): [float(reward(one)) for one in scored] for reward in rewards}
+    for i, one in enumerate(scored):
+        for name, values in parts.items():
+            if not math.isfinite(values[i]):
+                where = f"prompt {one.row.problem.prompt[:60]!r}, response {one.text[:60]!r}"
+                raise ValueError(f"the reward {name} is {values[i]} for row {i} ({where})")
+        of_tokens = [reward for reward in rewards if hasattr(reward, "of_tokens")]
+        one.row.reward = sum(r.weight * parts[reward_name(r)][i] for r in rewards if r not in of_tokens)
+        if of_tokens:
+            columns = zip(*[[r.weight * value for value in r.of_tokens(one)] for r in of_tokens], strict=True)
+            one.row.token_advantages = [0.0] * one.row.prompt_len + [sum(column) for column in columns]
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------- metrics
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 of nothing."""
+    return statistics.fmean(values) if values else 0.0
+
+
+def is_flat(group: list[Rollout]) -> bool:
+    return is_zero_variance([row.reward for row in group])
+
+
+def rollout_metrics(
+    groups: list[list[Rollout]], scored: list[Scored], parts: dict[str, list[float]], repeat_n: int = REPEAT_N
+) -> dict[str, float]:
+    """Metrics of all that was sampled, discarded groups included, under TRL's names where it has one."""
+    lengths = [one.tokens for one in scored]
+    cut = [one.row.stop_reason == "length" for one in scored]
+
+    def mean_length(chosen: Callable[[int], bool]) -> float:
+        return mean([lengths[i] for i in range(len(scored)) if chosen(i)])
+
+    return {
+        "reward": mean([one.row.reward for one in scored]),
+        "reward_std": mean([statistics.pstdev(row.reward for row in group) for group in groups]),
+        "frac_reward_zero_std": mean([is_flat(group) for group in groups]),
+        **{f"rewards/{name}/mean": mean(values) for name, values in parts.items()},
+        "accuracy": mean([one.verdict for one in scored]),
+        "groups": len(groups),
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/mean_terminated_length": mean_length(lambda i: not cut[i]),
+        "completions/mean_length_correct": mean_length(lambda i: scored[i].right),
+        "completions/mean_length_wrong": mean_length(lambda i: not scored[i].right),
+        "completions/clipped_ratio": mean(cut),
+        "completions/repetition": mean([repeated_share(one.row.response, repeat_n) for one in scored]),
+        "tokens": sum(lengths),
+        **task_metrics(scored),
+    }
+
+
+def task_metrics(scored: list[Scored]) -> dict[str, float]:
+    """The means of what the task counts in the responses; of each mode/... also the accuracy in that mode."""
+    names = scored[0].metrics if scored else {}
+    means = {name: mean([one.metrics[name] for one in scored]) for name in names}
+    for name in [name for name in means if name.startswith("mode/") and means[name]]:
+        means[name.replace("mode/", "accuracy/")] = mean([one.verdict for one in scored if one.metrics[name]])
+    return means
+
+
+def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
+    """The responses to problems of each difficulty, the easiest first."""
+    found: dict[int, list[Scored]] = {}
+    for one in scored:
+        found.setdefault(task.difficulty(one.row.problem), []).append(one)
+    return dict(sorted(found.items()))
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(
+    task: Task, policy: Transformer, tokenizer: TextTokenizer, problems: int, *, max_new_tokens: int | None = None,
+    samples: int = 0, temperature: float = 1.0, repeat_n: int = REPEAT_N,
+) -> dict[str, float]:  # fmt: skip
+    """Greedy accuracy on `problems` held-out problems of each difficulty; with `samples` also sampled.
+
+    acc/N          right answers among the problems of difficulty N
+    acc_strict/N   right answers through valid work
+    eval/...       of `samples` responses to each problem: see `sampled_metrics`
+    """
+    held_out = task.test_problems(problems)
+    groups = sample(task, policy, tokenizer, held_out, temperature=0.0, max_new_tokens=max_new_tokens, name="test")
+    scored = judge(task, tokenizer, groups)
+    metrics = {}
+    for n, some in by_difficulty(task, scored).items():
+        metrics[f"acc/{n}"] = mean([one.verdict for one in some])
+        strict = [one.verdict * task.work_is_valid(one.row.problem, one.text) for one in some]
+        metrics[f"acc_strict/{n}"] = mean(strict)
+    if not samples:
+        return metrics
+    # As R1 measures: greedy decoding repeats itself, so pass@1 is the mean over k samples. The numbers of a row depend
+    # on its problem and place alone, so policies are compared on the same ones.
+    groups = sample(task, policy, tokenizer, held_out, group_size=samples, seed=seed_of("held-out"),
+                    temperature=temperature, max_new_tokens=max_new_tokens, name="test")  # fmt: skip
+    found = sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
+    return metrics | {f"eval/{name}": value for name, value in found.items()}
+
+
+def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = REPEAT_N) -> dict[str, float]:
+    """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, mean_length, format,
+    clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its modes accuracy/MODE/N."""
+    groups = [scored[i : i + k] for i in range(0, len(scored), k)]
+    right = [sum(one.right for one in group) for group in groups]
+    metrics = {f"pass@{n}": mean([pass_at_k(k, c, n) for c in right]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}
+    votes = [[task.answer(one.text) for one in group] for group in groups]
+    metrics[f"maj@{k}"] = mean([
+        maj_at_k(vote, [one.right for one in group], k) for vote, group in zip(votes, groups, strict=True)
+    ])  # fmt: skip
+    if END in task.stop:
+        metrics["format"] = mean([is_well_formed(one.text) for one in scored])
+    metrics |= {
+        "mean_length": mean([one.tokens for one in scored]),
+        "clipped_ratio": mean([one.row.stop_reason == "length" for one in scored]),
+        "repetition": mean([repeated_share(one.row.response, repeat_n) for one in scored]),
+        **task_metrics(scored),
+    }
+    for n, some in by_difficulty(task, scored).items():
+        metrics[f"accuracy/{n}"] = mean([one.verdict for one in some])
+        for name, value in task_metrics(some).items():
+            if name.split("/")[0] in ("mode", "accuracy"):
+                metrics[f"{name}/{n}"] = value
+    return metrics

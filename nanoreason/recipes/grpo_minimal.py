@@ -1,0 +1,77 @@
+"""GRPO on one screen: start here. Everything that `grpo.py` adds is a switch on these lines.
+
+    sample G responses to each of P problems -> reward 1 or 0 -> advantage within the group -> one step on -A log p
+
+With one optimizer step per rollout the policy is still the one that sampled, so the ratio p / p_old of PPO is 1 and the
+clip never acts: what is left of GRPO's loss has the gradient of -A * log p, averaged over each row, then over rows.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from nanoreason.checkpoint import load_checkpoint, save_checkpoint
+from nanoreason.environment import sample
+from nanoreason.learn import make_optimizer, token_weights, update
+from nanoreason.rollout import Batch, Task, response_text, seed_of
+from nanoreason.run import Positive, Rate, Run, RunConfig, chosen, learning_rate, say
+from nanoreason.tasks import TASKS, Addition
+
+
+@dataclass
+class GrpoMinimalConfig(RunConfig):
+    """GRPO without any switch: the smallest code that learns from its own verified answers."""
+
+    out: str = "runs/grpo-minimal"  # folder of this run: config.json, metrics.jsonl, policy
+    base: str = "data/checkpoints/star-base"  # checkpoint folder of a model that sometimes succeeds
+    task: Task = chosen(TASKS, Addition((1, 2, 3)))  # what is practised
+    steps: Positive = 20  # rollouts, one optimizer step each
+    prompts: Positive = 16  # P, problems of a rollout
+    group_size: Positive = 16  # G, responses to each problem
+    max_new_tokens: Positive = 64  # response tokens after which a row is cut
+    lr: Rate = 1e-4  # learning rate after five steps of warm-up
+
+
+PRESETS = {"cpu": GrpoMinimalConfig(), "tiny": GrpoMinimalConfig(steps=2, prompts=4, group_size=4)}
+
+
+def loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """-ratio * A per token (B, T); the ratio is 1, but its gradient is that of log p."""
+    ratio = (logprobs - logprobs.detach()).exp()
+    return -ratio * batch.advantages
+
+
+def grpo_step(config: GrpoMinimalConfig, step: int, policy, tokenizer, optimizer) -> dict[str, float]:
+    """One rollout and one update; step counts from 0."""
+    task, P, G = config.task, config.prompts, config.group_size
+    problems = [task.problem(f"rl-{config.seed}", step * P + i) for i in range(P)]
+    groups = sample(task, policy, tokenizer, problems, group_size=G, max_new_tokens=config.max_new_tokens,
+                    seed=seed_of(config.seed, "rollout", step, 0))  # fmt: skip
+    for group in groups:
+        for row in group:
+            row.reward = task.reward(row.problem, response_text(tokenizer, row))
+        rewards = [row.reward for row in group]
+        mean, std = statistics.fmean(rewards), statistics.pstdev(rewards)
+        for row in group:
+            row.advantage = (row.reward - mean) / std if std > 0 else 0.0  # all equal: nothing to learn from
+    rows = [row for group in groups for row in group]
+    lr = learning_rate(step, config.steps, config.lr, warmup=5, decay="none")
+    weights = token_weights(rows, "sequence")  # 1 / (rows * tokens of the row)
+    metrics = update(policy, optimizer, rows, loss, lr=lr, weights=weights, micro_tokens=2048)
+    return metrics | {"reward": statistics.fmean(row.reward for row in rows)}
+
+
+def run(config: GrpoMinimalConfig) -> dict:
+    """All steps; the policy is left in OUT/policy."""
+    policy, tokenizer = load_checkpoint(config.base)
+    run, optimizer, metrics = Run(config), make_optimizer(policy), {}
+    for step in range(config.steps):
+        metrics = grpo_step(config, step, policy, tokenizer, optimizer)
+        run.log(step + 1, **metrics)
+        say(f"step {step + 1}: reward {metrics['reward']:.3f}")
+    save_checkpoint(run.folder / "policy", policy, tokenizer)
+    run.close()
+    return metrics
