@@ -1,6 +1,6 @@
 """Which small model learns reliably? Digit addition over seeds: family, schedule, optimizer, shape of the attention.
 
-    python benchmarks/stability.py OUT.jsonl             all arms, one line of JSON per run; what OUT holds is not run again
+    python benchmarks/stability.py OUT.jsonl             all arms, one line of JSON per run; goes on where it stopped
     python benchmarks/stability.py OUT.jsonl --table     only print the tables of what OUT holds
     python benchmarks/stability.py OUT.jsonl qwen3       only arms whose name holds a word
 
