@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoreason.model import Transformer
+from nanoreason.optim import OPTIMIZERS, Optimizer
 from nanoreason.rollout import Batch, Rollout, seed_of
 from nanoreason.run import Count, Range, Rate, autocast, learning_rate, progress
 
@@ -377,32 +378,46 @@ def collate(rollouts: list[Rollout], weights: list[list[float]], device: torch.d
 def micro_batches(lengths: list[int], micro_tokens: int) -> list[list[int]]:
     """Row indices, longest first, cut so that rows * longest row <= micro_tokens (a longer single row stands alone).
 
+    Among all such cuts of the sorted rows it is the cheapest: a micro-batch costs its tokens, padding included, and as
+    much as about 100 tokens (with large budgets, as on a GPU: a 16th of the budget) to be started. By dynamic
+    programming: the best cut of the first i rows is the best cut of some first j rows, and rows j..i-1 as the last.
+
     >>> micro_batches([3, 9, 4, 8], 18)
     [[1, 3], [2, 0]]
     """
-    cut: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not cut or (len(cut[-1]) + 1) * lengths[cut[-1][0]] > micro_tokens:
-            cut.append([])
-        cut[-1].append(i)
-    return cut
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = max(100, micro_tokens // 16)
+    best = [(0, 0)]  # of the first i rows: the least cost, and (negative) where the last micro-batch of that cut begins
+    for i in range(1, len(order) + 1):
+        cuts = []
+        for j in reversed(range(i)):  # row j is the longest of j..i-1
+            tokens = (i - j) * lengths[order[j]]
+            if tokens > micro_tokens and j < i - 1:
+                break  # and with the even longer rows before it all the more
+            cuts.append((best[j][0] + tokens + start, -j))
+        best.append(min(cuts))
+    cut, i = [], len(order)
+    while i:
+        i, stop = -best[i][1], i
+        cut.append(order[i:stop])
+    return cut[::-1]
 
 
 # --------------------------------------------------------------------------------------------------------- update
 
 
 def make_optimizer(
-    model: Transformer, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.AdamW:
-    """AdamW; the learning rate is set at each update."""
-    return torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay, fused=model.device.type != "mps"
-    )
+    model: Transformer, name: str = "adamw", weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
+) -> Optimizer:
+    """adamw, or muon (for the matrices of the layers; AdamW for the rest). Each update sets its own learning rate."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}: use {' or '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name](model, betas=betas, weight_decay=weight_decay)
 
 
 def update(
     model: Transformer,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     rollouts: list[Rollout],
     loss_of: Loss = sft_loss,
     *,
@@ -430,7 +445,7 @@ def update(
     if not any(any(row.loss_mask) for row in rollouts):
         raise ValueError(f"none of {len(rollouts)} rows has a token that counts in the loss: no weight was changed")
     weights = token_weights(rollouts) if weights is None else weights
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
     for indices in micro_batches([len(row.tokens) for row in rollouts], micro_tokens):
@@ -460,10 +475,7 @@ def update(
             f"the gradient's norm is {grad_norm.item()} though the loss is {total}: no weight was changed. "
             f"Lower the learning rate ({lr}); the longest sample has prompt {longest.problem.prompt[:60]!r}"
         )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    torch.autograd.graph.increment_version(list(model.parameters()))  # a fused step does not; samplers look at it
+    optimizer.step(lr)
     metrics = {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": sum(sum(row.loss_mask) for row in rollouts)}
     for name, parts in measured.items():
         values = torch.cat(parts)
@@ -489,7 +501,7 @@ def compute_logprobs(
 
 def fit(
     model: Transformer,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     rows_of: Callable[[int], list[Rollout]],
     *,
     steps: int,

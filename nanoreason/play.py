@@ -2,8 +2,8 @@
 
     problem (typed or drawn) -> prompt -> thinking within --budget, kept from closing --wait times -> answer -> verdict
 
-Tokens that were forced on the model stand in «». A model that thinks in tags is forced as in s1 (`forcing.py`); one that
-has no tags, such as a searcher, works until its end of text, and that is what it is kept from.
+Tokens that were forced on the model stand in «». A model that thinks in tags is forced as in s1 (`forcing.py`); one
+that has no tags, such as a searcher, works until its end of text, and that is what it is kept from.
 """
 
 from __future__ import annotations

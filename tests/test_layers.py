@@ -12,7 +12,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # An import may skip layers downward. A new module needs its place here.
 LAYERS = {
     "__init__": 0, "rollout": 0, "tokenizer": 0, "run": 0,
-    "model": 1, "rewards": 1, "tasks": 1, "search": 1,
+    "model": 1, "optim": 1, "rewards": 1, "tasks": 1, "search": 1,
     "checkpoint": 2, "sampler": 2, "learn": 2,
     "evaluate": 3, "practice": 3, "analysis": 3, "trajectories": 3,
     "recipes": 4,

@@ -27,6 +27,7 @@ from nanoreason.learn import (
     token_weights,
     update,
 )
+from nanoreason.optim import SGD, AdamW
 from nanoreason.rollout import Batch, Problem, Rollout
 
 CPU = torch.device("cpu")
@@ -409,7 +410,7 @@ def test_the_gradient_and_all_metrics_of_the_whole_loss_do_not_depend_on_the_mic
     loss = PolicyLoss(level="sequence", kl_coef=0.3, kl_correction=True, sampler_cap=1.5)
     results = []
     for micro_tokens in (10_000, 90, 1):
-        optimizer = torch.optim.SGD(model.parameters())
+        optimizer = SGD(model)
         weights = token_weights(rows, average, 40)
         metrics = update(model, optimizer, rows, loss, lr=0.0, weights=weights, micro_tokens=micro_tokens,
                          max_grad_norm=INF, entropy_coef=0.1, measure=loss.measure)  # fmt: skip
@@ -437,7 +438,7 @@ def test_the_entropy_is_that_of_the_distribution_at_each_sampled_token(model, fi
 def test_the_entropy_bonus_raises_the_entropy(make_model, finished):
     model, rows = make_model(22), finished(6)
     options = dict(lr=3e-3, entropy_coef=1.0)
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = AdamW(model)
     found = [update(model, optimizer, rows, lambda logp, batch: 0 * logp, **options)["entropy"] for _ in range(5)]
     assert found == sorted(found) and found[-1] > found[0] + 0.05
 

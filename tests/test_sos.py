@@ -13,6 +13,7 @@ from nanoreason.checkpoint import load_checkpoint
 from nanoreason.experiments import sos as section
 from nanoreason.experiments.reproduce import reproduce
 from nanoreason.learn import collate, score, token_logprobs, token_weights, update
+from nanoreason.optim import SGD, AdamW
 from nanoreason.recipes import sos, sos_improve
 from nanoreason.rollout import demonstration
 from nanoreason.run import read_jsonl
@@ -91,7 +92,7 @@ def test_the_gradient_reaches_the_end_of_a_search(make_model):
     (trajectory,) = generate(TASK, "train", 0, 1, ["bfs1-sum"], workers=1)
     row = demonstration(WORDS, trajectory.problem, trajectory.text)
     model = make_model(0, vocab_size=WORDS.vocab_size, max_position_embeddings=256)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = AdamW(model)
     batch = collate([row], token_weights([row]), model.device)
 
     def end() -> float:
@@ -254,7 +255,7 @@ def test_policy_improvement_raises_the_better_search_and_lowers_the_worse(make_m
 
     before = total()
     reference = model if method == "apa" else None
-    sos_improve.reinforce(config, 0, model, torch.optim.SGD(model.parameters(), lr=1e-3), rows, reference)
+    sos_improve.reinforce(config, 0, model, SGD(model), rows, reference)
     gain = [after - was for after, was in zip(total(), before, strict=True)]
     assert gain[0] > 0 and gain[0] == max(gain) and gain[1] < gain[0] and gain[2] < gain[0]
     assert sum(row.advantage for row in rows) == pytest.approx(0)

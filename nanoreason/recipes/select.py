@@ -9,7 +9,8 @@
     write    OUT/demonstrations.jsonl, a line {"prompt", "response"} each
 
 `train.py sft --data OUT/demonstrations.jsonl --base FOLDER` learns them: a small base for distillation, the teacher's
-own base for the third stage of R1's pipeline, with `--modes recheck --choose 300` the cold start. No logits are compared.
+own base for the third stage of R1's pipeline, with `--modes recheck --choose 300` the cold start. Nothing compares
+logits.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ MUTANTS = [
     Mutant(
         "only the last micro-batch counts", "learn.py",
         "        loss.backward()\n",
-        "        optimizer.zero_grad(set_to_none=True)\n        loss.backward()\n",
+        "        optimizer.zero_grad()\n        loss.backward()\n",
         MICRO_BATCHES,
     ),
     Mutant(
@@ -167,7 +167,7 @@ MUTANTS = [
     Mutant(
         "weights touched before a broken loss is noticed", "learn.py",
         "        if not torch.isfinite(loss):\n",
-        "        if total:\n            optimizer.param_groups[0]['lr'] = lr\n            optimizer.step()\n"
+        "        if total:\n            optimizer.step(lr)\n"
         "        if not torch.isfinite(loss):\n",
         LEARN + "a_loss_that_is_not_finite_names_the_sample_and_leaves_every_weight_untouched",
     ),
@@ -258,9 +258,9 @@ MUTANTS = [
         SAMPLER + "a_row_without_a_budget_of_its_own_has_the_samplers",
     ),
     Mutant(
-        "the models weights may change under a sampler", "learn.py",
-        "    torch.autograd.graph.increment_version(list(model.parameters()))",
-        "    # ",
+        "the models weights may change under a sampler", "sampler.py",
+        "return sum(parameter._version for parameter in model.parameters())",
+        "return 0",
         SAMPLER + "an_optimizer_step_counts_as_a_change_of_weights",
     ),
     # ------------------------------------------------------------------------------------------ resume, checkpoints

@@ -1,0 +1,125 @@
+"""Which small model learns reliably? Digit addition over seeds: family, schedule, optimizer, shape of the attention.
+
+    python benchmarks/stability.py OUT.jsonl             all arms, one line of JSON per run; goes on where it stopped
+    python benchmarks/stability.py OUT.jsonl --table     only print the tables of what OUT holds
+    python benchmarks/stability.py OUT.jsonl qwen3       only arms whose name holds a word
+
+Every run trains a new model of width 96 with 3 layers on worked sums of one and two digits, 32 rows a step, 900 steps,
+and is tested greedily on all 81 sums of one digit and on 200 held-out ones of two: often late in training, so that a
+learning rate under which accuracy swings is seen to swing. A run takes one to two minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from nanoreason.evaluate import test_accuracy
+from nanoreason.learn import from_stream, make_optimizer, update
+from nanoreason.model import Transformer, small_config
+from nanoreason.rollout import seed_of
+from nanoreason.run import table
+from nanoreason.tasks.addition import Addition, budget, digits_of, test_sums, tokenizer
+
+STEPS, WARMUP, ROWS = 900, 20, 32
+TESTED = (300, 500, 600, 650, 700, 750, 800, 850, 900)  # steps after which accuracy is measured
+LATE = 600  # from this step on a swing counts: what a run has reached it should keep
+
+
+@dataclass(frozen=True)
+class Arm:
+    family: str = "qwen3"  # llama, or qwen3 (with RMSNorm on each head's q and k)
+    schedule: str = "linear"  # constant, or linear (decay to zero)
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    heads: int = 4
+    kv_heads: int = 4
+
+    def __str__(self) -> str:
+        shape = f"{self.heads} heads, {self.kv_heads} kv"
+        return f"{self.family}, {self.schedule}, {self.optimizer} {self.lr:g}, {shape}"
+
+
+ARMS: list[tuple[Arm, int]] = [  # and the number of seeds
+    *[(Arm(family, schedule), 4) for family in ("llama", "qwen3") for schedule in ("constant", "linear")],
+    (Arm(optimizer="muon", lr=5e-3), 4),
+    (Arm(heads=4, kv_heads=2), 2),
+    (Arm(heads=4, kv_heads=1), 2),
+    (Arm(heads=2, kv_heads=2), 2),
+]
+
+
+def run(arm: Arm, seed: int) -> dict:
+    """One line of results. `tokens_per_second` is that of the updates alone, in this process's CPU time."""
+    words = tokenizer()
+    shape = dict(kv_heads=arm.kv_heads, model_type=arm.family)
+    model = Transformer(small_config(96, 3, arm.heads, words.vocab_size, 128, **shape), seed_of("stability", seed))
+    optimizer = make_optimizer(model, arm.optimizer)
+    rows_of = from_stream(words, Addition((1, 2)), f"stability-{seed}", ROWS)
+    problems = test_sums((1, 2), 200)
+    accuracy, seconds, tokens = {}, 0.0, 0
+    for step in range(STEPS):
+        rate = arm.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS if arm.schedule == "linear" else 1.0)
+        rows = rows_of(step)
+        started = time.process_time()
+        update(model, optimizer, rows, lr=rate, micro_tokens=1024)
+        seconds += time.process_time() - started
+        tokens += sum(len(row.tokens) for row in rows)
+        if step + 1 in TESTED:
+            found = test_accuracy(model, words, Addition(), problems, budget=budget, key=digits_of)
+            accuracy[step + 1] = [found["acc/1"], found["acc/2"]]
+    return {**asdict(arm), "seed": seed, "accuracy": accuracy, "tokens_per_second": round(tokens / seconds)}
+
+
+def tables(lines: list[dict]) -> str:
+    """One row per arm: accuracy on two digits at the end by seed, its mean and least, and the largest late swing."""
+    rows = []
+    for arm in dict.fromkeys(Arm(**{key: line[key] for key in asdict(Arm())}) for line in lines):
+        runs = [line for line in lines if all(line[key] == value for key, value in asdict(arm).items())]
+        runs.sort(key=lambda line: line["seed"])
+        end = [run["accuracy"][str(STEPS)][1] for run in runs]
+        swing = 0.0
+        for one in runs:  # the deepest fall below what was already reached
+            late = [two for step, (_, two) in one["accuracy"].items() if int(step) >= LATE]
+            swing = max([swing, *(max(late[: i + 1]) - value for i, value in enumerate(late))])
+        speed = statistics.median(run["tokens_per_second"] for run in runs)
+        ones = min(run["accuracy"][str(STEPS)][0] for run in runs)
+        rows.append([str(arm), " ".join(f"{x:.2f}" for x in end), f"{statistics.fmean(end):.2f}", f"{min(end):.2f}",
+                     f"{ones:.2f}", f"{swing:.2f}", f"{speed:,.0f}"])  # fmt: skip
+    header = ["arm", "2 digits, by seed", "mean", "least", "1 digit, least", "largest fall", "tokens/s"]
+    return table(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="JSON lines, one per run; runs that it holds are not repeated")
+    parser.add_argument("words", nargs="*", help="only arms whose name holds one of these (default: all)")
+    parser.add_argument("--table", action="store_true", help="run nothing, only print what was found")
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [json.loads(line) for line in flags.out.read_text().splitlines()] if flags.out.exists() else []
+    for seed in [] if flags.table else range(max(seeds for _, seeds in ARMS)):  # all arms of a seed before the next one
+        for arm, seeds in ARMS:
+            wanted = not flags.words or any(word in str(arm) for word in flags.words)
+            if seed >= seeds or not wanted or any({**line, **asdict(arm), "seed": seed} == line for line in lines):
+                continue
+            lines.append(json.loads(json.dumps(run(arm, seed))))
+            print(f"{arm}, seed {seed}: {lines[-1]['accuracy']}", flush=True)
+            with flags.out.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+    print(tables(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Optimizers, written by hand: SGD, AdamW (Loshchilov & Hutter, 2019) and Muon (Jordan et al., 2024).
+
+    optimizer = AdamW(model, betas=(0.9, 0.95), weight_decay=0.1)
+    loss.backward()
+    optimizer.step(lr=1e-3)                   # the learning rate comes with each step: there is no schedule inside
+    optimizer.state[model.lm_head.weight]     # {"step": (), "exp_avg": (V, D), "exp_avg_sq": (V, D)}
+
+A checkpoint saves and restores `state`, and nothing else is remembered between two steps. All arithmetic is float32 and
+in place, so that whoever looks at a parameter's version (a sampler) sees that it changed. The `torch._foreach_*`
+functions do one operation on a whole list of tensors, which costs less than a Python loop over them.
+
+Why not `torch.optim`: constructing one of its optimizers imports the compiler, which takes seconds at every start, and
+`torch.optim.Muon` computes in bfloat16, one matrix at a time, which is slow on a CPU without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+Parameters = nn.Module | Iterable[tuple[str, nn.Parameter]]  # a model, or what its `named_parameters()` gives
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at 0; singular values end within about 0.7..1.2
+
+
+class Optimizer:
+    """What all of them share: the parameters by name, and `state`: what a step remembers of each parameter."""
+
+    def __init__(self, parameters: Parameters):
+        self.named = dict(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
+        self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+
+    def zero_grad(self) -> None:
+        for parameter in self.named.values():
+            parameter.grad = None
+
+    def step(self, lr: float) -> None:
+        """Move the parameters that have a gradient; `lr` may be another one in each step."""
+        raise NotImplementedError
+
+    def _lists(self, **memory: tuple[int, ...] | None) -> tuple[list, list, list[dict]]:
+        """Weights, gradients and states of the parameters that have a gradient.
+
+        memory   what a state holds from the first step on, as zeros: of this shape, or of the parameter's (None)
+        """
+        weights = [parameter for parameter in self.named.values() if parameter.grad is not None]
+        for w in weights:
+            if w not in self.state:
+                self.state[w] = {
+                    name: torch.zeros_like(w) if shape is None else torch.zeros(shape) for name, shape in memory.items()
+                }
+        return weights, [w.grad for w in weights], [self.state[w] for w in weights if memory]
+
+
+class SGD(Optimizer):
+    """w <- w - lr * gradient: the step that the others refine."""
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        weights, gradients, _ = self._lists()
+        if weights:
+            torch._foreach_add_(weights, gradients, alpha=-lr)
+
+
+class AdamW(Optimizer):
+    """Each weight moves by its mean gradient over its root mean square, about `lr` a step whatever the loss's scale.
+
+        m <- b1 m + (1 - b1) g          v <- b2 v + (1 - b2) g^2
+        w <- w - lr * weight_decay * w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    The divisors mend that both means start at zero. Equal to `torch.optim.AdamW` up to rounding.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+    ):
+        super().__init__(parameters)
+        self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        weights, gradients, states = self._lists(step=(), exp_avg=None, exp_avg_sq=None)
+        if not weights:
+            return
+        b1, b2 = self.betas
+        m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_lerp_(m, gradients, 1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, gradients, gradients, 1 - b2)
+        # sqrt(v / c) + eps = (sqrt(v) + eps sqrt(c)) / sqrt(c): both corrections go into numbers, not into tensors
+        counts = [state["step"].item() for state in states]
+        roots = [math.sqrt(1 - b2**t) for t in counts]
+        divisors = torch._foreach_sqrt(v)
+        torch._foreach_add_(divisors, [self.eps * root for root in roots])
+        if self.weight_decay:
+            torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
+        sizes = [-lr * root / (1 - b1**t) for t, root in zip(counts, roots, strict=True)]
+        torch._foreach_addcdiv_(weights, m, divisors, sizes)
+
+
+class Muon(Optimizer):
+    """Matrices of the layers move by their momentum made orthogonal; everything else is AdamW's.
+
+        m <- momentum m + (1 - momentum) g          u = g + momentum (m - g)   (Nesterov)
+        w <- w - lr * weight_decay * w - lr * 0.2 sqrt(max side) * orthogonalize(u)
+
+    A gradient of a matrix is nearly of low rank: a few directions are large. Orthogonalized, all directions that
+    occurred move equally far, also those that a few rows of the batch asked for. The factor gives the step the size
+    of one of AdamW's (Liu et al., 2502.16982), so that one learning rate serves both parts. Embeddings, the head,
+    norms and biases are AdamW's.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ):
+        super().__init__(parameters)
+        self.momentum, self.weight_decay = momentum, weight_decay
+        hidden = {
+            name: w
+            for name, w in self.named.items()
+            if w.ndim == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        }
+        self.rest = AdamW([(name, w) for name, w in self.named.items() if name not in hidden], betas, weight_decay)
+        self.named, self.rest.state = hidden, self.state
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        self.rest.zero_grad()
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        self.rest.step(lr)
+        weights, gradients, states = self._lists(momentum=None)
+        if not weights:
+            return
+        m = [state["momentum"] for state in states]
+        torch._foreach_lerp_(m, gradients, 1 - self.momentum)
+        updates = torch._foreach_lerp(gradients, m, self.momentum)
+        if self.weight_decay:
+            torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
+        by_shape: dict[tuple, list] = {}  # equal shapes are one batch; a tall matrix is turned on its side
+        for w, u in zip(weights, updates, strict=True):
+            w, u = (w, u) if w.shape[0] <= w.shape[1] else (w.T, u.T)
+            by_shape.setdefault(tuple(w.shape), []).append((w, u))
+        for (_, longer), pairs in by_shape.items():
+            orthogonal = orthogonalize(torch.stack([u for _, u in pairs])).unbind()
+            torch._foreach_add_([w for w, _ in pairs], orthogonal, alpha=-lr * 0.2 * math.sqrt(longer))
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """matrices (N, a, b), a <= b -> (N, a, b): the same singular vectors, singular values about 1 (or 0 if they were).
+
+    Newton-Schulz: x <- p x + q (x x') x + r (x x')^2 x acts on each singular value s as p s + q s^3 + r s^5.
+    """
+    p, q, r = NEWTON_SCHULZ
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)  # (N, a, a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=q, alpha=r)
+        x = torch.baddbmm(x, polynomial, x, beta=p)
+    return x
+
+
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}  # those that a recipe can name
