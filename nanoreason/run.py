@@ -295,7 +295,6 @@ def check(value: Any, kind: Any, flag: str) -> None:
     """ValueError in one line if a setting is not what its type allows."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        check(value, args[0], flag)
         for range_ in (arg for arg in args[1:] if isinstance(arg, Range)):
             if not range_.holds(value):
                 raise ValueError(f"{flag} {shown(value)}: must be {range_}")
