@@ -42,7 +42,7 @@ class Range:
 
     def __str__(self) -> str:
         low = f"more than {self.low:g}" if self.low_open else f"at least {self.low:g}" if self.low > -math.inf else ""
-        high = f"at most {self.high:g}" if self.high < math.inf else ""
+        high = f"at most {self.high:g}" if self.high < math.inf else "" if self.infinite or not low else "finite"
         return " and ".join(part for part in (low, high) if part) or "a finite number"
 
     def holds(self, value: float) -> bool:
