@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import importlib.util
 import inspect
@@ -397,6 +398,8 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
         dotted = any(arg.replace("-", "_").startswith(f"__{field.name}.") for arg in argv)
         if field.metadata.get("like") and getattr(config, field.name) is None and dotted:
             config = dataclasses.replace(config, **{field.name: getattr(config, field.metadata["like"])})
+    # Layers are told apart by identity, so no two fields may share one.
+    config = dataclasses.replace(config, **{name: copy.deepcopy(getattr(config, name)) for name in known})
 
     parser = Parser(prog=prog, allow_abbrev=False)
     parser.add_argument("--preset", choices=list(presets))
