@@ -348,8 +348,8 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("--out", default="", help="folder of everything (default: runs/SECTION-PRESET)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
-    parser.add_argument("--summarise", default="", metavar="FOLDER",
-                        help="run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl")  # fmt: skip
+    summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
+    parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
     if flags.seeds < 1:
         raise ValueError(f"--seeds {flags.seeds}: at least one seed is needed")

@@ -67,10 +67,14 @@ def average(values: Iterable[PerSeed]) -> PerSeed:
     return PerSeed({seed: statistics.fmean(value[seed] for value in values) for seed in sorted(seeds)})
 
 
+Metric = str | tuple[str, ...]  # a name in a line of metrics; several: their mean, where all of them are there
+
+
 class Results:
     """The lines of metrics of all jobs, each {"arm", "seed", "step", metric: value, ...}.
 
-    `where` narrows to lines with these values of other fields: results.last("s1", "accuracy", method="wait", asked=2).
+    `where` narrows to lines by their other fields, each a value or a condition:
+    results.last("s1", "accuracy", method="wait", asked=2), results.mean("plain", "acc/3", step=lambda s: s <= 6).
     """
 
     def __init__(self, lines: Iterable[dict]):
@@ -80,12 +84,15 @@ class Results:
         self.arms = tuple(self._by_arm)
         self.seeds = tuple(sorted({line["seed"] for lines in self._by_arm.values() for line in lines}))
 
-    def lines(self, arm: str, key: str, seed: int | None = None, **where: Any) -> list[dict]:
-        """The lines of an arm that have a metric, as they were written: seed by seed, step by step."""
+    def lines(self, arm: str, key: Metric, seed: int | None = None, **where: Any) -> list[tuple[dict, float]]:
+        """(line, the metric's value) of the lines of an arm that have it: seed by seed, step by step."""
+        keys = (key,) if isinstance(key, str) else key
         return [
-            line
+            (line, line[key] if isinstance(key, str) else statistics.fmean(line[k] for k in keys))
             for line in self._by_arm.get(arm, ())
-            if key in line and seed in (None, line["seed"]) and all(line.get(k) == v for k, v in where.items())
+            if seed in (None, line["seed"])
+            and all(k in line for k in keys)
+            and all(wanted(line.get(k)) if callable(wanted) else line.get(k) == wanted for k, wanted in where.items())
         ]
 
     def per_seed(self, number: Callable[[int], float | None]) -> PerSeed:
@@ -93,61 +100,69 @@ class Results:
         values = {seed: number(seed) for seed in self.seeds}
         return PerSeed({seed: value for seed, value in values.items() if value is not None})
 
-    def first(self, arm: str, key: str, **where: Any) -> PerSeed:
-        """A metric at its first measurement."""
-        return self._of_series(arm, key, where, lambda values: values[0])
+    def of_series(self, number: Callable[[list[float]], float], arm: str, key: Metric, **where: Any) -> PerSeed:
+        """A number of all values that a metric has in a seed, in order; seeds without any are left out."""
 
-    def last(self, arm: str, key: str, **where: Any) -> PerSeed:
-        """A metric at its last measurement."""
-        return self._of_series(arm, key, where, lambda values: values[-1])
-
-    def early(self, arm: str, key: str, share: float = 0.1, **where: Any) -> PerSeed:
-        """The mean of a metric over the first share of its measurements, one at least."""
-        return self._of_series(arm, key, where, lambda v: statistics.fmean(v[: max(1, round(share * len(v)))]))
-
-    def late(self, arm: str, key: str, share: float = 0.25, **where: Any) -> PerSeed:
-        """The mean of a metric over the last share of its measurements, one at least: single rollouts are noisy."""
-        return self._of_series(arm, key, where, lambda v: statistics.fmean(v[-max(1, round(share * len(v))) :]))
-
-    def mean(self, arm: str, key: str, **where: Any) -> PerSeed:
-        """The mean of a metric over all its measurements."""
-        return self._of_series(arm, key, where, statistics.fmean)
-
-    def _of_series(self, arm: str, key: str, where: dict, number: Callable[[list[float]], float]) -> PerSeed:
         def of(seed: int) -> float | None:
-            values = [line[key] for line in self.lines(arm, key, seed, **where)]
+            values = [value for _, value in self.lines(arm, key, seed, **where)]
             return number(values) if values else None
 
         return self.per_seed(of)
 
-    def by(self, arm: str, key: str, field: str, **where: Any) -> dict[Any, PerSeed]:
-        """{value of another field: the last value of a metric there}, in the order in which the lines have them."""
-        values = dict.fromkeys(line[field] for line in self.lines(arm, key, **where) if field in line)
-        return {value: self.last(arm, key, **{field: value}, **where) for value in values}
+    def first(self, arm: str, key: Metric, **where: Any) -> PerSeed:
+        """A metric at its first measurement."""
+        return self.of_series(lambda values: values[0], arm, key, **where)
 
-    def curve(self, arm: str, key: str, seed: int | None = None, **where: Any) -> dict[int, float]:
-        """{step: a metric of one seed, or the mean over seeds}, in order of steps."""
-        return dict(self.points(arm, "step", key, seed, **where))
+    def last(self, arm: str, key: Metric, **where: Any) -> PerSeed:
+        """A metric at its last measurement."""
+        return self.of_series(lambda values: values[-1], arm, key, **where)
+
+    def mean(self, arm: str, key: Metric, **where: Any) -> PerSeed:
+        """The mean of a metric over all its measurements."""
+        return self.of_series(statistics.fmean, arm, key, **where)
+
+    def early(self, arm: str, key: Metric, share: float = 0.1, **where: Any) -> PerSeed:
+        """The mean of a metric over the first share of its measurements, one at least."""
+        return self.of_series(lambda v: statistics.fmean(v[: max(1, round(share * len(v)))]), arm, key, **where)
+
+    def late(self, arm: str, key: Metric, share: float = 0.25, **where: Any) -> PerSeed:
+        """The mean of a metric over the last share of its measurements, one at least: single rollouts are noisy."""
+        return self.of_series(lambda v: statistics.fmean(v[-max(1, round(share * len(v))) :]), arm, key, **where)
+
+    def by(self, arm: str, key: Metric, field: str, **where: Any) -> dict[Any, PerSeed]:
+        """{value of another field: the last value of a metric there}, in the order in which the lines have them."""
+        values = dict.fromkeys(line[field] for line, _ in self.lines(arm, key, **where) if field in line)
+        return {value: self.last(arm, key, **where | {field: value}) for value in values}
+
+    def table(self, metrics: dict[str, Metric], arms: Iterable[str] = (), **where: Any) -> dict[str, dict]:
+        """{arm: {name: {seed: last value of a metric}}} for summary.json, of what is there."""
+        found = {
+            arm: {n: self.last(arm, m, **where).rounded() for n, m in metrics.items()} for arm in arms or self.arms
+        }
+        return {arm: {n: v for n, v in named.items() if v} for arm, named in found.items() if any(named.values())}
+
+    def curve(self, arm: str, key: Metric, seed: int | None = None, x: str = "step", **where: Any) -> dict:
+        """{step or another field: a metric of one seed, or the mean over seeds}, in order."""
+        return dict(self.points(arm, x, key, seed, **where))
 
     def points(
-        self, arm: str, x: str, y: str, seed: int | None = None, by: str = "", **where: Any
+        self, arm: str, x: str, y: Metric, seed: int | None = None, by: str = "", **where: Any
     ) -> list[tuple[float, float]]:
         """(x, y) of the lines of one seed; without one, means of both over the lines that share a value of `by` (x)."""
-        groups: dict[Any, list[dict]] = {}
-        for line in self.lines(arm, y, seed, **where):
+        groups: dict[Any, list[tuple[float, float]]] = {}
+        for line, value in self.lines(arm, y, seed, **where):
             if x in line:
-                groups.setdefault(line[by or x], []).append(line)
+                groups.setdefault(line[by or x], []).append((line[x], value))
         if all(isinstance(value, (int, float)) for value in groups):
             groups = {value: groups[value] for value in sorted(groups)}
+        same_x = not by or by == x  # x may be a word then
         return [
-            tuple(statistics.fmean(line[key] for line in group) if _is_number(group[0][key]) else group[0][key]
-                  for key in (x, y))
+            (group[0][0] if same_x else statistics.fmean(x for x, _ in group), statistics.fmean(y for _, y in group))
             for group in groups.values()
-        ]  # fmt: skip
+        ]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+MORE, LESS = "at_least", "at_most"
 
 
 @dataclass(frozen=True)
@@ -164,26 +179,26 @@ class Claim:
     name: str
     values: Callable[[Results], PerSeed]
     threshold: float
-    direction: str = "at_least"  # or at_most
+    direction: str = MORE  # or LESS
     no_effect: float = 0.0
 
     def __post_init__(self):
-        assert self.direction in ("at_least", "at_most"), self.direction
+        assert self.direction in (MORE, LESS), self.direction
 
     def judge(self, results: Results) -> dict:
         """The line of summary.json: every seed's number, mean, standard error, threshold, verdict and its reason."""
-        sign = 1 if self.direction == "at_least" else -1
+        sign = 1 if self.direction == MORE else -1
         values = PerSeed({seed: v for seed, v in self.values(results).items() if v is not None and math.isfinite(v)})
         missing = [seed for seed in results.seeds if seed not in values]
         turn = min(sign * self.no_effect, sign * self.threshold)  # a seed below it, times sign, shows the opposite
         opposite = [seed for seed in values if sign * values[seed] < turn]
         if not values or missing:
-            passed, reason = False, f"no number for seed {_listed(missing)}" if missing else "no numbers at all"
+            passed, reason = False, f"no number for {_listed(missing)}" if missing else "no numbers at all"
         elif len(values) == 1:
             passed = sign * values.mean > sign * self.threshold
             reason = "one seed, judged by the threshold alone"
         elif opposite:
-            passed, reason = False, f"seed {_listed(opposite)} shows the opposite"
+            passed, reason = False, f"{_listed(opposite)} show{'s' * (len(opposite) == 1)} the opposite"
         elif sign * (values.mean - self.threshold) <= 0:
             passed, reason = False, "the mean does not reach the threshold"
         else:
@@ -202,8 +217,32 @@ class Claim:
         }
 
 
+# What most claims are about, as functions of Results:
+
+
+def gain(arm: str, key: Metric, **where: Any) -> Callable[[Results], PerSeed]:
+    """Last minus first measurement of an arm."""
+    return lambda r: r.last(arm, key, **where) - r.first(arm, key, **where)
+
+
+def growth(arm: str, key: Metric, before=Results.first, after=Results.last, **where: Any) -> Callable:
+    """What a metric of an arm is after its training, over what it was before."""
+    return lambda r: after(r, arm, key, **where) / before(r, arm, key, **where)
+
+
+def lead(arm: str, other: str, key: Metric, at=Results.last, other_at=None, **where: Any) -> Callable:
+    """What an arm has more than another, at the end or where `at` (and `other_at`) says."""
+    return lambda r: at(r, arm, key, **where) - (other_at or at)(r, other, key, **where)
+
+
+def ratio(arm: str, other: str, key: Metric, at=Results.late, **where: Any) -> Callable[[Results], PerSeed]:
+    """An arm over another, in the last quarter of the steps or where `at` says."""
+    return lambda r: at(r, arm, key, **where) / at(r, other, key, **where)
+
+
 def _listed(seeds: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(seeds)))
+    seeds = list(seeds)
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
 
 
 def verdict(line: dict) -> str:
