@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job
+from nanoreason.experiments.figure import Line, Panel
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, slope
 from nanoreason.recipes import budget, grpo, sft
 
 
@@ -67,168 +67,130 @@ MEASURED = {  # curve: (job that measures it, method)
 }
 
 
-def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
+def arms(preset: str, seed: int) -> list[Arm]:
     """The base; exact and plain; max; then every model at every target."""
     chosen = PRESETS[preset]
-
-    def policy(arm: str) -> str:
-        return str(folder / arm / "policy")
-
-    base = Job("base", "sft", replace(chosen.base, seed=seed, out=str(folder / "base")))
-    exact = replace(chosen.grpo, seed=seed, base=policy("base"), out=str(folder / "exact"))
-    plain = replace(exact, length_reward="none", steps=chosen.plain_steps, out=str(folder / "plain"))
+    plain = replace(chosen.grpo, length_reward="none", steps=chosen.plain_steps)
     # N of its own random numbers: the seed names them, and `exact` has used those of the same seed
-    maximum = replace(exact, base=policy("exact"), asked="both", steps=chosen.max_steps, out=str(folder / "max"))
+    maximum = replace(chosen.grpo, asked="both", steps=chosen.max_steps)
     methods = {"exact": ("exact",), "max": ("max",), "plain": ("free", "truncated", "s1"), "base": ("free",)}
-    tests = [
-        Job(f"test_{arm}", "budget",
-            replace(chosen.budget, seed=seed, base=policy(arm), methods=methods[arm], out=str(folder / f"test_{arm}")))
-        for arm in ARMS
-    ]  # fmt: skip
-    return [[base], [Job("exact", "grpo", exact), Job("plain", "grpo", plain)], [Job("max", "grpo", maximum)], tests]
+    return [
+        Arm("base", "sft", chosen.base, cost=chosen.base.steps / 10),
+        Arm("exact", "grpo", chosen.grpo, "base"),
+        Arm("plain", "grpo", plain, "base"),
+        Arm("max", "grpo", maximum, "exact"),
+        *(Arm(f"test_{arm}", "budget", replace(chosen.budget, methods=methods[arm]), arm, cost=50) for arm in ARMS),
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------- claims
 
 
-def curve(lines: list[dict], name: str, key: str, seed: int | None = None) -> dict[int, float]:
-    """{target: the mean over seeds of a metric}."""
+def by_target(r: Results, name: str, key: str, seed: int, preset: str = "") -> dict[int, float]:
+    """{N: a metric of one seed}; of a preset: of the N that its training asks for."""
     arm, method = MEASURED[name]
-    found: dict[int, list[float]] = {}
-    for line in lines:
-        if line["arm"] == arm and line.get("method") == method and seed in (None, line["seed"]) and key in line:
-            found.setdefault(line["asked"], []).append(line[key])
-    return {target: statistics.fmean(values) for target, values in sorted(found.items())}
+    low, high = PRESETS[preset].grpo.asked_tokens if preset else (0, math.inf)
+    return r.curve(arm, key, seed, "asked", method=method, asked=lambda n: low <= n <= high)
 
 
-def slope(points: dict[int, float], log: bool = False) -> float:
-    """Of the least-squares line through (target, value), or through (log2 target, value): per doubling.
+def claims(preset: str) -> list[Claim]:
+    digits = PRESETS[preset].budget.digits
+    low, high = PRESETS[preset].grpo.asked_tokens
+    small = [n for n in PRESETS[preset].budget.budgets if n >= low][:3]
+    easy, hard = f"tokens/{digits[0]}", f"tokens/{digits[-1]}"
 
-    >>> slope({8: 1.0, 16: 2.0, 32: 3.0}, log=True), slope({8: 4.0, 16: 8.0, 32: 16.0})
-    (1.0, 0.5)
-    """
-    x = [math.log2(target) if log else target for target in points]
-    return statistics.linear_regression(x, list(points.values())).slope
+    def steepness(name: str, key: str, log: bool = False):
+        return lambda r: r.per_seed(lambda seed: slope(by_target(r, name, key, seed, preset), log))
 
+    def mean(name: str, key: str, targets=lambda n: low <= n <= high):
+        return lambda r: r.mean(MEASURED[name][0], key, method=MEASURED[name][1], asked=targets)
 
-def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
-    """Numbers per curve, and the criteria of "what counts as reproduced"."""
-    chosen = PRESETS[preset]
-    low, high = chosen.grpo.asked_tokens
-    digits = chosen.budget.digits
-    arms: dict[str, dict] = {}
-    trained: dict[str, dict[str, dict[int, float]]] = {}  # within the range of the training
-    for name in MEASURED:
-        all_of = {key: curve(lines, name, key) for key in ("accuracy", "thinking", "error", "mae")}
-        for n in digits:
-            all_of |= {f"tokens/{n}": curve(lines, name, f"tokens/{n}")}
-        trained[name] = {key: {t: v for t, v in values.items() if low <= t <= high} for key, values in all_of.items()}
-        beyond = [error for target, error in all_of["error"].items() if target > high]
-        arms[name] = {
-            "signed_error": statistics.fmean(trained[name]["error"].values()),
-            "mean_size_of_signed_errors": statistics.fmean(map(abs, trained[name]["error"].values())),
-            "mean_absolute_error": statistics.fmean(trained[name]["mae"].values()),
-            "signed_error_beyond_training": statistics.fmean(beyond) if beyond else None,
-            "accuracy_per_doubling": slope(trained[name]["accuracy"], log=True),
-            "tokens_per_token_asked": slope(trained[name]["thinking"]),
-            "by_target": {
-                str(target): {key: round(values[target], 4) for key, values in all_of.items()}
-                for target in all_of["accuracy"]
-            },
-        }
-    small = sorted(trained["exact"]["accuracy"])[:3]
+    def at_small(name: str):
+        return mean(name, "accuracy", lambda n: n in small)
 
-    def lead(name: str, other: str) -> float:
-        """In accuracy, the mean over the smallest three targets."""
-        return statistics.fmean(trained[name]["accuracy"][t] - trained[other]["accuracy"][t] for t in small)
+    def size_of_errors(r: Results) -> PerSeed:
+        arm, method = MEASURED["exact"]
+        return r.of_series(lambda errors: statistics.fmean(map(abs, errors)), arm, "error", method=method,
+                           asked=lambda n: low <= n <= high)  # fmt: skip
 
-    easy, hard = (statistics.fmean(trained["max"][f"tokens/{n}"].values()) for n in (digits[0], digits[-1]))
-    easy_exact = statistics.fmean(trained["exact"][f"tokens/{digits[0]}"].values())
-    criteria = [
-        Criterion("exact: size of the signed error, mean over targets",
-                  arms["exact"]["mean_size_of_signed_errors"], 0.05, False),
-        Criterion("exact: tokens per token asked for", arms["exact"]["tokens_per_token_asked"], 0.8),
-        Criterion("no reward for length: tokens per token asked for (no control)",
-                  abs(arms["plain"]["tokens_per_token_asked"]), 0.1, False),
-        Criterion("exact: accuracy per doubling of the target", arms["exact"]["accuracy_per_doubling"], 0.02),
-        Criterion(f"exact - truncation: accuracy at targets {small}", lead("exact", "truncated"), 0.1),
-        Criterion(f"exact - budget forcing: accuracy at targets {small}", lead("exact", "s1"), 0.01),
-        Criterion(f"max: tokens on {digits[0]} digit / on {digits[-1]}", easy / hard, 0.9, False),
-        Criterion(f"exact - max: tokens on {digits[0]} digit, mean over targets", easy_exact - easy, 1.0),
-        Criterion("max: responses within the maximum, mean over targets",
-                  statistics.fmean(v for t, v in curve(lines, "max", "within").items() if low <= t <= high), 0.9),
+    def largest_over_smallest(r: Results) -> PerSeed:
+        tokens = {s: list(by_target(r, "max", "thinking", s, preset).values()) for s in r.seeds}
+        return r.per_seed(lambda s: tokens[s][-1] / tokens[s][0] if tokens[s] else None)
+
+    return [
+        Claim("exact: size of the signed error relative to the target, mean over targets", size_of_errors, 0.05, LESS),
+        Claim("exact: tokens per token asked for", steepness("exact", "thinking"), 0.8),
+        Claim("exact - no reward for length: tokens per token asked for",
+              lambda r: steepness("exact", "thinking")(r) - steepness("plain", "thinking")(r), 0.3),
+        Claim("exact: accuracy per doubling of the target", steepness("exact", "accuracy", True), 0.03),
+        Claim(f"exact - truncation: accuracy at targets {small}",
+              lambda r: at_small("exact")(r) - at_small("truncated")(r), 0.1),
+        Claim(f"exact - budget forcing: accuracy at targets {small}",
+              lambda r: at_small("exact")(r) - at_small("s1")(r), 0.1),
+        Claim(f"max: tokens on {digits[0]} digit / on {digits[-1]}",
+              lambda r: mean("max", easy)(r) / mean("max", hard)(r), 0.9, LESS, 1),
+        Claim(f"max / exact: tokens on {digits[0]} digit, mean over targets",
+              lambda r: mean("max", easy)(r) / mean("exact", easy)(r), 0.9, LESS, 1),
+        Claim("max: tokens at the largest maximum / at the smallest", largest_over_smallest, 1.2, no_effect=1),
+        Claim("max: responses within the maximum, mean over targets", mean("max", "within"), 0.9),
     ]  # fmt: skip
-    return arms, criteria
+
+
+def extra(results: Results, preset: str) -> dict:
+    """Tokens, accuracy and errors of every model at every target."""
+    keys = ("thinking", "accuracy", "error", "mae", "within", *(f"tokens/{n}" for n in PRESETS[preset].budget.digits))
+    return {
+        name: {
+            key: {str(n): v.rounded() for n, v in results.by(arm, key, "asked", method=method).items()} for key in keys
+        }
+        for name, (arm, method) in MEASURED.items()
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
 
-def draw(lines: list[dict], preset: str, path: Path) -> None:
+def panels(preset: str) -> list[Panel]:
     """Top: tokens and accuracy by target, errors. Bottom: accuracy by tokens, tokens by difficulty, the training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
-
     chosen = PRESETS[preset]
-    seeds = sorted({line["seed"] for line in lines})
-    high = chosen.grpo.asked_tokens[1]
+    high, longest = chosen.grpo.asked_tokens[1], max(chosen.budget.budgets)
     names = {**ARMS, "truncated": "no reward, cut at N", "s1": "no reward, budget forcing"}
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
 
-    def plot(axis, name: str, key: str, against: str = "", **how) -> None:
-        for seed in (*seeds, None):
-            y = curve(lines, name, key, seed)
-            x = list(curve(lines, name, against, seed).values()) if against else list(y)
-            thin = {"linewidth": 0.6, "alpha": 0.4} if seed is not None else {"marker": "o", "markersize": 4}
-            label = {} if seed is not None else {"label": how.get("label", names[name])}
-            axis.plot(x, list(y.values()), color=COLORS[name], linestyle=how.get("linestyle", "-"), **thin, **label)
+    def lines(*shown: str) -> list[Line]:
+        return [Line(MEASURED[name][0], names[name], COLORS[name], {"method": MEASURED[name][1]}) for name in shown]
 
-    for name in ("exact", "max", "plain", "base"):
-        plot(axes[0][0], name, "thinking")
-    targets = list(curve(lines, "exact", "thinking"))
-    axes[0][0].plot(targets, targets, color="black", linewidth=0.8, label="as asked")
-    axes[0][0].set(title="Tokens of the response against the number in the prompt", xlabel="N", ylabel="mean tokens")
-    for name in ("exact", "max", "truncated", "s1"):
-        plot(axes[0][1], name, "accuracy")
-    axes[0][1].set(
-        title="Accuracy against the number in the prompt", xlabel="N (log)", ylabel="accuracy on held-out sums"
+    def beyond(axis, r: Results) -> None:
+        if longest > high:
+            axis.axvspan(high, longest, color="gray", alpha=0.12, label="beyond the training")
+
+    def diagonal(axis, r: Results) -> None:
+        axis.plot(chosen.budget.budgets, chosen.budget.budgets, color="black", linewidth=0.8, label="as asked")
+        beyond(axis, r)
+
+    exact, accuracy = lines("exact"), "accuracy on held-out sums"
+    targets = {"x": "asked", "marker": "o", "xlabel": "N, the number in the prompt"}
+    return [
+        Panel("Length of the response", lines("exact", "max", "plain", "base"), "thinking", also=diagonal,
+              ylabel="mean tokens", **targets),
+        Panel("Accuracy against the number in the prompt", lines("exact", "max", "truncated", "s1"), "accuracy",
+              also=beyond, ylabel=accuracy, xscale="log", **targets),
+        Panel("Error of the length", exact, {"signed error": "error", "mean absolute error": "mae"}, also=beyond,
+              ylabel="relative to N", xscale="log", **targets),
+        Panel("Accuracy against tokens used", lines("exact", "max", "truncated", "s1", "plain"), "accuracy", "thinking",
+              by="asked", xlabel="mean tokens of the response", xscale="log", marker="o", ylabel=accuracy),
+        Panel("Tokens by difficulty", lines("exact", "max"),
+              {f"{n}-digit sums": f"tokens/{n}" for n in chosen.budget.digits}, also=beyond,
+              ylabel="mean tokens of the response", **targets),
+        Panel("Reward during training (Max goes on from Exact)",
+              [Line(arm, ARMS[arm], COLORS[arm]) for arm in ("exact", "max", "plain")], "reward", smooth=5,
+              ylabel="mean reward, of 5 neighbouring steps"),
+    ]  # fmt: skip
+
+
+def caption(preset: str) -> str:
+    digits = " and ".join(map(str, PRESETS[preset].base.digits))
+    low, high = PRESETS[preset].grpo.asked_tokens
+    return (
+        f"L1 on {digits}-digit addition with optional re-checking, preset {preset}: prompts ask for N tokens, {low} to "
+        f"{high} in training; sampled at temperature 1; tokens are those of the whole response."
     )
-    for key, style, label in (("error", "-", "signed error"), ("mae", "--", "mean absolute error")):
-        plot(axes[0][2], "exact", key, linestyle=style, label=f"{ARMS['exact']}: {label}")
-    axes[0][2].axhline(0, color="black", linewidth=0.8)
-    axes[0][2].set(title="Error of the length", xlabel="N (log)", ylabel="relative to N")
-    for name in ("exact", "max", "truncated", "s1", "plain"):
-        plot(axes[1][0], name, "accuracy", against="thinking")
-    axes[1][0].set(title="Accuracy against tokens used", xlabel="mean tokens of the response (log)",
-                   ylabel="accuracy on held-out sums")  # fmt: skip
-    for n, style in zip(chosen.budget.digits, ("-", "--", ":"), strict=False):
-        for name in ("exact", "max"):
-            plot(axes[1][1], name, f"tokens/{n}", linestyle=style, label=f"{ARMS[name]}, {n} digit{'s' * (n > 1)}")
-    axes[1][1].set(title="Tokens by difficulty", xlabel="N", ylabel="mean tokens of the response")
-    for arm in ("exact", "max", "plain"):
-        own = [line for line in lines if line["arm"] == arm and "completions/mean_length" in line]
-        steps = sorted({line["step"] for line in own})
-        reward = [statistics.fmean(line["reward"] for line in own if line["step"] == step) for step in steps]
-        shift = chosen.grpo.steps if arm == "max" else 0
-        axes[1][2].plot([step + shift for step in steps], reward, color=COLORS[arm], linewidth=0.9, label=ARMS[arm])
-    axes[1][2].set(title="Reward during training (Max goes on from Exact)", xlabel="step", ylabel="mean reward")
-    for axis in (axes[0][0], axes[0][1], axes[0][2], axes[1][1]):
-        axis.axvspan(
-            high, max(targets), color="gray", alpha=0.12, label="beyond the training" if max(targets) > high else None
-        )
-    for axis in (axes[0][1], axes[0][2], axes[1][0]):
-        axis.set_xscale("log")
-        axis.set_xticks([t for t in targets if t not in (24, 48)] or targets)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.minorticks_off()
-    for axis in axes.flat:
-        axis.legend(fontsize=7)
-    figure.suptitle(
-        f"L1 on addition with optional re-checking (the cheap task), preset {preset}: mean of {len(seeds)} seed(s), "
-        "thin lines single seeds\nsampled at temperature 1; tokens are those of the whole response"
-    )
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
