@@ -18,6 +18,10 @@ from dataclasses import dataclass, replace
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, slope
 from nanoreason.recipes import budget, grpo, sft
+from nanoreason.rewards import Accuracy, Lcpo
+from nanoreason.run import Schedule
+from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks.wrappers import AskedLength, Templated
 
 
 @dataclass(frozen=True)
@@ -29,31 +33,42 @@ class Preset:
     budget: budget.BudgetConfig  # its budgets are the targets that are tested
 
 
+SUMS = ThinkingAddition((1, 2))
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, digits=(1, 2), modes=(0.1, 0.3, 0.6), slip=0.2, care=0.25,
-    doubt=0.7, passes=8, asked_share=0.8, asked_true=0.6, steps=2500, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    task=Templated(AskedLength(
+        ThinkingAddition((1, 2), modes=(0.1, 0.3, 0.6), error_prob=0.2, recheck_error_scale=0.25,
+                         extra_recheck_prob=0.7, max_passes=8),
+        kind="both", asked_share=0.8, true_share=0.6,
+    )),
+    width=64, steps=2500, lr=3e-3, rows_per_step=32, eval_task=Templated(SUMS),
 )  # fmt: skip
 CPU_GRPO = grpo.GrpoConfig(
-    task="thinking", template="skeleton", digits=(1, 2), asked="exact", asked_tokens=(8, 96), length_reward="lcpo",
-    steps=300, prompts=16, group_size=8, lr=3e-4, max_new_tokens=128, kl_coef=0.0, preflight=0, eval_every=40,
-    save_every=40, eval_digits=(1, 2), eval_problems=20,
+    task=Templated(AskedLength(SUMS)), rewards=(Lcpo(),), steps=300, group_size=8, lr=3e-4,
+    max_new_tokens=Schedule(128), preflight=0, eval_every=40, save_every=40, eval_problems=20,
 )  # fmt: skip
 CPU_BUDGET = budget.BudgetConfig(problems=150, budgets=(12, 16, 24, 32, 48, 64, 96, 128, 160))
 PRESETS = {
     "cpu": Preset(CPU_BASE, CPU_GRPO, 80, 60, CPU_BUDGET),
     "tiny": Preset(
-        replace(CPU_BASE, width=32, layers=2, heads=2, steps=20, warmup=2, rows_per_step=8, eval_problems=4),
-        replace(CPU_GRPO, steps=2, prompts=2, group_size=4, max_new_tokens=32, asked_tokens=(8, 24), eval_problems=2),
+        replace(CPU_BASE, width=32, layers=2, heads=2, kv_heads=1, steps=20, warmup=2, rows_per_step=8,
+                eval_problems=4),
+        replace(CPU_GRPO, task=Templated(AskedLength(SUMS, tokens=(8, 24))), steps=2, prompts=2, group_size=4,
+                max_new_tokens=Schedule(32), eval_problems=2),
         1, 1, replace(CPU_BUDGET, problems=4, budgets=(8, 16, 32)),
     ),
     "gpu": Preset(
-        replace(CPU_BASE, width=256, layers=6, heads=8, context=384, digits=(2, 3), eval_digits=(2, 3), steps=4000,
-                lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
-        replace(CPU_GRPO, digits=(2, 3), eval_digits=(2, 3), steps=700, prompts=64, group_size=16, lr=1e-4,
-                max_new_tokens=200, asked_tokens=(8, 160), lcpo_alpha=0.0075, micro_tokens=65536),
-        120, 300, replace(CPU_BUDGET, digits=(2, 3), problems=1000, budgets=(12, 24, 48, 72, 96, 128, 160, 192, 224)),
+        replace(CPU_BASE, width=256, layers=6, heads=8, kv_heads=4, context=384, steps=4000, lr=1e-3,
+                rows_per_step=128, micro_tokens=32768, eval_problems=500),
+        replace(CPU_GRPO, task=Templated(AskedLength(ThinkingAddition((2, 3)), tokens=(8, 160))), steps=700, prompts=64,
+                group_size=16, lr=1e-4, max_new_tokens=Schedule(200), rewards=(Lcpo(alpha=0.0075),),
+                micro_tokens=65536),
+        120, 300,
+        replace(CPU_BUDGET, task=Templated(ThinkingAddition((2, 3))), problems=1000,
+                budgets=(12, 24, 48, 72, 96, 128, 160, 192, 224)),
     ),
 }  # fmt: skip
+
+
 ARMS = {"exact": "LCPO-Exact", "max": "LCPO-Max", "plain": "no reward for length", "base": "the base"}
 COLORS = {"exact": "tab:blue", "max": "tab:green", "plain": "tab:gray", "base": "tab:brown",
           "truncated": "tab:red", "s1": "tab:orange"}  # fmt: skip
@@ -70,16 +85,15 @@ MEASURED = {  # curve: (job that measures it, method)
 def arms(preset: str, seed: int) -> list[Arm]:
     """The base; exact and plain; max; then every model at every target."""
     chosen = PRESETS[preset]
-    plain = replace(chosen.grpo, length_reward="none", steps=chosen.plain_steps)
     # N of its own random numbers: the seed names them, and `exact` has used those of the same seed
-    maximum = replace(chosen.grpo, asked="both", steps=chosen.max_steps)
+    both = replace(chosen.grpo.task, task=replace(chosen.grpo.task.task, kind="both"))
     methods = {"exact": ("exact",), "max": ("max",), "plain": ("free", "truncated", "s1"), "base": ("free",)}
     return [
-        Arm("base", "sft", chosen.base, cost=chosen.base.steps / 10),
+        Arm("base", "sft", chosen.base),
         Arm("exact", "grpo", chosen.grpo, "base"),
-        Arm("plain", "grpo", plain, "base"),
-        Arm("max", "grpo", maximum, "exact"),
-        *(Arm(f"test_{arm}", "budget", replace(chosen.budget, methods=methods[arm]), arm, cost=50) for arm in ARMS),
+        Arm("plain", "grpo", replace(chosen.grpo, rewards=(Accuracy(),), steps=chosen.plain_steps), "base"),
+        Arm("max", "grpo", replace(chosen.grpo, task=both, steps=chosen.max_steps), "exact"),
+        *(Arm(f"test_{arm}", "budget", replace(chosen.budget, methods=methods[arm]), arm, cost=50.0) for arm in ARMS),
     ]
 
 
@@ -89,13 +103,13 @@ def arms(preset: str, seed: int) -> list[Arm]:
 def by_target(r: Results, name: str, key: str, seed: int, preset: str = "") -> dict[int, float]:
     """{N: a metric of one seed}; of a preset: of the N that its training asks for."""
     arm, method = MEASURED[name]
-    low, high = PRESETS[preset].grpo.asked_tokens if preset else (0, math.inf)
+    low, high = PRESETS[preset].grpo.task.task.tokens if preset else (0, math.inf)
     return r.curve(arm, key, seed, "asked", method=method, asked=lambda n: low <= n <= high)
 
 
 def claims(preset: str) -> list[Claim]:
-    digits = PRESETS[preset].budget.digits
-    low, high = PRESETS[preset].grpo.asked_tokens
+    digits = PRESETS[preset].budget.task.task.digits
+    low, high = PRESETS[preset].grpo.task.task.tokens
     small = [n for n in PRESETS[preset].budget.budgets if n >= low][:3]
     easy, hard = f"tokens/{digits[0]}", f"tokens/{digits[-1]}"
 
@@ -138,7 +152,14 @@ def claims(preset: str) -> list[Claim]:
 
 def extra(results: Results, preset: str) -> dict:
     """Tokens, accuracy and errors of every model at every target."""
-    keys = ("thinking", "accuracy", "error", "mae", "within", *(f"tokens/{n}" for n in PRESETS[preset].budget.digits))
+    keys = (
+        "thinking",
+        "accuracy",
+        "error",
+        "mae",
+        "within",
+        *(f"tokens/{n}" for n in PRESETS[preset].budget.task.task.digits),
+    )
     return {
         name: {
             key: {str(n): v.rounded() for n, v in results.by(arm, key, "asked", method=method).items()} for key in keys
@@ -153,7 +174,7 @@ def extra(results: Results, preset: str) -> dict:
 def panels(preset: str) -> list[Panel]:
     """Top: tokens and accuracy by target, errors. Bottom: accuracy by tokens, tokens by difficulty, the training."""
     chosen = PRESETS[preset]
-    high, longest = chosen.grpo.asked_tokens[1], max(chosen.budget.budgets)
+    high, longest = chosen.grpo.task.task.tokens[1], max(chosen.budget.budgets)
     names = {**ARMS, "truncated": "no reward, cut at N", "s1": "no reward, budget forcing"}
 
     def lines(*shown: str) -> list[Line]:
@@ -179,7 +200,7 @@ def panels(preset: str) -> list[Panel]:
         Panel("Accuracy against tokens used", lines("exact", "max", "truncated", "s1", "plain"), "accuracy", "thinking",
               by="asked", xlabel="mean tokens of the response", xscale="log", marker="o", ylabel=accuracy),
         Panel("Tokens by difficulty", lines("exact", "max"),
-              {f"{n}-digit sums": f"tokens/{n}" for n in chosen.budget.digits}, also=beyond,
+              {f"{n}-digit sums": f"tokens/{n}" for n in chosen.budget.task.task.digits}, also=beyond,
               ylabel="mean tokens of the response", **targets),
         Panel("Reward during training (Max goes on from Exact)",
               [Line(arm, ARMS[arm], COLORS[arm]) for arm in ("exact", "max", "plain")], "reward", smooth=5,
@@ -188,8 +209,8 @@ def panels(preset: str) -> list[Panel]:
 
 
 def caption(preset: str) -> str:
-    digits = " and ".join(map(str, PRESETS[preset].base.digits))
-    low, high = PRESETS[preset].grpo.asked_tokens
+    digits = " and ".join(map(str, PRESETS[preset].budget.task.task.digits))
+    low, high = PRESETS[preset].grpo.task.task.tokens
     return (
         f"L1 on {digits}-digit addition with optional re-checking, preset {preset}: prompts ask for N tokens, {low} to "
         f"{high} in training; sampled at temperature 1; tokens are those of the whole response."

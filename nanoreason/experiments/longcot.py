@@ -3,7 +3,7 @@
 One base per seed, which mostly works a sum out once or just answers it, and now and then re-checks. From this base
 
     long-N, short-N     fine-tuning on N demonstrations that re-check until two passes agree, or that make one pass.
-                        Passes of both slip now and then, so that checking pays and a single pass cannot be sure
+                        Passes of both are wrong now and then, so that checking pays and a single pass cannot be sure
     rl-base, rl-short   reinforcement learning with the classic reward from the base and from the largest short-N;
                         from the largest long-N, and it alone, start all others
     classic-W           the classic reward in windows of W = L, 2L and 4L tokens; the last one is "RL on long CoT"
@@ -23,14 +23,19 @@ from dataclasses import dataclass, replace
 
 from nanoreason.experiments.figure import Line, Panel, shades
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, growth, lead, ratio
+from nanoreason.learn import ALGORITHMS
 from nanoreason.recipes import grpo, sft
+from nanoreason.rewards import Classic, Cosine, DenseRepetition, Reward
+from nanoreason.run import Schedule
+from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks.wrappers import Templated, Unanswerable
 
 FORMS = {"long": (0.0, 0.0, 1.0), "short": (0.0, 1.0, 0.0)}  # shares of direct, one pass, re-checking
 NAMES = {"long": "long CoT: re-checks until two passes agree", "short": "short CoT: one pass"}
 SHAPES = {  # values of a right answer of length 0 and of full length, and of a wrong one (the paper's figure 5)
-    "shape-a": dict(cosine_right=(0.0, 10.0), cosine_wrong=(0.0, 0.0)),
-    "shape-b": dict(cosine_right=(6.0, 5.0), cosine_wrong=(-10.0, 0.0)),
-    "shape-c": dict(cosine_right=(10.0, 9.0), cosine_wrong=(-10.0, 0.0)),
+    "shape-a": Cosine(right=(0.0, 10.0), wrong=(0.0, 0.0)),
+    "shape-b": Cosine(right=(6.0, 5.0), wrong=(-10.0, 0.0)),
+    "shape-c": Cosine(right=(10.0, 9.0), wrong=(-10.0, 0.0)),
 }
 
 
@@ -38,50 +43,48 @@ SHAPES = {  # values of a right answer of length 0 and of full length, and of a 
 class Preset:
     base: sft.SftConfig  # the base, and what all fine-tuning has in common with it
     tune: dict  # what fine-tuning on demonstrations has on its own
-    sizes: tuple[int, ...]  # N, demonstrations
+    error_prob: float  # chance that a column of a demonstrated pass is wrong
+    sizes: tuple[int, ...]  # N, demonstrations of each number of digits
     epochs: int  # passes over them
     rl: grpo.GrpoConfig  # what all reinforcement has in common
     window: int  # L, tokens
+    repetition_n: int = 8  # tokens of the n-grams that are penalized
 
 
+REINFORCE = replace(ALGORITHMS["reinforce"], baseline="group", divide_by="batch", average="token")
 PRESETS = {
     "cpu": Preset(
         sft.SftConfig(
-            form="thinking", digits=(2,), modes=(0.3, 0.65, 0.05), slip=0.2, width=64, heads=4, layers=3, context=320,
-            steps=1400, lr=3e-3, warmup=40, rows_per_step=32, eval_digits=(2,), eval_problems=80,
+            task=Templated(ThinkingAddition((2,), modes=(0.3, 0.65, 0.05), error_prob=0.2)), width=64, context=320,
+            steps=1400, lr=3e-3, warmup=40, rows_per_step=32, eval_problems=80,
         ),
-        dict(modes=FORMS["long"], slip=0.15, lr=2e-3, warmup=2, rows_per_step=32),
-        (128, 512, 2048, 8192), 2,
+        dict(lr=2e-3, warmup=2), 0.15, (128, 512, 2048, 8192), 2,
         grpo.GrpoConfig(
-            task="thinking", template="skeleton", digits=(2,), algorithm="reinforce", baseline="group",
-            divide_by="batch", average="token", steps=40, prompts=8, group_size=16, lr=3e-4, warmup=5, preflight=0,
-            save_every=40, eval_every=0, eval_digits=(2,), eval_problems=64, eval_samples=4, repetition_n=8,
+            task=Templated(ThinkingAddition((2,))), algorithm=REINFORCE, steps=40, prompts=8, lr=3e-4, preflight=0,
+            save_every=40, eval_every=0, eval_problems=64, eval_samples=4,
         ),
         64,
     ),
     "tiny": Preset(
         sft.SftConfig(
-            form="thinking", digits=(1,), modes=(0.3, 0.6, 0.1), slip=0.2, width=16, heads=2, layers=1, context=96,
-            steps=8, lr=1e-2, warmup=2, rows_per_step=8, eval_digits=(1,), eval_problems=4,
+            task=Templated(ThinkingAddition((1,), modes=(0.3, 0.6, 0.1), error_prob=0.2)), width=16, heads=2,
+            kv_heads=1, layers=1, context=96, steps=8, lr=1e-2, warmup=2, rows_per_step=8, eval_problems=4,
         ),
-        dict(modes=FORMS["long"], lr=1e-3, warmup=0, rows_per_step=8),
-        (8, 16), 1,
+        dict(lr=1e-3, warmup=0), 0.2, (8, 16), 1,
         grpo.GrpoConfig(
-            task="thinking", template="skeleton", digits=(1,), algorithm="reinforce", baseline="group",
-            divide_by="batch", average="token", steps=2, prompts=2, group_size=4, lr=1e-3, warmup=1, preflight=0,
-            save_every=2, eval_every=0, eval_digits=(1,), eval_problems=3, eval_samples=2, repetition_n=6,
+            task=Templated(ThinkingAddition((1,))), algorithm=REINFORCE, steps=2, prompts=2, group_size=4, lr=1e-3,
+            warmup=1, preflight=0, save_every=2, eval_every=0, eval_problems=3, eval_samples=2,
         ),
-        12,
+        12, 6,
     ),
 }  # fmt: skip
 PRESETS["gpu"] = replace(
     PRESETS["cpu"],
-    base=replace(PRESETS["cpu"].base, width=128, digits=(2, 3), context=1024, steps=3000, lr=1e-3, micro_tokens=32768,
-                 eval_digits=(2, 3)),
-    tune=dict(modes=FORMS["long"], slip=0.15, lr=1e-3, warmup=2, rows_per_step=32),
-    sizes=(512, 2048, 8192, 32768),
-    rl=replace(PRESETS["cpu"].rl, digits=(2, 3), steps=200, prompts=32, save_every=50, micro_tokens=65536,
-               eval_digits=(2, 3), eval_problems=250, repetition_n=8),
+    base=replace(PRESETS["cpu"].base, width=128, context=1024, steps=3000, lr=1e-3, micro_tokens=32768,
+                 task=Templated(ThinkingAddition((2, 3), modes=(0.3, 0.65, 0.05), error_prob=0.2))),
+    tune=dict(lr=1e-3, warmup=2), sizes=(512, 2048, 8192, 32768),
+    rl=replace(PRESETS["cpu"].rl, task=Templated(ThinkingAddition((2, 3))), steps=200, prompts=32, save_every=50,
+               micro_tokens=65536, eval_problems=250),
     window=96,
 )  # fmt: skip
 
@@ -92,37 +95,41 @@ def windows(preset: str) -> dict[str, int]:
     return {f"classic-{L * k}": L * k for k in (1, 2, 4)}
 
 
+def tuning(preset: str, form: str, size: int) -> sft.SftConfig:
+    """Fine-tuning of the base on `size` demonstrations of one form, `epochs` passes over them."""
+    chosen = PRESETS[preset]
+    sums = replace(chosen.base.task.task, modes=FORMS[form], error_prob=chosen.error_prob)
+    steps = max(1, round(chosen.epochs * size * len(sums.digits) / chosen.base.rows_per_step))
+    return replace(chosen.base, task=Templated(sums), distinct=size, steps=steps, **chosen.tune)
+
+
 def arms(preset: str, seed: int) -> list[Arm]:
     """The base; fine-tuning on demonstrations; reinforcement, and samples from all that was fine-tuned."""
     chosen = PRESETS[preset]
-    largest, L = max(chosen.sizes), chosen.window
-    tune = replace(chosen.base, **chosen.tune)
+    largest, sizes = max(chosen.sizes), [(form, size) for form in FORMS for size in chosen.sizes]
+    penalty = DenseRepetition(n=chosen.repetition_n)
+    lost = replace(chosen.rl.task, task=Unanswerable(chosen.rl.task.task))
 
-    def tuned(form: str, size: int) -> Arm:
-        """Fine-tuning of the base on `size` demonstrations of one form, `epochs` passes over them."""
-        steps = max(1, round(chosen.epochs * size * len(tune.digits) / tune.rows_per_step))
-        return Arm(f"{form}-{size}", "sft", replace(tune, modes=FORMS[form], pool=size, steps=steps), "base",
-                   cost=steps / 20)  # fmt: skip
+    def reinforced(arm: str, start: str, window: int, *rewards: Reward, **settings) -> Arm:
+        config = replace(chosen.rl, max_new_tokens=Schedule(window), rewards=rewards, **settings)
+        return Arm(arm, "grpo", config, start, cost=config.steps * window)
 
-    def reinforced(arm: str, base: str, window: int, reward: str, **settings) -> Arm:
-        return Arm(arm, "grpo", replace(chosen.rl, max_new_tokens=window, length_reward=reward, **settings), base)
+    def cosine(arm: str, *rewards: Reward, **settings) -> Arm:
+        return reinforced(arm, f"long-{largest}", 2 * chosen.window, *rewards, **settings)
 
-    def cosine(arm: str, **settings) -> Arm:
-        return reinforced(arm, f"long-{largest}", 2 * L, "cosine", **settings)
-
-    of_forms = [tuned(form, size) for form in FORMS for size in chosen.sizes]
+    wide = 4 * chosen.window
     return [
-        Arm("base", "sft", chosen.base, cost=chosen.base.steps / 20),
-        *of_forms,
-        *(reinforced(f"{arm.name}-samples", arm.name, 4 * L, "classic", steps=0) for arm in of_forms),
-        reinforced("rl-base", "base", 4 * L, "classic"),
-        reinforced("rl-short", f"short-{largest}", 4 * L, "classic"),
-        *(reinforced(arm, f"long-{largest}", window, "classic") for arm, window in windows(preset).items()),
-        cosine("cosine"),
-        cosine("repetition", repetition="dense"),
-        *(cosine(arm, **values) for arm, values in SHAPES.items()),
-        cosine("hack", unsolvable=1.0),
-        cosine("hack-repetition", unsolvable=1.0, repetition="dense"),
+        Arm("base", "sft", chosen.base),
+        *(Arm(f"{form}-{size}", "sft", tuning(preset, form, size), "base") for form, size in sizes),
+        *(reinforced(f"{form}-{size}-samples", f"{form}-{size}", wide, Classic(), steps=0) for form, size in sizes),
+        reinforced("rl-base", "base", wide, Classic()),
+        reinforced("rl-short", f"short-{largest}", wide, Classic()),
+        *(reinforced(arm, f"long-{largest}", window, Classic()) for arm, window in windows(preset).items()),
+        cosine("cosine", Cosine()),
+        cosine("repetition", Cosine(), penalty),
+        *(cosine(arm, shape) for arm, shape in SHAPES.items()),
+        cosine("hack", Cosine(), task=lost),
+        cosine("hack-repetition", Cosine(), penalty, task=lost),
     ]
 
 
@@ -247,15 +254,14 @@ def panels(preset: str) -> list[Panel]:
               [*shapes, Line("cosine", "default: right 2 to 1, wrong -10 to 0", "C3")], LENGTH, **length),
         Panel("Hacking: stated answers that nothing reaches",
               [Line("hack", "cosine", "C3"), Line("hack-repetition", "cosine, repetition penalty", "C6")], REPEATED,
-              smooth=5, ylabel=f"share of {chosen.rl.repetition_n}-grams that repeat an earlier one"),
+              smooth=5, ylabel=f"share of {chosen.repetition_n}-grams that repeat an earlier one"),
     ]  # fmt: skip
 
 
 def caption(preset: str) -> str:
     chosen = PRESETS[preset]
-    slip = {**vars(chosen.base), **chosen.tune}["slip"]
     return (
-        f"Long chains of thought on {' and '.join(map(str, chosen.base.digits))}-digit addition with optional "
-        f"re-checking, preset {preset}: sampled at temperature 1; {slip:.0%} of the columns of a demonstrated pass are "
-        "wrong; curves over steps are means of 5 neighbours."
+        f"Long chains of thought on {' and '.join(map(str, chosen.base.task.task.digits))}-digit addition with "
+        f"optional re-checking, preset {preset}: sampled at temperature 1; {chosen.error_prob:.0%} of the columns of a "
+        "demonstrated pass are wrong; curves over steps are means of 5 neighbours."
     )

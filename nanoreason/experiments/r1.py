@@ -39,7 +39,13 @@ from nanoreason.experiments.results import (
     rank_correlation,
     ratio,
 )
-from nanoreason.recipes import distill, grpo, sft
+from nanoreason.learn import ALGORITHMS, Algorithm
+from nanoreason.recipes import grpo, select, sft
+from nanoreason.rewards import Accuracy, Format, Overlong
+from nanoreason.rollout import Task
+from nanoreason.run import Schedule
+from nanoreason.tasks import ThinkingAddition, ThinkingCountdown
+from nanoreason.tasks.wrappers import Templated
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
 PIPELINE = {  # stage -> (arm that measures it, before or after its steps)
@@ -58,135 +64,152 @@ PIPELINE = {  # stage -> (arm that measures it, before or after its steps)
 class Preset:
     skills: sft.SftConfig  # the first phase of every base
     habits: dict  # the second: what differs from the first
+    modes: tuple[tuple[float, ...], tuple[float, ...]]  # how often each way of thinking is shown in the two phases
     student: dict  # the student's shape: what differs from the base
     rl: grpo.GrpoConfig  # what all RL runs have in common
+    easy: Task  # problems that need no thought
     zero_steps: int
     control_steps: int  # of no_thoughts and easy
-    easy_digits: tuple[int, ...]
     cap: int  # tokens: too few to re-check the longest sums
     cap_steps: int  # the budget is raised after half of them
-    cold: distill.DistillConfig
-    rejection: distill.DistillConfig
-    distilled: distill.DistillConfig
+    cold: tuple[select.SelectConfig, int]  # how traces are chosen for the cold start, optimizer steps on them
+    rejection: tuple[select.SelectConfig, int]
+    distilled: tuple[select.SelectConfig, int]
     pipeline_steps: tuple[int, int]  # of the first RL of the pipeline, and of the last
     student_steps: int  # of RL on the student
     loss_steps: int  # rollouts of each of the five losses
     loss_updates: int = 4  # updates per rollout there: with one, all clips are the same
+    long: str = "recheck"  # the mode of traces for the cold start
+    short: str = "steps"  # and of those of its control
 
 
 # In minutes of training a model this small does not learn to stop if two passes agree and only then: it stops after
 # the second as it likes. So that checking pays all the same, the passes behind "wait" are written with more care.
-SKILLS = sft.SftConfig(
-    form="thinking", modes=(0.2, 0.4, 0.4), slip=0.15, care=0.1, passes=3, messy=0.15, guess=0.5,
-    digits=(1, 2, 3), shares=(0.1, 0.3, 0.6), context=160, steps=2000, rows_per_step=32, lr=1.5e-3, warmup=50,
-    micro_tokens=2048, eval_digits=(1, 2, 3), eval_problems=20,
+SUMS = ThinkingAddition(
+    (1, 2, 3), shares=(0.1, 0.3, 0.6), error_prob=0.15, recheck_error_scale=0.1, max_passes=3, drop_tag_prob=0.15,
+    direct_error_prob=0.5,
 )  # fmt: skip
-HABITS = dict(modes=(0.66, 0.26, 0.08), steps=150, rows_per_step=64, lr=5e-4, warmup=10)
+SKILLS = sft.SftConfig(
+    task=Templated(SUMS), context=160, steps=2000, rows_per_step=32, lr=1.5e-3, warmup=50, micro_tokens=2048,
+    eval_task=Templated(ThinkingAddition((1, 2, 3))), eval_problems=20,
+)  # fmt: skip
 # DIFFERS from the paper: R1 gives accuracy and format equal weight. Here most of the base's responses are in the
 # format already; a small weight keeps what is left of it from drowning the verdict in short runs.
 # R1's own equation has no 1/|o|. With it, a right single pass is strengthened twice as much per token as a right
 # re-check, which is twice as long, and re-checks fall again after step 20; the five losses below show the difference.
 RL = grpo.GrpoConfig(
-    task="thinking", template="skeleton", digits=(2, 3), format_weight=0.2, prompts=8, group_size=16, kl_coef=0.0,
-    average="constant", max_new_tokens=112, lr=3e-4, warmup=3, preflight=16, save_every=20, eval_every=0,
-    eval_digits=(2, 3), eval_problems=32, eval_samples=16,
+    task=Templated(ThinkingAddition((2, 3))), rewards=(Accuracy(), Format(0.2)), prompts=8,
+    algorithm=Algorithm(average="constant"), max_new_tokens=Schedule(112), lr=3e-4, warmup=3, preflight=16,
+    save_every=20, eval_every=0, eval_problems=32, eval_samples=16,
 )  # fmt: skip
+TRACES = select.SelectConfig(task=RL.task)
+TINY_TRACES = select.PRESETS["tiny"]
+TINY_SUMS = ThinkingAddition((1,), error_prob=0.0)
+COUNTDOWN = Templated(ThinkingCountdown(direct=0.3))
+GPU_TRACES = select.SelectConfig(task=COUNTDOWN, max_new_tokens=512)
 PRESETS = {
     "cpu": Preset(
-        skills=SKILLS, habits=HABITS, student=dict(width=48, layers=2), rl=RL, zero_steps=120, control_steps=30,
-        easy_digits=(1,), cap=50, cap_steps=60, cold=distill.DistillConfig(problems=300, most=300, steps=60),
-        rejection=distill.DistillConfig(problems=400, steps=150),
-        distilled=distill.DistillConfig(problems=500, steps=250), pipeline_steps=(50, 40), student_steps=60,
-        loss_steps=20,
+        skills=SKILLS, habits=dict(steps=150, rows_per_step=64, lr=5e-4, warmup=10),
+        modes=((0.2, 0.4, 0.4), (0.66, 0.26, 0.08)), student=dict(width=48, layers=2), rl=RL,
+        easy=Templated(ThinkingAddition((1,))), zero_steps=120, control_steps=30, cap=50, cap_steps=60,
+        cold=(replace(TRACES, problems=300, how="first", choose=300), 60), rejection=(TRACES, 150),
+        distilled=(replace(TRACES, problems=500), 250), pipeline_steps=(50, 40), student_steps=60, loss_steps=20,
     ),
     "tiny": Preset(
         skills=replace(
-            SKILLS, width=32, layers=2, heads=2, context=112, digits=(1,), shares=(), steps=150, lr=1e-2, messy=0.0,
-            rows_per_step=32, slip=0.0, modes=(0.3, 0.3, 0.4), eval_digits=(1,), eval_problems=4,
-            warmup=20,
+            SKILLS, width=32, layers=2, heads=2, kv_heads=1, context=112, task=Templated(TINY_SUMS), steps=150, lr=1e-2,
+            warmup=20, eval_task=None, eval_problems=4,
         ),
-        habits=dict(steps=2, lr=1e-3, warmup=1),
+        habits=dict(steps=2, lr=1e-3, warmup=1), modes=((0.3, 0.3, 0.4), (0.66, 0.26, 0.08)),
         student=dict(width=16, layers=1),
         rl=replace(
-            RL, digits=(1,), prompts=4, group_size=4, max_new_tokens=48, preflight=0, eval_digits=(1,), eval_problems=4,
-            eval_samples=4, warmup=1,
+            RL, task=Templated(ThinkingAddition((1,))), prompts=4, group_size=4, max_new_tokens=Schedule(48),
+            preflight=0, eval_problems=4, eval_samples=4, warmup=1,
         ),
-        zero_steps=3, control_steps=2, easy_digits=(1,), cap=20, cap_steps=4,
-        cold=replace(distill.PRESETS["tiny"], problems=60), rejection=distill.PRESETS["tiny"],
-        distilled=replace(distill.PRESETS["tiny"], problems=40), pipeline_steps=(2, 2), student_steps=2, loss_steps=2,
+        easy=Templated(ThinkingAddition((1,))), zero_steps=3, control_steps=2, cap=20, cap_steps=4,
+        cold=(replace(TINY_TRACES, problems=60), 4), rejection=(TINY_TRACES, 4),
+        distilled=(replace(TINY_TRACES, problems=40), 4), pipeline_steps=(2, 2), student_steps=2, loss_steps=2,
         loss_updates=2,
     ),
     "gpu": Preset(
-        skills=replace(
-            SKILLS, form="countdown", modes=(0.3, 0.7, 0.0), width=256, layers=6, heads=8, context=640, steps=4000,
-            lr=1e-3, rows_per_step=128, micro_tokens=32768,
-        ),
-        habits=dict(modes=(0.8, 0.2, 0.0), steps=300, lr=3e-4),
+        skills=replace(SKILLS, task=COUNTDOWN, width=256, layers=6, heads=8, kv_heads=4, context=640, steps=4000,
+                       lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_task=None),
+        habits=dict(steps=300, rows_per_step=64, lr=3e-4, warmup=10), modes=((0.3, 0.7), (0.8, 0.2)),
         student=dict(width=128, layers=3),
-        rl=replace(
-            RL, task="countdown", prompts=32, max_new_tokens=512, micro_tokens=65536, eval_problems=250, lr=1e-4,
-        ),
-        zero_steps=200, control_steps=80, easy_digits=(1,), cap=128, cap_steps=160,
-        cold=distill.DistillConfig(task="countdown", problems=1000, most=500, max_new_tokens=512, steps=100),
-        rejection=distill.DistillConfig(task="countdown", problems=4000, max_new_tokens=512, steps=1000),
-        distilled=distill.DistillConfig(task="countdown", problems=8000, max_new_tokens=512, steps=2000),
-        pipeline_steps=(100, 80), student_steps=200, loss_steps=60,
+        rl=replace(RL, task=COUNTDOWN, prompts=32, max_new_tokens=Schedule(512), micro_tokens=65536, eval_problems=250,
+                   lr=1e-4),
+        easy=COUNTDOWN, zero_steps=200, control_steps=80, cap=128, cap_steps=160,
+        cold=(replace(GPU_TRACES, problems=1000, how="first", choose=500), 100),
+        rejection=(replace(GPU_TRACES, problems=4000), 1000),
+        distilled=(replace(GPU_TRACES, problems=8000), 2000), pipeline_steps=(100, 80), student_steps=200,
+        loss_steps=60, long="search", short="direct",
     ),
 }  # fmt: skip
+
+
+def shown(task: Templated, shares: tuple[float, ...]) -> Templated:
+    """The task whose solutions take each mode so often."""
+    inner = task.task
+    if isinstance(inner, ThinkingCountdown):
+        return replace(task, task=replace(inner, direct=shares[0] / sum(shares)))
+    return replace(task, task=replace(inner, modes=shares))
 
 
 def arms(preset: str, seed: int) -> list[Arm]:
     """Bases in two phases; RL on them; cold starts from R1-Zero; so on down the pipeline; distillation from its end."""
     chosen = PRESETS[preset]
-    countdown = chosen.rl.task == "countdown"
+    first_phase, second_phase = chosen.modes
+    task = chosen.skills.task
 
-    def skills(name: str, **settings) -> Arm:
-        return Arm(name, "sft", replace(chosen.skills, **settings), cost=chosen.skills.steps / 20)
+    def skills(arm: str, shares=first_phase, **settings) -> Arm:
+        return Arm(arm, "sft", replace(chosen.skills, task=shown(task, shares), **settings))
 
-    def habits(name: str, base: str, **settings) -> Arm:
-        return Arm(
-            name, "sft", replace(chosen.skills, **(chosen.habits | settings)), base, cost=chosen.skills.steps / 99
-        )
+    def habits(arm: str, base: str, **settings) -> Arm:
+        settings = chosen.habits | settings
+        return Arm(arm, "sft", replace(chosen.skills, task=shown(task, second_phase), **settings), base)
 
-    def rl(name: str, base: str, steps: int, preflight: int = 0, **settings) -> Arm:
-        often = {"eval_every": max(1, steps // 6)} if name in ("zero", "student_rl") else {}
-        return Arm(name, "grpo", replace(chosen.rl, steps=steps, preflight=preflight, **often, **settings), base)
+    def rl(arm: str, base: str, steps: int, **settings) -> Arm:
+        settings = {"eval_every": max(1, steps // 6)} | settings if arm in ("zero", "student_rl") else settings
+        return Arm(arm, "grpo", replace(chosen.rl, steps=steps, **settings), base)
 
-    def from_traces(name: str, config: distill.DistillConfig, teacher: str, base: str, **settings) -> Arm:
-        config = replace(config, digits=chosen.rl.digits, **settings)
-        return Arm(name, "distill", config, base, {"teacher": teacher}, cost=config.steps / 5)
+    def from_traces(arm: str, how: tuple[select.SelectConfig, int], teacher: str, base: str, **settings) -> list[Arm]:
+        config, steps = how
+        tune = sft.SftConfig(steps=steps, lr=1e-3, warmup=10, rows_per_step=32, micro_tokens=2048, decay="cosine")
+        return [
+            Arm(f"{arm}_data", "select", replace(config, **settings), inputs={"teacher": f"{teacher}/policy"}),
+            Arm(arm, "sft", tune, base, inputs={"data": f"{arm}_data/demonstrations.jsonl"}),
+        ]
 
-    flight, first, last = chosen.rl.preflight, *chosen.pipeline_steps
-    cap = dict(max_new_tokens=chosen.cap, eval_samples=0, preflight=flight)
-    raised = dict(later_max_new_tokens=chosen.rl.max_new_tokens, later_from=chosen.cap_steps // 2 + 1)
-    long, short = (("search",), ("direct",)) if countdown else (("recheck",), ("steps",))
-    easy = {} if countdown else dict(digits=chosen.easy_digits, eval_digits=chosen.easy_digits)
-    # one update per rollout makes all clips equal; dynamic sampling and the rest are the algorithm's own
-    losses = dict(preflight=flight, average="", eval_samples=0, updates_per_rollout=chosen.loss_updates)
+    cap = dict(eval_samples=0)
+    raised = Schedule(chosen.cap, ((chosen.cap_steps // 2 + 1, chosen.rl.max_new_tokens.first),))
+    first, last = chosen.pipeline_steps
     return [
         skills("skills"),
         skills("student_skills", **chosen.student),
-        skills("direct", modes=(1.0, 0.0, 0.0), steps=chosen.skills.steps // 2),
+        skills("direct", (1.0,) + (0.0,) * (len(first_phase) - 1), steps=chosen.skills.steps // 2),
         habits("base", "skills"),
-        habits("student", "student_skills", **chosen.student),
-        rl("zero", "base", chosen.zero_steps, flight),
-        rl("no_thoughts", "direct", chosen.control_steps),
-        rl("easy", "base", chosen.control_steps, **easy),
-        rl("capped", "base", chosen.cap_steps, **cap),
-        rl("raised", "base", chosen.cap_steps, **cap, **raised),
-        rl("student_rl", "student", chosen.student_steps),
-        *(rl(loss, "base", chosen.loss_steps, algorithm=loss, **losses) for loss in LOSSES),
-        from_traces("cold", chosen.cold, "zero", "base", modes=long),
-        from_traces("short", chosen.cold, "zero", "base", modes=short),
-        rl("cold_rl", "cold", first),
-        rl("short_rl", "short", first),
-        from_traces("rejection", chosen.rejection, "cold_rl", "base"),
-        rl("final", "rejection", last),
-        from_traces("distilled", chosen.distilled, "final", "student"),
-        from_traces("distilled_wrong", chosen.distilled, "final", "student", keep="wrong"),
-        rl("distilled_eval", "distilled", 0),
-        rl("distilled_wrong_eval", "distilled_wrong", 0),
-    ]
+        habits("student", "student_skills"),
+        rl("zero", "base", chosen.zero_steps),
+        rl("no_thoughts", "direct", chosen.control_steps, preflight=0),
+        rl("easy", "base", chosen.control_steps, preflight=0, task=chosen.easy),
+        rl("capped", "base", chosen.cap_steps, max_new_tokens=Schedule(chosen.cap), **cap),
+        rl("raised", "base", chosen.cap_steps, max_new_tokens=raised, **cap),
+        rl("student_rl", "student", chosen.student_steps, preflight=0),
+        # one update per rollout makes all clips equal; dynamic sampling and the rest are the algorithm's own
+        *(rl(loss, "base", chosen.loss_steps, algorithm=ALGORITHMS[loss], eval_samples=0,
+             updates_per_rollout=chosen.loss_updates,
+             rewards=chosen.rl.rewards + ((Overlong(),) if loss == "dapo" else ())) for loss in LOSSES),
+        *from_traces("cold", chosen.cold, "zero", "base", modes=(chosen.long,)),
+        *from_traces("short", chosen.cold, "zero", "base", modes=(chosen.short,)),
+        rl("cold_rl", "cold", first, preflight=0),
+        rl("short_rl", "short", first, preflight=0),
+        *from_traces("rejection", chosen.rejection, "cold_rl", "base"),
+        rl("final", "rejection", last, preflight=0),
+        *from_traces("distilled", chosen.distilled, "final", "student"),
+        *from_traces("distilled_wrong", chosen.distilled, "final", "student", keep="wrong"),
+        rl("distilled_eval", "distilled", 0, preflight=0),
+        rl("distilled_wrong_eval", "distilled_wrong", 0, preflight=0),
+    ]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- claims
@@ -206,11 +229,16 @@ def gain_of_rechecks(r: Results, arm: str, levels: tuple[int, ...]) -> PerSeed:
     return average(r.last(arm, f"eval/accuracy/recheck/{n}") - r.last(arm, f"eval/accuracy/steps/{n}") for n in levels)
 
 
+def teacher_of(r: Results) -> str:
+    """The arm that counts the tokens which were sampled for the student; it was one with the fine-tuning once."""
+    return "distilled_data" if "distilled_data" in r.arms else "distilled"
+
+
 def rl_at_equal_tokens(r: Results) -> PerSeed:
     """pass@1 of student_rl at its first measurement with as many sampled tokens as the teacher's; else its last."""
 
     def of(seed: int) -> float | None:
-        spent = sum(tokens for _, tokens in r.lines("distilled", "tokens", seed))
+        spent = sum(tokens for _, tokens in r.lines(teacher_of(r), "tokens", seed))
         measured = r.lines("student_rl", ACC, seed)
         enough = [value for line, value in measured if line.get("num_tokens", 0) >= spent]
         return (enough or [value for _, value in measured[-1:]] or [None])[0]
@@ -244,11 +272,11 @@ def claims(preset: str) -> list[Claim]:
               lead("dapo", "grpo", "frac_learnt_zero_std", Results.mean), -0.05, LESS),
         Claim("losses: late entropy, DAPO (clip-higher) / GRPO", ratio("dapo", "grpo", "entropy"), 1.1, no_effect=1),
     ]  # fmt: skip
-    if rl.task != "countdown":  # its searches have no re-checks
+    if PRESETS[preset].long == "recheck":  # its searches have no re-checks
         found += [
             Claim("R1-Zero: re-checks after / before", growth("zero", RECHECKS), 2.0, no_effect=1),
             Claim("R1-Zero: accuracy of re-checked - of single passes, at equal difficulty",
-                  lambda r: gain_of_rechecks(r, "zero", rl.digits), 0.03),
+                  lambda r: gain_of_rechecks(r, "zero", rl.task.task.digits), 0.03),
         ]  # fmt: skip
     return found
 
@@ -303,7 +331,7 @@ def panels(preset: str) -> list[Panel]:
 
     def distilled(axis, r: Results) -> None:
         for arm, color, label in (("", "C0", "distilled from R1"), ("_wrong", base, "from its wrong traces")):
-            tokens, value = r.last("distilled", "tokens"), r.last(f"distilled{arm}_eval", ACC)
+            tokens, value = r.last(teacher_of(r), "tokens"), r.last(f"distilled{arm}_eval", ACC)
             axis.plot([tokens[s] for s in value], list(value.values()), "*", color=color, markersize=11, label=label)
 
     return [
@@ -314,7 +342,7 @@ def panels(preset: str) -> list[Panel]:
         Panel("Held-out problems, before and after", before_after, "eval/pass", points=pass_at, also=majority,
               xlabel="k", ylabel="accuracy", xscale="log", marker="o", **share),
         Panel(f"A budget raised at step {chosen.cap_steps // 2 + 1}",
-              [Line("raised", f"from {chosen.cap} to {chosen.rl.max_new_tokens} tokens"),
+              [Line("raised", f"from {chosen.cap} to {chosen.rl.max_new_tokens.first} tokens"),
                Line("capped", f"{chosen.cap} tokens throughout", base)],
               ROLLOUT, ylabel="mean length of the rollouts, tokens", ylim=(0, None)),
         Panel("The stages of R1 (numbers: mean length in tokens)", [Line(name, name, "C0") for name in PIPELINE],
@@ -329,5 +357,6 @@ def panels(preset: str) -> list[Panel]:
 
 def caption(preset: str) -> str:
     rl = PRESETS[preset].rl
-    what = "Countdown" if rl.task == "countdown" else f"sums of {' and '.join(map(str, rl.digits))} digits"
+    sums = isinstance(rl.task.task, ThinkingAddition)
+    what = f"sums of {' and '.join(map(str, rl.task.task.digits))} digits" if sums else "Countdown"
     return f"DeepSeek-R1 on {what} that may be thought about, preset {preset}: sampled at temperature 1."

@@ -42,6 +42,7 @@ from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
     RunConfig,
     device_name,
+    flatten,
     pick_device,
     read_json,
     read_jsonl,
@@ -116,7 +117,7 @@ def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list
             config = dataclasses.replace(
                 arm.settings, seed=seed, out=str(out / f"seed{seed}" / arm.name), device=device, resume=True, **folders
             )
-            settings = json.loads(json.dumps(relative(dataclasses.asdict(config), out), default=repr))
+            settings = relative(flatten(config), out)
             settings = {"recipe": arm.recipe} | {key: value for key, value in settings.items() if key not in FREE}
             needs = dict.fromkeys(arm.needs())
             hashed = json.dumps([settings, code_hash(), [jobs[name].hash for name in needs]], sort_keys=True)

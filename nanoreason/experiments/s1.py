@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from nanoreason.evaluate import control, performance, scaling
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, lead
-from nanoreason.recipes import budget, curate, sft
+from nanoreason.recipes import budget, select, sft
+from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks.wrappers import AskedLength, Templated
 
 CHOICES = {
     "s1": "s1: quality, difficulty, diversity",
@@ -34,45 +36,64 @@ PROMPTS = {"tokens": "token-conditional", "steps": "step-conditional", "class": 
 @dataclass(frozen=True)
 class Preset:
     base: sft.SftConfig
-    curate: curate.CurateConfig
+    select: select.SelectConfig  # how demonstrations are chosen
+    epochs: int  # passes over them (the paper's 5 of 1,000 are 315 updates; 10 of 100 are 62)
     budget: budget.BudgetConfig
 
 
+SUMS = ThinkingAddition((1, 2), error_prob=0.2, recheck_error_scale=0.25)
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, context=384, digits=(1, 2), modes=(0.0, 0.55, 0.45), slip=0.2,
-    care=0.25, doubt=0.6, passes=12, asked_share=0.3, steps=5000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    task=Templated(AskedLength(
+        replace(SUMS, modes=(0.0, 0.55, 0.45), extra_recheck_prob=0.6, max_passes=12), kind="both", asked_share=0.3,
+    )),
+    width=64, context=384, steps=5000, lr=3e-3, rows_per_step=32, eval_task=Templated(SUMS),
+)  # fmt: skip
+POOL = select.SelectConfig(
+    task=Templated(replace(SUMS, modes=(0.0, 0.15, 0.85), extra_recheck_prob=0.2)), problems=1600, keep="all",
+    broken_share=0.1, other_word_share=0.3, choose=100,
 )  # fmt: skip
 PRESETS = {
-    "cpu": Preset(CPU_BASE, curate.PRESETS["cpu"], budget.PRESETS["cpu"]),
+    "cpu": Preset(CPU_BASE, POOL, 10, budget.PRESETS["cpu"]),
     "tiny": Preset(
-        replace(CPU_BASE, width=32, layers=2, heads=2, steps=20, warmup=2, rows_per_step=8, eval_problems=4),
-        curate.PRESETS["tiny"], budget.PRESETS["tiny"],
+        replace(CPU_BASE, width=32, layers=2, heads=2, kv_heads=1, steps=20, warmup=2, rows_per_step=8,
+                eval_problems=4),
+        replace(POOL, problems=60, choose=12), 1, budget.PRESETS["tiny"],
     ),
     "gpu": Preset(
-        replace(CPU_BASE, width=256, layers=6, heads=8, context=768, digits=(2, 3), eval_digits=(2, 3), steps=6000,
-                lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
-        curate.PRESETS["gpu"], budget.PRESETS["gpu"],
+        replace(CPU_BASE, width=256, layers=6, heads=8, kv_heads=4, context=768, steps=6000, lr=1e-3, rows_per_step=128,
+                micro_tokens=32768, eval_problems=500),
+        replace(POOL, problems=10_000, choose=1000), 10, budget.PRESETS["gpu"],
     ),
 }  # fmt: skip
 
 
 def arms(preset: str, seed: int) -> list[Arm]:
-    """The base; what is fine-tuned from it; what each of them does with its budget."""
+    """The base; what is chosen and fine-tuned from it; what each of them does with its budget."""
     chosen = PRESETS[preset]
-    tuned = {name: {"how": name} for name in CHOICES} | {name: {"condition": name} for name in PROMPTS}
+    picked = {name: replace(chosen.select, how=name) for name in CHOICES}
+    picked |= {name: replace(chosen.select, how="s1", condition=name) for name in PROMPTS}
     methods = {name: ("wait",) for name in CHOICES} | {name: (name,) for name in PROMPTS}
     methods |= {"s1": ("forcing", "until", "wait", "words", "samples"), "untuned": ("wait", "samples")}
 
-    def measured(name: str, wanted: tuple[str, ...]) -> Arm:
+    def tuned(name: str, config: select.SelectConfig) -> sft.SftConfig:
+        count = config.problems if name == "all" else config.choose
+        steps = max(1, round(chosen.epochs * count / 16))
+        return sft.SftConfig(steps=steps, lr=5e-4, warmup=1 + steps // 20, rows_per_step=16, decay="cosine")
+
+    found = [Arm("base", "sft", chosen.base)]
+    for name, config in picked.items():
+        inputs = {"base": "base/policy"} if config.how == "s1" else {}
+        found += [
+            Arm(f"pick_{name}", "select", config, inputs=inputs, cost=100),
+            Arm(f"sft_{name}", "sft", tuned(name, config), "base",
+                inputs={"data": f"pick_{name}/demonstrations.jsonl"}),
+        ]  # fmt: skip
+    for name, wanted in methods.items():
         waits = chosen.budget.waits if name in ("s1", "untuned") else (0,)
         base = "base" if name == "untuned" else f"sft_{name}"
-        return Arm(name, "budget", replace(chosen.budget, methods=wanted, waits=waits), base, cost=500 * len(wanted))
-
-    return [
-        Arm("base", "sft", chosen.base),
-        *(Arm(f"sft_{name}", "curate", replace(chosen.curate, **how), "base", cost=99) for name, how in tuned.items()),
-        *(measured(name, wanted) for name, wanted in methods.items()),
-    ]
+        config = replace(chosen.budget, methods=wanted, waits=waits)
+        found.append(Arm(name, "budget", config, base, cost=300.0 * len(wanted)))
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- claims
@@ -137,6 +158,11 @@ def lead_over_votes(r: Results) -> PerSeed:
     return r.per_seed(of)
 
 
+def picked_by(r: Results, name: str) -> str:
+    """The arm that tells what was chosen; it was one with the fine-tuning once."""
+    return f"pick_{name}" if f"pick_{name}" in r.arms else f"sft_{name}"
+
+
 def claims(preset: str) -> list[Claim]:
     def twice(word: str):
         return lambda r: r.last("s1", "accuracy", method="words", asked=word)
@@ -181,7 +207,9 @@ def extra(results: Results, preset: str) -> dict:
         numbers[f"wait, {arm}"] = {str(k): v.rounded() for k, v in enumerate(waited(results, arm))}
     words = results.by("s1", "accuracy", "asked", method="words")
     chosen = results.table({"accuracy": "accuracy", "thinking": "thinking"}, ("untuned", *CHOICES), **ALONE)
-    about = results.table({name: name for name in ("chosen", "chosen_tokens")}, [f"sft_{name}" for name in CHOICES])
+    about = results.table(
+        {name: name for name in ("chosen", "chosen_tokens")}, [picked_by(results, name) for name in CHOICES]
+    )
     return numbers | {"words, twice each": {word: v.rounded() for word, v in words.items()}, "data": chosen | about}
 
 
@@ -196,6 +224,7 @@ def panels(preset: str) -> list[Panel]:
     asked = [name for name in METHODS if "majority" not in name and name != "forced both ways"]
     how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out sums"}
     tokens = {"x": "thinking", "xlabel": "mean thinking tokens"}
+    kept_from_closing = [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)]
     words = [Line("s1", "stops\nby itself", "C7", ALONE)]
     words += [
         Line("s1", word, "C0", {"method": "words", "asked": word})
@@ -211,15 +240,17 @@ def panels(preset: str) -> list[Panel]:
 
     def counts(axis, r: Results) -> None:
         for i, name in enumerate(CHOICES, 1):
-            axis.text(i, 0.03, f"{r.last(f'sft_{name}', 'chosen').mean:.0f}", ha="center", fontsize=8, color="white")
+            axis.text(
+                i, 0.03, f"{r.last(picked_by(r, name), 'chosen').mean:.0f}", ha="center", fontsize=8, color="white"
+            )
 
     return [
         Panel("Budget forcing and majority voting",
               [lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")]
               + [waits], "accuracy", xscale="log", **how, **tokens),
         Panel("Other ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens),
-        Panel("How often it is kept from closing", [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)],
-              "accuracy", "asked", xlabel='number of "wait"', **how),
+        Panel("How often it is kept from closing", kept_from_closing, "accuracy", "asked",
+              xlabel='number of "wait"', **how),
         Panel("Thinking tokens against what was allowed", [lines[name] for name in asked if "+" not in name],
               "thinking", points=within_limit, also=limit, xlabel="tokens allowed",
               **how | {"ylabel": "mean thinking tokens"}),
@@ -231,7 +262,7 @@ def panels(preset: str) -> list[Panel]:
 
 
 def caption(preset: str) -> str:
-    digits = " and ".join(map(str, PRESETS[preset].base.digits))
+    digits = " and ".join(map(str, SUMS.digits))
     return (
         f"s1 on {digits}-digit addition with optional re-checking, preset {preset}: thinking is sampled at "
         "temperature 1, answers are greedy."

@@ -23,9 +23,13 @@ from dataclasses import dataclass, replace
 
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, lead, ratio
-from nanoreason.recipes import sos, sos_improve
+from nanoreason.learn import ALGORITHMS, Algorithm
+from nanoreason.recipes import grpo, search_test, sft, star
+from nanoreason.recipes.search_test import SPLITS
+from nanoreason.rewards import Metric
+from nanoreason.run import Schedule
 from nanoreason.search import ERRORS, STRATEGIES
-from nanoreason.trajectories import SPLITS
+from nanoreason.tasks import StreamOfSearch
 
 ARMS = {
     "op": "optimal paths",
@@ -43,39 +47,75 @@ COLORS = dict(
 
 @dataclass(frozen=True)
 class Preset:
-    sos: sos.SosConfig  # the searcher
+    sos: sft.SftConfig  # the searcher
     op_tokens: dict  # optimal paths are short: with these settings they make as many tokens
-    star: sos_improve.SosImproveConfig
-    pg: sos_improve.SosImproveConfig
-    apa: sos_improve.SosImproveConfig
+    star: star.StarConfig
+    pg: grpo.GrpoConfig
+    test: search_test.SearchTestConfig
 
 
-def preset_of(name: str, policy_gradient: str, op_tokens: dict) -> Preset:
-    improve = sos_improve.PRESETS
-    by_gradient = replace(improve[policy_gradient], method="pg")
-    return Preset(sos.PRESETS[name], op_tokens, improve[name], by_gradient, replace(by_gradient, method="apa"))
-
-
+SHORT = ("bfs2-sum", "bfs2-mult", "bfs3-sum", "bfs3-mult", "bfs4-sum", "bfs4-mult")
+CPU_TASK = StreamOfSearch(3, 50, strategies=SHORT)
+CPU_SOS = sft.SftConfig(
+    task=CPU_TASK, context=320, steps=7500, rows_per_step=12, warmup=50, decay="cosine", micro_tokens=640,
+    eval_problems=200, eval_every=2500,
+)  # fmt: skip
+CPU_STAR = star.StarConfig(
+    task=CPU_TASK, rounds=3, pool=100_000, problems=1500, temperature=0.8, restart=False, prompt_set=0,
+    first_steps=100, step_increment=0, rows_per_step=32, lr=3e-4, decay="cosine", warmup=10, micro_tokens=640,
+    eval_problems=200,
+)  # fmt: skip
+CPU_PG = grpo.GrpoConfig(
+    task=CPU_TASK, rewards=(Metric(name="rating"),), algorithm=Algorithm(average="token"), steps=40, prompts=32,
+    group_size=8, max_new_tokens=Schedule(320), preflight=0, lr=2e-4, warmup=10, micro_tokens=640, eval_problems=200,
+)  # fmt: skip
+TINY_TASK = StreamOfSearch(3, 9, (10, 40))
+GPU_TASK = StreamOfSearch()
 PRESETS = {
-    "cpu": preset_of("cpu", "pg", {"rows_per_step": 37}),
-    "tiny": preset_of("tiny", "tiny", {}),
-    "gpu": preset_of("gpu", "gpu-pg", {"steps": 18000, "eval_every": 4500}),
-}
+    "cpu": Preset(CPU_SOS, {"rows_per_step": 37}, CPU_STAR, CPU_PG, search_test.SearchTestConfig(task=CPU_TASK)),
+    "tiny": Preset(
+        replace(CPU_SOS, task=TINY_TASK, width=32, layers=2, heads=2, kv_heads=1, context=128, steps=12,
+                rows_per_step=8, warmup=2, save_every=6, log_every=2, eval_problems=6, eval_every=6),
+        {},
+        replace(CPU_STAR, task=TINY_TASK, rounds=2, pool=100, problems=8, first_steps=2, rows_per_step=4, warmup=1,
+                eval_problems=6),
+        replace(CPU_PG, task=TINY_TASK, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(100), warmup=1,
+                eval_problems=6),
+        search_test.PRESETS["tiny"],
+    ),
+    "gpu": Preset(
+        replace(CPU_SOS, task=GPU_TASK, width=384, layers=8, heads=6, kv_heads=3, context=2048, steps=6000,
+                rows_per_step=64, lr=1e-3, warmup=200, micro_tokens=65536, eval_problems=500, eval_every=2000),
+        {"steps": 18000, "eval_every": 4500},
+        replace(CPU_STAR, task=GPU_TASK, problems=5000, rows_per_step=64, first_steps=300, lr=1e-4,
+                micro_tokens=65536, eval_problems=500),
+        replace(CPU_PG, task=GPU_TASK, prompts=64, lr=1e-4, max_new_tokens=Schedule(2000), micro_tokens=65536,
+                eval_problems=500),
+        search_test.PRESETS["gpu"],
+    ),
+}  # fmt: skip
 
 
 def arms(preset: str, seed: int) -> list[Arm]:
-    """What starts from random weights, and what starts from the searcher."""
+    """What starts from random weights, what starts from the searcher, and the test of each."""
     chosen = PRESETS[preset]
-    learners = {"sos": {}, "correct": {"data": "correct"}, "op": {"data": "op"}}
-    if seed == 0:  # a control that costs as much as `sos`
-        learners["op_tokens"] = {"data": "op", **chosen.op_tokens}
-    improvers = {"sos_star": chosen.star, "sos_pg": chosen.pg, "sos_apa": chosen.apa}
-    shared = ("inputs", "max_input", "targets", "strategies", "eval_problems", "hard_problems")
-    same = {name: getattr(chosen.sos, name) for name in shared}
-    cost = chosen.sos.steps / 4
-    return [Arm(arm, "sos", replace(chosen.sos, **data)) for arm, data in learners.items()] + [
-        Arm(arm, "sos_improve", replace(config, **same), "sos", cost=cost) for arm, config in improvers.items()
+
+    def learner(arm: str, data: str, **settings) -> Arm:
+        task = replace(chosen.sos.task, data=data)
+        return Arm(f"{arm}_model", "sft", replace(chosen.sos, task=task, **settings))
+
+    trained = [
+        learner("sos", "sos"),
+        learner("correct", "correct"),
+        learner("op", "op"),
+        # a control that costs as much as `sos`
+        *([learner("op_tokens", "op", **chosen.op_tokens)] if seed == 0 else []),
+        Arm("sos_star_model", "star", chosen.star, "sos_model", cost=1500.0),
+        Arm("sos_pg_model", "grpo", chosen.pg, "sos_model", cost=1500.0),
+        Arm("sos_apa_model", "grpo", replace(chosen.pg, algorithm=ALGORITHMS["apa"]), "sos_model", cost=1500.0),
     ]
+    tests = [Arm(arm.name.removesuffix("_model"), "search_test", chosen.test, arm.name, cost=500.0) for arm in trained]
+    return trained + tests
 
 
 # -------------------------------------------------------------------------------------------------------- claims
@@ -86,7 +126,7 @@ BOTH, NODES, ARITHMETIC = (tuple(f"{key}/{split}" for split in SPLITS) for key i
 
 def of_mixture(r: Results, preset: str, key: str, split: str = SPLITS[0]) -> PerSeed:
     """The strategies' mean of `symbolic...` metrics, weighted as they were drawn for the training data."""
-    shares = PRESETS[preset].sos.mixture().items()
+    shares = PRESETS[preset].sos.task.mixture().items()
     terms = [r.last("sos", f"{key}/{name}/{split}") * (share * len(shares)) for name, share in shares]
     return average(terms)
 
@@ -100,6 +140,9 @@ def closest(r: Results, arm: str) -> PerSeed:
 def first_and_last_gain(r: Results) -> PerSeed:
     """What the first round of STaR gains more than the last."""
     rounds = list(r.by("sos_star", BOTH, "step").values())
+    if "sos_star_model" in r.arms:  # its own tests, on new inputs; the first one is before any round
+        before, *rounds = r.by("sos_star_model", f"acc/{CPU_TASK.inputs}", "step").values()
+        return (rounds[0] - before) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
     return (rounds[0] - r.last("sos", BOTH)) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
 
 
@@ -190,8 +233,8 @@ def panels(preset: str) -> list[Panel]:
 
 
 def caption(preset: str) -> str:
-    sos = PRESETS[preset].sos
+    task = PRESETS[preset].sos.task
     return (
-        f"Stream of Search on Countdown with {sos.inputs} inputs up to {sos.max_input}, preset {preset}: "
+        f"Stream of Search on Countdown with {task.inputs} inputs up to {task.max_input}, preset {preset}: "
         "greedy responses to held-out problems."
     )

@@ -1,6 +1,6 @@
 """STaR (Zelikman et al., 2022), Figure 4 and 5 in miniature: how digit addition is learnt, length by length.
 
-One base per seed, which adds short sums and sees a few longer ones, then from this same base
+One base per seed, which adds short sums, a few longer ones and any with its answer as a hint; from this same base
     plain         STaR without rationalization: lengths are learnt one after another
     rationalize   STaR with rationalization: lengths are learnt together; after the rounds that are compared, longer
                   sums join the practice for some more rounds (Figure 5)
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from nanoreason.experiments.figure import Line, Panel, family
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results
 from nanoreason.recipes import sft, star
+from nanoreason.tasks import Addition
 
 ARMS = {
     "plain": "without rationalization",
@@ -34,54 +35,73 @@ COLORS = dict(zip(ARMS, ("tab:blue", "tab:orange", "tab:gray", "tab:green", "tab
 
 @dataclass(frozen=True)
 class Preset:
-    star: star.StarConfig  # what the arms have in common
-    late_digits: tuple[int, ...]  # lengths that join the practice of `rationalize` after the compared rounds
+    base: sft.SftConfig | None  # how the base is pretrained; None: the one in data/checkpoints
+    star: star.StarConfig  # what the STaR arms have in common
+    late: Addition | None  # longer sums that join the practice of `rationalize` after the compared rounds
     late_rounds: int  # for how many more rounds
-    direct_pool: int  # different problems per length of the direct baseline
-    direct_steps: int  # its optimizer steps
+    direct: sft.SftConfig  # of the direct baseline
     arms: tuple[str, ...] = tuple(ARMS)
 
 
-CPU = star.PRESETS["cpu"]
+# The base adds sums of one and two digits, of three mostly, of four now and then, and reads a hint at any length.
+HINTED = Addition(
+    (1, 2, 3, 4, 5, 6, 7), shares=(0.5, 0.35, 0.13, 0.02, 0, 0, 0), hint_share=0.4, hinted_shares=(1,) * 7
+)
+LONG = Addition((1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
+BASE = sft.SftConfig(
+    task=HINTED, optimizer="muon", lr=5e-3, steps=1500, rows_per_step=32, micro_tokens=512, eval_task=LONG,
+    eval_problems=60,
+)  # fmt: skip
+DIRECT = sft.SftConfig(
+    task=Addition(form="direct"), distinct=2000, steps=5000, rows_per_step=16, lr=1e-3, warmup=50, eval_problems=60
+)
+TINY = sft.PRESETS["tiny"]
 PRESETS = {
-    "cpu": Preset(CPU, (6, 7), 2, 2000, 5000),
-    "tiny": Preset(star.PRESETS["tiny"], (3,), 1, 64, 8, ("plain", "rationalize", "direct")),
-    "gpu": Preset(star.PRESETS["gpu"], (6, 7), 6, 2000, 5000),
+    "cpu": Preset(BASE, star.StarConfig(), Addition((6, 7)), 2, DIRECT),
+    "tiny": Preset(
+        None, star.PRESETS["tiny"], Addition((3,)), 1,
+        replace(TINY, task=Addition((1, 2), "direct"), distinct=64, steps=8), ("plain", "rationalize", "direct"),
+    ),
+    "gpu": Preset(
+        replace(BASE, width=256, layers=6, heads=8, kv_heads=4, lr=2e-3, rows_per_step=128, micro_tokens=32768,
+                eval_problems=500),
+        star.PRESETS["gpu"], Addition((6, 7)), 6, replace(DIRECT, micro_tokens=32768, eval_problems=500),
+    ),
     "demo": Preset(
-        replace(
-            CPU, base_steps=2500, base_goal=0.2, base_shares=(0.55, 0.35, 0.1), base_hinted_shares=(1, 1, 1, 1),
-            rounds=3, digits=(1, 2, 3, 4), problems=240, step_increment=0, eval_digits=(1, 2, 3, 4),
-        ),
-        (), 0, 2000, 1000, ("plain", "rationalize", "direct"),
+        None, star.StarConfig(rounds=3, problems=240, step_increment=0), None, 0,
+        replace(DIRECT, steps=1000), ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
+
+
+def tested(chosen: Preset) -> tuple[int, ...]:
+    """The lengths that are tested: three longer than any practised too, where some join late."""
+    practised = (*chosen.star.task.digits, *(chosen.late.digits if chosen.late else ()))
+    return tuple(range(1, max(practised) + 4)) if chosen.late else practised
 
 
 def arms(preset: str, seed: int) -> list[Arm]:
     """First the base, then the arms, which do not need each other."""
     chosen = PRESETS[preset]
-    common = chosen.star
-    direct = sft.SftConfig(
-        context=common.context, form="direct", digits=common.digits, pool=chosen.direct_pool, steps=chosen.direct_steps,
-        lr=common.lr, decay=True, warmup=common.warmup, rows_per_step=common.rows_per_step,
-        micro_tokens=common.micro_tokens, eval_digits=common.eval_digits, eval_problems=common.eval_problems,
-    )  # fmt: skip
-    longer, common = common.eval_digits, replace(common, eval_digits=common.digits)  # longest rows: half of the time
+    common, trained = chosen.star, chosen.base is not None
     settings = {
         "plain": common,
-        "rationalize": replace(
-            common, rationalize=True, rounds=common.rounds + chosen.late_rounds, late_digits=chosen.late_digits,
-            late_from=common.rounds + 1, eval_digits=longer,
-        ),
-        "direct": direct,
+        "rationalize": replace(common, rationalize=True),
+        "direct": replace(chosen.direct, base=common.base),
         "temperature": replace(common, retry_temperature=0.7),
         "continue": replace(common, rationalize=True, restart=False),
-    }  # fmt: skip
-    return [Arm("base", "star", replace(chosen.star, rounds=0), cost=10)] + [
-        Arm(arm, "sft" if arm == "direct" else "star", settings[arm], base="base/base", cost=settings[arm].rounds + 1
-            if arm != "direct" else 3)
+    }
+    if chosen.late:
+        settings["rationalize"] = replace(
+            settings["rationalize"], rounds=common.rounds + chosen.late_rounds, late_task=chosen.late,
+            late_from=common.rounds + 1, eval_task=Addition(tested(chosen)),
+        )  # fmt: skip
+    base = [Arm("base", "sft", chosen.base)] if trained else []
+    costs = {arm: 400.0 * (s.rounds + 1) if arm != "direct" else s.steps / 4 for arm, s in settings.items()}
+    return base + [
+        Arm(arm, "sft" if arm == "direct" else "star", settings[arm], base="base" if trained else "", cost=costs[arm])
         for arm in chosen.arms
-    ]  # fmt: skip
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- claims
@@ -100,7 +120,7 @@ def arrivals(results: Results, arm: str, digits: tuple[int, ...], seed: int, rou
 def arrived(results: Results, arm: str, preset: str, number) -> PerSeed:
     """A number of the rounds of arrival, where two lengths at least were left to learn and one was learnt."""
     settings = PRESETS[preset].star
-    times = {s: arrivals(results, arm, settings.digits, s, settings.rounds) for s in results.seeds}
+    times = {s: arrivals(results, arm, settings.task.digits, s, settings.rounds) for s in results.seeds}
     some = {s: t for s, t in times.items() if len(t) > 1 and min(t) <= settings.rounds}
     return PerSeed({seed: float(number(t)) for seed, t in some.items()})
 
@@ -117,7 +137,7 @@ def spread(times: list[int]) -> int:
 
 def claims(preset: str) -> list[Claim]:
     chosen, settings = PRESETS[preset], PRESETS[preset].star
-    acc = tuple(f"acc/{n}" for n in settings.digits)
+    acc = tuple(f"acc/{n}" for n in settings.task.digits)
 
     def lead(other: str) -> Callable[[Results], PerSeed]:
         """Of rationalize, in mean accuracy over the rounds."""
@@ -138,7 +158,7 @@ def claims(preset: str) -> list[Claim]:
     if "temperature" in chosen.arms:
         found.append(Claim("rationalize - temperature: accuracy, mean over rounds", lead("temperature"), 0.05))
     if chosen.late_rounds:
-        joined, longer = chosen.late_digits, max(chosen.late_digits) + 1
+        joined, longer = chosen.late.digits, max(chosen.late.digits) + 1
         late = tuple(f"acc/{n}" for n in joined)
         found += [
             Claim(f"longer unseen sums: accuracy on {joined[0]} digits before they joined",
@@ -146,7 +166,7 @@ def claims(preset: str) -> list[Claim]:
             Claim(f"late: gain on {' and '.join(map(str, joined))} digits after they joined",
                   lambda r: r.last("rationalize", late) - r.last("rationalize", late, step=settings.rounds), 0.1),
         ]  # fmt: skip
-        if longer in settings.eval_digits:
+        if longer in tested(chosen):
             found.append(Claim(f"late: accuracy on {longer} digits, never practised",
                                lambda r: r.last("rationalize", f"acc/{longer}"), 0.03))  # fmt: skip
     return found
@@ -155,10 +175,10 @@ def claims(preset: str) -> list[Claim]:
 def extra(results: Results, preset: str) -> dict:
     """Final accuracy by length and rounds of arrival, every seed."""
     settings = PRESETS[preset].star
-    numbers = results.table({f"accuracy/{n}": f"acc/{n}" for n in settings.eval_digits})
+    numbers = results.table({f"accuracy/{n}": f"acc/{n}" for n in tested(PRESETS[preset])})
     for arm in set(numbers) - {"base", "direct"}:
         numbers[arm]["arrival rounds of new lengths"] = {
-            str(s): arrivals(results, arm, settings.digits, s, settings.rounds) for s in results.seeds
+            str(s): arrivals(results, arm, settings.task.digits, s, settings.rounds) for s in results.seeds
         }
     return numbers
 
@@ -168,8 +188,8 @@ def extra(results: Results, preset: str) -> dict:
 
 def panels(preset: str) -> list[Panel]:
     """Top: accuracy per length without and with rationalization, all arms. Bottom: data kept, hints, longer sums."""
-    chosen, digits, rounds = PRESETS[preset], PRESETS[preset].star.digits, PRESETS[preset].star.rounds
-    acc, unseen = tuple(f"acc/{n}" for n in digits), [n for n in chosen.star.eval_digits if n > max(digits)]
+    chosen, digits, rounds = PRESETS[preset], PRESETS[preset].star.task.digits, PRESETS[preset].star.rounds
+    acc, unseen = tuple(f"acc/{n}" for n in digits), [n for n in tested(chosen) if n > max(digits)]
     compared = {"step": lambda s: s <= rounds}
     label, ylabel = "{}-digit sums", "accuracy on held-out sums"
     how = {"xlabel": "round (0: the base)", "ylim": (-0.03, 1.03), "marker": "o"}
@@ -180,7 +200,7 @@ def panels(preset: str) -> list[Panel]:
 
     def joining(axis, results: Results) -> None:
         if chosen.late_rounds:
-            joined = f"{' and '.join(map(str, chosen.late_digits))} digits join the practice"
+            joined = f"{' and '.join(map(str, chosen.late.digits))} digits join the practice"
             axis.axvline(rounds + 0.5, color="gray", linestyle="--", label=joined)
 
     return [
@@ -203,6 +223,6 @@ def panels(preset: str) -> list[Panel]:
 def caption(preset: str) -> str:
     settings = PRESETS[preset].star
     return (
-        f"STaR on sums of {min(settings.digits)} to {max(settings.digits)} digits with a scratchpad, preset {preset}: "
-        "greedy accuracy on held-out sums."
+        f"STaR on sums of {min(settings.task.digits)} to {max(settings.task.digits)} digits with a scratchpad, "
+        f"preset {preset}: greedy accuracy on held-out sums."
     )
