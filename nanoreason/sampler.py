@@ -79,7 +79,7 @@ def draw(
 class Sampler:
     """An iterator over stopped rows. One sampler serves one set of weights: make a new one after an update.
 
-    eos_id          None: rows end by stop ids and budgets alone
+    eos_id          one id or several (`tokenizer.eos_ids`); None: rows end by stop ids and budgets alone
     temperature     0 is greedy
     max_new_tokens  budget of rows that name none of their own
     stop_ids        tokens that hand a row back, EOS aside; the stop token is the row's last token
@@ -90,7 +90,7 @@ class Sampler:
         self,
         model: Transformer,
         *,
-        eos_id: int | None,
+        eos_id: int | tuple[int, ...] | None,
         max_new_tokens: int = 256,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -103,11 +103,12 @@ class Sampler:
             raise ValueError(
                 f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs >= 0, (0, 1] and >= 1"
             )
-        self.model, self.eos_id, self.max_new_tokens = model, eos_id, max_new_tokens
+        self.model, self.max_new_tokens = model, max_new_tokens
+        self.eos_ids = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
         self.temperature, self.top_p, self.max_rows, self.kv_bytes = temperature, top_p, max_rows, kv_bytes
         self.context = model.config.max_position_embeddings
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-        self.stops[[*stop_ids, *([] if eos_id is None else [eos_id])]] = True
+        self.stops[[*stop_ids, *self.eos_ids]] = True
         self.queue: deque[Rollout] = deque()  # submitted, not yet in a slot
         self.finished: deque[Rollout] = deque()  # stopped, not yet handed out
         # slot -> row: [:n] are live, behind them lie stopped rows whose keys are still there
@@ -203,7 +204,7 @@ class Sampler:
         new = slice(len(row.tokens), int(self.host_position[slot]) + 1)
         for token, logprob in zip(self.tokens[slot, new].tolist(), self.logprobs[slot, new].tolist(), strict=True):
             row.sampled(token, logprob)
-        row.stop_reason = "eos" if token == self.eos_id else "stop" if self.stops[token] else "length"
+        row.stop_reason = "eos" if token in self.eos_ids else "stop" if self.stops[token] else "length"
         self.n -= 1
         self._swap(slot, self.n)
 
