@@ -22,6 +22,7 @@ Rollouts, budget forcing, spawn / join, majority voting and evaluation are all t
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -73,6 +74,7 @@ def draw(
     # Just below the total: rounding must not reach past the last token that has any probability.
     target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cdf, target, right=True)  # (B, 1): the first token whose CDF exceeds the target
+    tokens.clamp_(max=logits.shape[-1] - 1)  # where the logits are NaN, none does, and the log-prob is NaN
     return tokens[:, 0], (probs.gather(-1, tokens) / total).log()[:, 0].float()
 
 
@@ -99,9 +101,9 @@ class Sampler:
         kv_bytes: int = 4 << 30,
     ):
         self.version = self._weights_version(model)
-        if temperature < 0 or not 0 < top_p <= 1 or max_rows < 1:
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_rows < 1:  # NaN is in no range
             raise ValueError(
-                f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs >= 0, (0, 1] and >= 1"
+                f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs [0, inf), (0, 1] and >= 1"
             )
         self.model, self.max_new_tokens = model, max_new_tokens
         self.eos_ids = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
@@ -191,6 +193,7 @@ class Sampler:
         """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
         here = self.position[:n, None]  # (n, 1): where each row's last token stands, the input of this step
         logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
+        finite = logits.sum(-1) * 0  # (n,): 0, or NaN where a logit is not finite; the row's log-prob will say so
         closed = self.stops & (here + 1 < self.go_on_until[:n, None])  # (n, V): what cannot be drawn
         if self.model.no_token is not None:
             closed |= self.model.no_token
@@ -198,14 +201,20 @@ class Sampler:
         token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
         here += 1  # a view: self.position moves on with it
         self.tokens[:n].scatter_(1, here, token[:, None])
+        logprob += finite
         self.logprobs[:n].scatter_(1, here, logprob[:, None])
-        return self.stops[token] | (self.position[:n] + 1 >= self.end[:n])
+        return self.stops[token] | (self.position[:n] + 1 >= self.end[:n]) | logprob.isnan()
 
     def _retire(self, slot: int) -> None:
         """Hand the row in `slot` its new tokens and swap it behind the live ones."""
         row = self.rows[slot]
         new = slice(len(row.tokens), int(self.host_position[slot]) + 1)
         for token, logprob in zip(self.tokens[slot, new].tolist(), self.logprobs[slot, new].tolist(), strict=True):
+            if math.isnan(logprob):
+                raise FloatingPointError(
+                    f"the logits of the row with prompt {row.problem.prompt[:60]!r} are not finite after "
+                    f"{len(row.tokens)} tokens: a weight is not finite, or too large"
+                )
             row.sampled(token, logprob)
         row.stop_reason = "eos" if token in self.eos_ids else "stop" if self.stops[token] else "length"
         self.n -= 1
