@@ -74,7 +74,7 @@ def draw(
     # Just below the total: rounding must not reach past the last token that has any probability.
     target = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cdf, target, right=True)  # (B, 1): the first token whose CDF exceeds the target
-    tokens.clamp_(max=logits.shape[-1] - 1)  # where the logits are NaN, none does, and the log-prob is NaN
+    tokens.clamp_(max=logits.shape[-1] - 1)  # where a logit is NaN or inf, none does, and the log-prob is NaN
     return tokens[:, 0], (probs.gather(-1, tokens) / total).log()[:, 0].float()
 
 
@@ -193,7 +193,6 @@ class Sampler:
         """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
         here = self.position[:n, None]  # (n, 1): where each row's last token stands, the input of this step
         logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
-        finite = logits.sum(-1) * 0  # (n,): 0, or NaN where a logit is not finite; the row's log-prob will say so
         closed = self.stops & (here + 1 < self.go_on_until[:n, None])  # (n, V): what cannot be drawn
         if self.model.no_token is not None:
             closed |= self.model.no_token
@@ -201,7 +200,6 @@ class Sampler:
         token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
         here += 1  # a view: self.position moves on with it
         self.tokens[:n].scatter_(1, here, token[:, None])
-        logprob += finite
         self.logprobs[:n].scatter_(1, here, logprob[:, None])
         return self.stops[token] | (self.position[:n] + 1 >= self.end[:n]) | logprob.isnan()
 
