@@ -19,10 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Bounds well above any model there is, so that a damaged number is refused before memory is asked for.
+LARGEST = {
+    "vocab_size": 1 << 22, "hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10, "num_key_value_heads": 1 << 10, "head_dim": 1 << 10,
+    "max_position_embeddings": 1 << 21,
+}  # fmt: skip
+
 
 @dataclass
 class ModelConfig:
-    """Field names are those of Hugging Face's config.json."""
+    """Field names are those of Hugging Face's config.json. A field out of its range is a ValueError that names it."""
 
     model_type: str = "llama"  # llama, qwen2 (bias on q, k, v) or qwen3 (RMSNorm on each head's q and k)
     vocab_size: int = 64
@@ -41,20 +48,46 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in ("llama", "qwen2", "qwen3"):
-            raise ValueError(f"model_type {self.model_type!r} is not supported: use llama, qwen2 or qwen3")
+            raise ValueError(f"model_type {str(self.model_type)!r:.60} is not supported: use llama, qwen2 or qwen3")
+        for name, largest in LARGEST.items():
+            check(name, getattr(self, name), int, 1, largest)
+        check("rms_norm_eps", self.rms_norm_eps, float, 1e-12, 0.1)
+        check("rope_theta", self.rope_theta, float, 1, 1e12)
+        for name in ("tie_word_embeddings", "attention_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60} instead of true or false")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple "
                 f"of num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd: rotary embedding turns pairs of dimensions")
+        if self.model_type == "llama" and self.hidden_size % self.num_attention_heads:  # as `transformers` has it
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.rope_scaling:
-            if self.rope_scaling.get("rope_type") != "llama3":
-                raise ValueError(f"rope_scaling {self.rope_scaling} is not supported: only rope_type llama3 is")
-            missing = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} - {
-                *self.rope_scaling
-            }
-            if missing:
-                raise ValueError(f"rope_scaling lacks {', '.join(sorted(missing))}")
+            self._check_rope_scaling(self.rope_scaling)
+
+    @staticmethod
+    def _check_rope_scaling(scaling: dict[str, Any]) -> None:
+        if scaling.get("rope_type") != "llama3":
+            raise ValueError(f"rope_scaling {str(scaling):.200} is not supported: only rope_type llama3 is")
+        numbers = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        if missing := set(numbers) - set(scaling):
+            raise ValueError(f"rope_scaling lacks {', '.join(sorted(missing))}")
+        for name in numbers:
+            check(f"rope_scaling: {name}", scaling[name], float, 1e-6, 1e9)
+        if scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise ValueError("rope_scaling: low_freq_factor must be smaller than high_freq_factor")
+
+
+def check(name: str, value: Any, kind: type, least: float, most: float) -> None:
+    """ValueError that names the field unless `value` is a number of this kind (a whole one is a float too) in range."""
+    if type(value) not in (int, kind) or not least <= value <= most:
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"{name} is {value!r:.60} instead of a {what} from {least} to {most}")
 
 
 def small_config(width: int, layers: int, heads: int, vocab_size: int, context: int, **other: Any) -> ModelConfig:
@@ -152,8 +185,8 @@ def rope_table(config: ModelConfig) -> torch.Tensor:
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast enough to stay as it is, 0: slowed by `factor`
         frequency = frequency * (keep + (1 - keep) / scaling["factor"])
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequency  # (context, d/2)
-    angle = torch.cat([angle, angle], dim=-1)  # (context, d): dimension i turns together with i + d/2
-    return torch.stack([angle.cos(), angle.sin()]).float()
+    turned = torch.stack([angle.cos().float(), angle.sin().float()])  # (2, context, d/2)
+    return torch.cat([turned, turned], dim=-1)  # (2, context, d): dimension i turns together with i + d/2
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -260,6 +293,10 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.register_buffer("rope", rope_table(config), persistent=False)  # (2, context, d)
+        # (V,) bool: ids without a token, where the head is wider than the tokenizer. Sampler and learner give them
+        # probability 0; the logits of `forward` are those of the weights. None: every id has a token.
+        self.register_buffer("no_token", None, persistent=False)
+        self.stored_config: dict[str, Any] = {}  # the config.json it was loaded from: what is in it is saved again
         generator = torch.Generator().manual_seed(seed % 2**63)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
