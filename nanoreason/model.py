@@ -113,17 +113,19 @@ class KVCache:
         keep = (slice(None), slice(None), slice(min(rows, old.shape[2])), slice(None), slice(min(slots, old.shape[4])))
         self.kv[keep] = old[keep]
 
+    def addresses(self, positions: torch.Tensor) -> torch.Tensor:
+        """positions (B, T) -> (B*K*T,): where these tokens stand if B, K and S are counted as one; for all layers."""
+        (_, _, B, K, S, _), device = self.kv.shape, positions.device
+        first = torch.arange(B * K, device=device).view(B, K, 1) * S
+        return (first + positions[:, None]).flatten()
+
     def write(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store k, v (B, K, T, d) at positions (B, T); return all keys and values (B, K, S, d) of the view."""
-        keys, values = self.kv[layer]
-        rows = torch.arange(len(positions), device=positions.device)[
-            :, None
-        ]  # (B, 1), with positions: (B, T) addresses
-        keys.transpose(1, 2)[rows, positions] = k.transpose(1, 2).to(keys.dtype)  # (B, T, K, d)
-        values.transpose(1, 2)[rows, positions] = v.transpose(1, 2).to(values.dtype)
-        return keys, values
+        """Store k, v (B, K, T, d) at their `addresses`; return all keys and values (B, K, S, d) of the view."""
+        for old, new in zip(self.kv[layer], (k, v), strict=True):
+            old.view(-1, old.shape[-1]).index_copy_(0, addresses, new.flatten(0, 2).to(old.dtype))
+        return tuple(self.kv[layer])
 
 
 # ----------------------------------------------------------------------------------------------------- the layers
@@ -176,7 +178,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(d, config.rms_norm_eps)
             self.k_norm = RMSNorm(d, config.rms_norm_eps)
 
-    def forward(self, x, rope, positions, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x, rope, addresses, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, d)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
@@ -191,7 +193,7 @@ class Attention(nn.Module):
         if cache is None:  # key j is visible at position p iff j <= p
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         else:
-            k, v = cache.write(layer, k, v, positions)  # (B, K, S, d)
+            k, v = cache.write(layer, k, v, addresses)  # (B, K, S, d)
             out = attend(q, k, v, bias)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
@@ -282,17 +284,18 @@ class Transformer(nn.Module):
         Without a cache the tokens start at position 0. With one, `positions` (B, T) says where each token stands:
         its keys are stored there, and it sees every slot up to there.
         """
-        bias = None
+        bias = addresses = None
         if cache is None:
             cos, sin = self.rope[:, None, None, : tokens.shape[1]]  # (1, 1, T, d)
         else:
             cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, d)
+            addresses = cache.addresses(positions)
             slots = torch.arange(cache.slots, device=tokens.device)
             hidden = slots > positions[..., None]  # (B, T, S)
             bias = torch.zeros_like(hidden, dtype=cos.dtype).masked_fill_(hidden, -torch.inf)[:, None]  # (B, 1, T, S)
         x = self.model.embed_tokens(tokens)  # (B, T, D)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, (cos, sin), positions, bias, cache, layer)
+            x = block(x, (cos, sin), addresses, bias, cache, layer)
         return self.model.norm(x)
 
     def forward(
