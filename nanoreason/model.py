@@ -201,18 +201,16 @@ class Attention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Attention of new tokens over a cache: q (B, H, T, d), k and v (B, K, S, d), bias (B, 1, T, S) of 0 and -inf.
 
-    The G query heads that share a kv head become G*T rows of one matrix, so keys are read once and never repeated.
+    The G query heads that share a kv head are the rows of one matrix, so keys are read once and never repeated.
     """
     (B, H, T, d), (_, K, S, _) = q.shape, k.shape
     G = H // K
     if T > 1:  # a prompt: the fused kernel never holds all (T, S) scores
         k, v = k.to(q.dtype), v.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=G > 1)
-    q = q.reshape(B * K, G * T, d)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*K, S, d), still views of the cache
-    bias = bias[:, :, None].expand(B, K, G, T, S).reshape(B * K, G * T, S)
-    scores = torch.baddbmm(bias.to(q.dtype), q, k.to(q.dtype).transpose(1, 2), alpha=d**-0.5)  # (B*K, G*T, S)
-    return torch.bmm(scores.softmax(-1).to(q.dtype), v.to(q.dtype)).view(B, H, T, d)
+    q = (q * d**-0.5).view(B, K, G, d)  # one token a row: T = 1
+    scores = (q @ k.to(q.dtype).transpose(2, 3)).add_(bias)  # (B, K, G, S)
+    return (scores.softmax(-1).to(q.dtype) @ v.to(q.dtype)).view(B, H, T, d)
 
 
 class MLP(nn.Module):
