@@ -142,7 +142,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(config: ModelConfig) -> torch.Tensor:
-    """(2, context, d): cosines and sines of position * frequency; Llama 3.1 stretches the low frequencies."""
+    """(2, context, d): cosines and signed sines of position * frequency; Llama 3.1 stretches the low frequencies."""
     d = config.head_dim
     frequency = config.rope_theta ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)  # (d/2,)
     scaling = config.rope_scaling
@@ -155,13 +155,14 @@ def rope_table(config: ModelConfig) -> torch.Tensor:
         frequency = frequency * (keep + (1 - keep) / scaling["factor"])
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequency  # (context, d/2)
     angle = torch.cat([angle, angle], dim=-1)  # (context, d): dimension i turns together with i + d/2
-    return torch.stack([angle.cos(), angle.sin()]).float()
+    sin = angle.sin()
+    sin[:, : d // 2] *= -1  # the first half gets minus the second one: see `rotate`
+    return torch.stack([angle.cos(), sin]).float()
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn x (B, heads, T, d) by its position: rotary embedding, in the half-split layout of Hugging Face."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
 
 
 class Attention(nn.Module):
@@ -185,11 +186,9 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (
-            rotate(q.transpose(1, 2), *rope),
-            rotate(k.transpose(1, 2), *rope),
-            v.transpose(1, 2),
-        )  # (B, H|K, T, d)
+        heads = [q.shape[2], k.shape[2]]
+        q, k = rotate(torch.cat([q, k], 2).transpose(1, 2), *rope).split(heads, 1)  # (B, H, T, d), (B, K, T, d)
+        v = v.transpose(1, 2)
         if cache is None:  # key j is visible at position p iff j <= p
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         else:
