@@ -309,7 +309,8 @@ class Sampler:
     def _widen(self, slots: int) -> None:
         """Make room in the cache for positions below `slots`."""
         if slots > self.cache.slots:
-            self.cache.resize(len(self.rows), min(slots + WIDEN, self.tokens.shape[1]))
+            slots, most = slots + WIDEN, self.tokens.shape[1]
+            self.cache.resize(len(self.rows), slots if slots + WIDEN // 2 < most else most)  # no tiny last step
 
     def _per_slot(self) -> list:
         """Everything but the keys that is stored per slot."""
