@@ -146,17 +146,19 @@ class KVCache:
         keep = (slice(None), slice(None), slice(min(rows, old.shape[2])), slice(None), slice(min(slots, old.shape[4])))
         self.kv[keep] = old[keep]
 
+    def addresses(self, positions: torch.Tensor) -> torch.Tensor:
+        """positions (B, T) -> (B*K*T,): where these tokens stand if B, K and S are counted as one; for all layers."""
+        (_, _, B, K, S, _), device = self.kv.shape, positions.device
+        first = torch.arange(B * K, device=device).view(B, K, 1) * S
+        return (first + positions[:, None]).flatten()
+
     def write(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store k, v (B, K, T, d) at positions (B, T); return all keys and values (B, K, S, d) of the view."""
-        keys, values = self.kv[layer]
-        rows = torch.arange(len(positions), device=positions.device)[
-            :, None
-        ]  # (B, 1), with positions: (B, T) addresses
-        keys.transpose(1, 2)[rows, positions] = k.transpose(1, 2).to(keys.dtype)  # (B, T, K, d)
-        values.transpose(1, 2)[rows, positions] = v.transpose(1, 2).to(values.dtype)
-        return keys, values
+        """Store k, v (B, K, T, d) at their `addresses`; return all keys and values (B, K, S, d) of the view."""
+        for old, new in zip(self.kv[layer], (k, v), strict=True):
+            old.view(-1, old.shape[-1]).index_copy_(0, addresses, new.flatten(0, 2).to(old.dtype))
+        return tuple(self.kv[layer])
 
 
 # ----------------------------------------------------------------------------------------------------- the layers
@@ -173,7 +175,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(config: ModelConfig) -> torch.Tensor:
-    """(2, context, d): cosines and sines of position * frequency; Llama 3.1 stretches the low frequencies."""
+    """(2, context, d): cosines and signed sines of position * frequency; Llama 3.1 stretches the low frequencies."""
     d = config.head_dim
     frequency = config.rope_theta ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)  # (d/2,)
     scaling = config.rope_scaling
@@ -185,14 +187,14 @@ def rope_table(config: ModelConfig) -> torch.Tensor:
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast enough to stay as it is, 0: slowed by `factor`
         frequency = frequency * (keep + (1 - keep) / scaling["factor"])
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequency  # (context, d/2)
-    turned = torch.stack([angle.cos().float(), angle.sin().float()])  # (2, context, d/2)
-    return torch.cat([turned, turned], dim=-1)  # (2, context, d): dimension i turns together with i + d/2
+    cos, sin = angle.cos().float(), angle.sin().float()
+    # (2, context, d): dimension i turns together with i + d/2; the first half gets minus the second one: see `rotate`
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn x (B, heads, T, d) by its position: rotary embedding, in the half-split layout of Hugging Face."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
 
 
 class Attention(nn.Module):
@@ -209,22 +211,20 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(d, config.rms_norm_eps)
             self.k_norm = RMSNorm(d, config.rms_norm_eps)
 
-    def forward(self, x, rope, positions, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x, rope, addresses, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, d)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (
-            rotate(q.transpose(1, 2), *rope),
-            rotate(k.transpose(1, 2), *rope),
-            v.transpose(1, 2),
-        )  # (B, H|K, T, d)
+        heads = [q.shape[2], k.shape[2]]
+        q, k = rotate(torch.cat([q, k], 2).transpose(1, 2), *rope).split(heads, 1)  # (B, H, T, d), (B, K, T, d)
+        v = v.transpose(1, 2)
         if cache is None:  # key j is visible at position p iff j <= p
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         else:
-            k, v = cache.write(layer, k, v, positions)  # (B, K, S, d)
+            k, v = cache.write(layer, k, v, addresses)  # (B, K, S, d)
             out = attend(q, k, v, bias)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
@@ -232,18 +232,16 @@ class Attention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Attention of new tokens over a cache: q (B, H, T, d), k and v (B, K, S, d), bias (B, 1, T, S) of 0 and -inf.
 
-    The G query heads that share a kv head become G*T rows of one matrix, so keys are read once and never repeated.
+    The G query heads that share a kv head are the rows of one matrix, so keys are read once and never repeated.
     """
     (B, H, T, d), (_, K, S, _) = q.shape, k.shape
     G = H // K
     if T > 1:  # a prompt: the fused kernel never holds all (T, S) scores
         k, v = k.to(q.dtype), v.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=G > 1)
-    q = q.reshape(B * K, G * T, d)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*K, S, d), still views of the cache
-    bias = bias[:, :, None].expand(B, K, G, T, S).reshape(B * K, G * T, S)
-    scores = torch.baddbmm(bias.to(q.dtype), q, k.to(q.dtype).transpose(1, 2), alpha=d**-0.5)  # (B*K, G*T, S)
-    return torch.bmm(scores.softmax(-1).to(q.dtype), v.to(q.dtype)).view(B, H, T, d)
+    q = (q * d**-0.5).view(B, K, G, d)  # one token a row: T = 1
+    scores = (q @ k.to(q.dtype).transpose(2, 3)).add_(bias)  # (B, K, G, S)
+    return (scores.softmax(-1).to(q.dtype) @ v.to(q.dtype)).view(B, H, T, d)
 
 
 class MLP(nn.Module):
@@ -319,17 +317,18 @@ class Transformer(nn.Module):
         Without a cache the tokens start at position 0. With one, `positions` (B, T) says where each token stands:
         its keys are stored there, and it sees every slot up to there.
         """
-        bias = None
+        bias = addresses = None
         if cache is None:
             cos, sin = self.rope[:, None, None, : tokens.shape[1]]  # (1, 1, T, d)
         else:
             cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, d)
+            addresses = cache.addresses(positions)
             slots = torch.arange(cache.slots, device=tokens.device)
             hidden = slots > positions[..., None]  # (B, T, S)
             bias = torch.zeros_like(hidden, dtype=cos.dtype).masked_fill_(hidden, -torch.inf)[:, None]  # (B, 1, T, S)
         x = self.model.embed_tokens(tokens)  # (B, T, D)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, (cos, sin), positions, bias, cache, layer)
+            x = block(x, (cos, sin), addresses, bias, cache, layer)
         return self.model.norm(x)
 
     def forward(

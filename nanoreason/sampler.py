@@ -360,7 +360,8 @@ class Sampler:
     def _widen(self, slots: int) -> None:
         """Make room in the cache for positions below `slots`."""
         if slots > self.cache.slots:
-            self.cache.resize(len(self.rows), min(slots + WIDEN, self.tokens.shape[1]))
+            slots, most = slots + WIDEN, self.tokens.shape[1]
+            self.cache.resize(len(self.rows), slots if slots + WIDEN // 2 < most else most)  # no tiny last step
 
     def _per_slot(self) -> list:
         """Everything but the keys that is stored per slot."""
@@ -408,13 +409,5 @@ def completes(tokenizer: TextTokenizer, tokens: list[int], stop: tuple[str, ...]
 
 @functools.lru_cache(maxsize=16)  # a pretrained vocabulary has 150,000 tokens
 def may_complete(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
-    """The tokens that `text` may end in: those that hold all of it, and those that begin with an end of it.
-
-    A byte-pair vocabulary cuts a text differently after different texts, so whether it is complete is read in the text.
-    """
-    found = []
-    for i in range(tokenizer.vocab_size):
-        token = tokenizer.decode([i])
-        if text in token or any(token.startswith(text[-k:]) for k in range(1, len(text))):
-            found.append(i)
-    return tuple(found)
+    """The tokens that `text` may end in, however it is spelled: whether it is complete is read in the text."""
+    return tokenizer.ids_that_complete(text)
