@@ -400,6 +400,8 @@ def update(
 
     A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched.
     """
+    if not 0 <= lr < math.inf:  # NaN is in no range
+        raise ValueError(f"the learning rate is {lr}: it must be a number from 0 on")
     longest = max(rollouts, key=lambda row: len(row.tokens))
     if len(longest.tokens) > model.config.max_position_embeddings:
         raise ValueError(
