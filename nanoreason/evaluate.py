@@ -39,7 +39,7 @@ def respond(
     name: str = "sample",
 ) -> list[Rollout]:
     """`group_size` finished rows per problem, in the problems' order; `budget(problem)` bounds their responses."""
-    sampler = Sampler(model, eos_id=tokenizer.eos_id, temperature=temperature)
+    sampler = Sampler(model, eos_id=tokenizer.eos_ids, temperature=temperature)
     rows = prompt_rows(tokenizer, problems, group_size, seed)
     for row in rows:
         row.max_new_tokens = budget(row.problem)

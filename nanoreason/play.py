@@ -82,7 +82,7 @@ def keep_going(
     """The row at each of its ends, of which the first `waits` are taken back: budget forcing without tags."""
     wait, waits = words.encode(forcing.word), 0
     row.max_new_tokens = forcing.budget or model.config.max_position_embeddings
-    sampler = Sampler(model, eos_id=words.eos_id, temperature=temperature)
+    sampler = Sampler(model, eos_id=words.eos_ids, temperature=temperature)
     sampler.submit([row])
     for row in sampler:
         if row.stop_reason == "eos" and waits < forcing.waits and len(row.response) + len(wait) <= row.max_new_tokens:
@@ -98,7 +98,7 @@ def marked(words: TextTokenizer, row: Rollout, start: int) -> str:
     """The row from token `start` on; each stretch of forced tokens in «», EOS left out."""
     parts: list[tuple[bool, list[int]]] = []
     for token, chosen in zip(row.tokens[start:], row.loss_mask[start:], strict=True):
-        if token == words.eos_id:
+        if token in words.eos_ids:
             continue
         if not parts or parts[-1][0] != chosen:
             parts.append((chosen, []))

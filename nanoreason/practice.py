@@ -127,7 +127,7 @@ def sample(
 ) -> list[Rollout]:  # fmt: skip
     """Finished rows, group by group. They end with EOS, with their budget or, under a template, with </answer>."""
     sampler = Sampler(
-        policy, eos_id=words.eos_id, max_new_tokens=config.max_new_tokens,
+        policy, eos_id=words.eos_ids, max_new_tokens=config.max_new_tokens,
         temperature=config.temperature if temperature is None else temperature,
         stop_ids=() if config.template == "none" else closing_ids(words),
     )  # fmt: skip

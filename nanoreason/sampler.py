@@ -1,6 +1,6 @@
 """The one sampling loop: rows come back when they stop; put them back if they should go on.
 
-    sampler = Sampler(model, eos_id=tokenizer.eos_id, temperature=1.0, max_new_tokens=128)
+    sampler = Sampler(model, eos_id=tokenizer.eos_ids, temperature=1.0, max_new_tokens=128)
     sampler.submit(prompt_rows(tokenizer, problems, group_size=16))
     for row in sampler:                       # each row, the moment it stops: stop id, EOS or budget
         if closes_its_thinking_too_early(row):

@@ -155,7 +155,7 @@ def measure(config: SearchConfig, model: Transformer, words: TextTokenizer, full
     for split in SPLITS:
         chances = [count_solutions(problem.info["numbers"], problem.info["target"])[1] for problem in problems[split]]
         metrics[f"chance/{split}"] = statistics.fmean(chances)
-        budgets = [model.config.max_position_embeddings - len(words.encode(p.prompt)) for p in problems[split]]
+        budgets = [model.config.max_position_embeddings - len(words.encode_prompt(p.prompt)) for p in problems[split]]
         for name in STRATEGIES:
             theirs = symbolic(words, task, problems[split], name)
             within = [one.reading.solved and one.tokens <= most for one, most in zip(theirs, budgets, strict=True)]

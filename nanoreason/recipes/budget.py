@@ -88,7 +88,7 @@ def deliberate(
 
     # The evaluation code gives every continuation the whole budget again and cuts the total afterwards. What remains is
     # what one budget for all leaves, because a token does not depend on later ones: so there is one budget for all.
-    sampler = Sampler(model, eos_id=words.eos_id, temperature=temperature, stop_ids=closing_ids(words, CLOSE))
+    sampler = Sampler(model, eos_id=words.eos_ids, temperature=temperature, stop_ids=closing_ids(words, CLOSE))
     sampler.submit(rows)
     for row in sampler:
         thought = thoughts[id(row)]
@@ -120,7 +120,7 @@ def deliberate(
         yield thought
 
     answers = {id(row): len(row.tokens) for row in rows}
-    sampler = Sampler(model, eos_id=words.eos_id, temperature=0.0, stop_ids=closing_ids(words, END))
+    sampler = Sampler(model, eos_id=words.eos_ids, temperature=0.0, stop_ids=closing_ids(words, END))
     for row in rows:
         row.max_new_tokens = len(row.response) + answer_tokens
     sampler.submit(rows)
@@ -342,7 +342,7 @@ def by_target(config: BudgetConfig, model: Transformer, words: TextTokenizer, ki
         rows = prompt_rows(words, problems, 1, seed_of(config.seed, "budget"))
         for row in rows:
             row.max_new_tokens = {"exact": 2 * target, "truncated": target}.get(kind, context)
-        sampler = Sampler(model, eos_id=words.eos_id, temperature=config.temperature, stop_ids=closing_ids(words, END))
+        sampler = Sampler(model, eos_id=words.eos_ids, temperature=config.temperature, stop_ids=closing_ids(words, END))
         sampler.submit(rows)
         for row in sampler:
             if row.stop_reason == "stop" and END not in words.decode(row.response):
