@@ -218,8 +218,9 @@ def panels(preset: str) -> list[Panel]:
               [lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")]
               + [waits], "accuracy", xscale="log", **how, **tokens),
         Panel("Other ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens),
-        Panel("How often it is kept from closing", [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)],
-              "accuracy", "asked", xlabel='number of "wait"', **how),
+        Panel("How often it is kept from closing",
+              [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)], "accuracy", "asked",
+              xlabel='number of "wait"', **how),
         Panel("Thinking tokens against what was allowed", [lines[name] for name in asked if "+" not in name],
               "thinking", points=within_limit, also=limit, xlabel="tokens allowed",
               **how | {"ylabel": "mean thinking tokens"}),
