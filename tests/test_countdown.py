@@ -8,11 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoreason.rewards import safe_arithmetic
-from nanoreason.rollout import Problem
-from nanoreason.tasks.countdown import (
-    SPLITS,
-    Countdown,
+from nanoreason.arithmetic import safe_arithmetic
+from nanoreason.countdown import (
     apply,
     before,
     check_expression,
@@ -20,9 +17,13 @@ from nanoreason.tasks.countdown import (
     combine,
     count_solutions,
     find_solution,
-    held_out_lines,
     is_solvable,
 )
+from nanoreason.recipes import sft
+from nanoreason.rollout import Problem
+from nanoreason.run import parse_config
+from nanoreason.tasks import countdown
+from nanoreason.tasks.countdown import SPLITS, Countdown, held_out_lines, held_out_targets
 
 DATA = Path(__file__).parents[1] / "data" / "countdown"
 SMALL = Countdown(inputs=3, max_input=20, targets=(10, 50))
@@ -69,21 +70,31 @@ def test_splits_are_disjoint_and_hold_what_they_say(task):
         targets = {k[-1] for k in its_keys}
         assert all(task.split_of(k[:-1][::-1], k[-1]) == split for k in its_keys)  # in whatever order
         assert targets <= set(range(task.targets[0], task.targets[1] + 1))
-        assert (targets <= task.held_out_targets) == (split == "test_targets")
+        assert (targets <= held_out_targets(*task.targets)) == (split == "test_targets")
         assert all(1 <= number <= task.max_input for k in its_keys for number in k[:-1])
 
 
 def test_a_tenth_of_the_targets_is_held_out():
-    assert len(Countdown().held_out_targets) == 9 and len(SMALL.held_out_targets) == 4
-    assert len(Countdown(targets=(10, 12)).held_out_targets) == 1
-    assert set(Countdown().seen_targets) | Countdown().held_out_targets == set(range(10, 101))
+    assert len(held_out_targets(10, 100)) == 9 and len(held_out_targets(*SMALL.targets)) == 4
+    assert len(held_out_targets(10, 12)) == 1
+    assert held_out_targets(10, 100) < set(range(10, 101))
+    seen = {Countdown().problem("train", index).info["target"] for index in range(800)}
+    assert seen | held_out_targets(10, 100) == set(range(10, 101))
 
 
 def test_easy_targets_are_not_over_represented():
     # 24 has many times the solutions of 97; drawn with the inputs, it would dominate
     counts = [Countdown().problem("train", index).info["target"] for index in range(1640)]
-    per_target = [counts.count(target) for target in Countdown().seen_targets]
+    per_target = [counts.count(target) for target in range(10, 101) if target not in held_out_targets(10, 100)]
     assert min(per_target) >= 6 and max(per_target) <= 40  # 20 expected each
+
+
+def test_any_other_split_is_a_stream_of_training_problems_and_test_is_the_inputs_held_out():
+    for index in range(60):
+        problem = Countdown().problem("rl-3", index)
+        assert Countdown().split_of(problem.info["numbers"], problem.info["target"]) == "train"
+        assert Countdown().problem("test", index) == Countdown().problem("test_inputs", index)
+    assert [Countdown().problem("rl-3", i) for i in range(9)] != [Countdown().problem("train", i) for i in range(9)]
 
 
 def test_unique_problems_skip_repeats():
@@ -108,11 +119,10 @@ def test_the_solution_of_every_problem_is_rewarded(inputs, form):
 
 
 def test_impossible_settings_are_refused():
-    for settings_ in (dict(inputs=1), dict(inputs=7), dict(max_input=0), dict(targets=(10, 10)), dict(form="prose")):
-        with pytest.raises(ValueError):
-            Countdown(**settings_)
-    with pytest.raises(ValueError, match="split"):
-        Countdown().problem("valid", 0)
+    for flag, value in (("inputs", "1"), ("inputs", "7"), ("max_input", "0"), ("targets", "10,10"), ("targets", "10"),
+                        ("form", "prose")):  # fmt: skip
+        with pytest.raises(ValueError, match=flag):
+            parse_config(sft.PRESETS, ["--task", "countdown", f"--task.{flag}", value], "sft")
     with pytest.raises(ValueError, match="no solvable problem"):
         Countdown(inputs=2, max_input=2, targets=(50, 60)).problem("train", 0)
 
@@ -274,3 +284,12 @@ def test_checked_in_problems_are_what_the_command_writes(split):
     lines = (DATA / f"{split}.jsonl").read_bytes().decode().splitlines(keepends=True)
     assert len(lines) == 1000
     assert lines == list(held_out_lines(Countdown(), split, 1000))
+
+
+def test_the_command_writes_the_lines_of_both_splits_byte_for_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["countdown", "--out", str(tmp_path / "new"), "--count", "30"])
+    countdown.main()
+    assert sorted(path.stem for path in (tmp_path / "new").iterdir()) == ["test_inputs", "test_targets"]
+    for path in (tmp_path / "new").iterdir():
+        checked_in = (DATA / path.name).read_bytes()
+        assert path.read_bytes() == b"".join(checked_in.splitlines(keepends=True)[:30])
