@@ -155,9 +155,10 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Greedy accuracy on `problems` held-out problems of each difficulty; with `samples` also sampled.
 
-    acc/N          right answers among the problems of difficulty N
-    acc_strict/N   right answers through valid work
-    eval/...       of `samples` responses to each problem: see `sampled_metrics`
+    acc/N           right answers among the problems of difficulty N
+    acc_strict/N    right answers through valid work
+    acc_lenient/N   right answers, however they are written (`Task.is_right_leniently`)
+    eval/...        of `samples` responses to each problem: see `sampled_metrics`
     """
     held_out = task.test_problems(problems)
     groups = sample(task, policy, tokenizer, held_out, temperature=0.0, max_new_tokens=max_new_tokens, name="test")
@@ -167,6 +168,7 @@ def evaluate(
         metrics[f"acc/{n}"] = mean([one.verdict for one in some])
         strict = [one.verdict * task.work_is_valid(one.row.problem, one.text) for one in some]
         metrics[f"acc_strict/{n}"] = mean(strict)
+        metrics[f"acc_lenient/{n}"] = lenient_accuracy(task, some)
     if not samples:
         return metrics
     # As R1 measures: greedy decoding repeats itself, so pass@1 is the mean over k samples. The numbers of a row depend
@@ -177,9 +179,14 @@ def evaluate(
     return metrics | {f"eval/{name}": value for name, value in found.items()}
 
 
+def lenient_accuracy(task: Task, scored: list[Scored]) -> float:
+    return mean([float(task.is_right_leniently(one.row.problem, one.text)) for one in scored])
+
+
 def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = REPEAT_N) -> dict[str, float]:
-    """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, mean_length, format,
-    clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its modes accuracy/MODE/N."""
+    """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, accuracy_lenient,
+    mean_length, format, clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its
+    modes accuracy/MODE/N."""
     groups = [scored[i : i + k] for i in range(0, len(scored), k)]
     right = [sum(one.right for one in group) for group in groups]
     metrics = {f"pass@{n}": mean([pass_at_k(k, c, n) for c in right]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}
@@ -187,6 +194,7 @@ def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = RE
     metrics[f"maj@{k}"] = mean([
         maj_at_k(vote, [one.right for one in group], k) for vote, group in zip(votes, groups, strict=True)
     ])  # fmt: skip
+    metrics["accuracy_lenient"] = lenient_accuracy(task, scored)
     if END in task.stop:
         metrics["format"] = mean([is_well_formed(one.text) for one in scored])
     metrics |= {

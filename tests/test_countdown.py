@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nanoreason.arithmetic import safe_arithmetic
 from nanoreason.countdown import (
     apply,
+    as_expression,
     before,
     check_expression,
     check_operations,
@@ -18,6 +19,7 @@ from nanoreason.countdown import (
     count_solutions,
     find_solution,
     is_solvable,
+    same_answer,
 )
 from nanoreason.recipes import sft
 from nanoreason.rollout import Problem
@@ -274,6 +276,63 @@ def test_bombs_are_rejected_in_under_a_millisecond(bomb):
                 assert task.reward(PROBLEM, response) == 0.0
                 seconds.append(time.perf_counter() - start)
             assert min(seconds) < 1e-3
+
+
+# ------------------------------------------------------------------------------------------------ equal answers
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("9-3=6, 4*6=24", " 9 - 3 = 6\n6*4=24 ", True),
+        ("9-3=6, 4*6=24", "4*(9-3)", True),
+        ("1+2=3, 4+5=9, 3*9=27", "4+5=9, 2+1=3, 9*3=27", True),  # steps that do not need one another
+        ("1+2+3", "3+(1+2)", True),
+        ("9-3=6, 4*6=24", "9-3=6, 4*6=24.", True),
+        ("9-3=6, 4*6=24", "4*6=24, 9-3=6", False),  # the 6 is used before it is there
+        ("9-3=5, 4*5=24", "9-3=6, 4*6=24", False),  # false sums
+        ("9-3", "3-9", False),
+        ("4*6", "24", False),
+        ("(1+2)*3", "1+2*3", False),
+        ("8/(3-8/3)", "8/3-8/3", False),
+        ("6+6=12, 12+12=24", "6+6+6+6", False),  # one 12 used twice is not four sixes
+    ],
+)
+def test_two_answers_are_the_same_if_they_compute_the_same_thing(one, other, same):
+    assert (same_answer(one) == same_answer(other)) == same
+    assert (Countdown().answer(one) == Countdown().answer(f"<answer>{other}</answer>")) == same
+
+
+@given(expressions, expressions)
+@settings(max_examples=100, deadline=None)
+def test_the_same_answer_has_the_same_value_and_the_same_numbers(left, right):
+    swapped = [join(right, sign, left, True)[0] for sign in "+*"]
+    for text, turned in zip([join(left, sign, right, False)[0] for sign in "+*"], swapped, strict=True):
+        assert same_answer(text) == same_answer(turned)
+    if same_answer(left[0]) == same_answer(right[0]):
+        assert left[1] == right[1] and sorted(left[2]) == sorted(right[2])
+
+
+@given(st.integers(2, 5), st.integers(0, 300), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_right_steps_in_any_order_that_still_works_are_the_same_answer_as_the_expression(inputs, index, rng):
+    info = Countdown(inputs).problem("train", index).info
+    steps, numbers = info["operations"], info["numbers"]
+    mixed = rng.sample(steps, len(steps))
+    text = ", ".join(str(step) for step in mixed)
+    if check_operations(numbers, steps[-1].result, text) and len({step.result for step in steps} & set(numbers)) == 0:
+        assert same_answer(text) == same_answer(", ".join(map(str, steps)))
+        assert same_answer(text) == same_answer(as_expression(numbers, steps))
+
+
+def test_the_lenient_judge_overlooks_a_full_stop_and_the_strict_one_does_not():
+    for answer, strict, lenient in (
+        ("9-3=6, 4*6=24", 1, True), ("9-3=6, 4*6=24.", 0, True), ("9-3=6, 4*6=25.", 0, False), ("", 0, False),
+    ):  # fmt: skip
+        for response in (answer, f"<answer> {answer} </answer>"):
+            assert Countdown().reward(PROBLEM, response) == strict
+            assert Countdown().is_right_leniently(PROBLEM, response) == lenient
+    assert Countdown(form="expression").is_right_leniently(PROBLEM, "4*(9-3).")
 
 
 # ------------------------------------------------------------------------------------------------ checked-in data
