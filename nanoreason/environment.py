@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.learn import is_zero_variance
@@ -73,18 +73,48 @@ def compute_rewards(scored: list[Scored], rewards: Sequence[Reward]) -> dict[str
     A reward of tokens (`of_tokens`) is no part of the sum: weighted, it becomes the row's token_advantages. ValueError
     names the reward and the row where a value is not finite.
     """
-    parts = {reward_name(reward): [float(reward(one)) for one in scored] for reward in rewards}
-    for i, one in enumerate(scored):
-        for name, values in parts.items():
-            if not math.isfinite(values[i]):
-                where = f"prompt {one.row.problem.prompt[:60]!r}, response {one.text[:60]!r}"
-                raise ValueError(f"the reward {name} is {values[i]} for row {i} ({where})")
-        of_tokens = [reward for reward in rewards if hasattr(reward, "of_tokens")]
-        one.row.reward = sum(r.weight * parts[reward_name(r)][i] for r in rewards if r not in of_tokens)
-        if of_tokens:
-            columns = zip(*[[r.weight * value for value in r.of_tokens(one)] for r in of_tokens], strict=True)
-            one.row.token_advantages = [0.0] * one.row.prompt_len + [sum(column) for column in columns]
+    parts: dict[str, list[float]] = {}
+    for one in scored:
+        one.row.reward, one.row.token_advantages = 0.0, None
+    for reward in rewards:
+        name = unused(reward_name(reward), parts)
+        parts[name] = [finite(reward(one), name, i, one) for i, one in enumerate(scored)]
+        for i, (one, value) in enumerate(zip(scored, parts[name], strict=True)):
+            if not hasattr(reward, "of_tokens"):
+                one.row.reward = finite(one.row.reward + reward.weight * value, f"{name} times its weight", i, one)
+                continue
+            values = [finite(reward.weight * value, f"{name} of tokens", i, one) for value in reward.of_tokens(one)]
+            if len(values) != one.tokens:
+                raise ValueError(f"the reward {name} has {len(values)} values for {one.tokens} tokens {at_row(i, one)}")
+            before = one.row.token_advantages or [0.0] * len(one.row.tokens)
+            added = [0.0] * one.row.prompt_len + values
+            one.row.token_advantages = [a + b for a, b in zip(before, added, strict=True)]
     return parts
+
+
+def finite(value: float, name: str, i: int, one: Scored) -> float:
+    """The value as a float; ValueError names the reward and the row if it is none, or not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"the reward {name} is {value!r}, which is no number, {at_row(i, one)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"the reward {name} is {number} {at_row(i, one)}")
+    return number
+
+
+def at_row(i: int, one: Scored) -> str:
+    return f"for row {i} (prompt {one.row.problem.prompt[:60]!r}, response {one.text[:60]!r})"
+
+
+def unused(name: str, names: Collection[str]) -> str:
+    """The name, numbered where others have it already.
+
+    >>> unused("cosine", ["accuracy"]), unused("cosine", ["cosine", "cosine_2"])
+    ('cosine', 'cosine_3')
+    """
+    numbered = (f"{name}_{n}" for n in range(2, len(names) + 3))
+    return name if name not in names else next(other for other in numbered if other not in names)
 
 
 # ---------------------------------------------------------------------------------------------------------- metrics
