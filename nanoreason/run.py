@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import stat
 import sys
 import textwrap
 import types
@@ -536,13 +537,24 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file that must hold an object; ValueError says in one line what is wrong with it."""
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file; ValueError says in one line why there are none. A pipe would never end."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        return path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the folder is not complete") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that must hold an object; ValueError says in one line what is wrong with it."""
+    raw = read_file(path)
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; nested too deep
         raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object: it is another kind of file")
