@@ -201,12 +201,19 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
     """The object that the text chooses; the current one where it is of this kind already, with its values."""
     if isinstance(current, tuple):
         now = {name_of(one, table): one for one in current}
-        found = []
+        found, names = [], []
         for part in filter(None, text.split(",")):
-            name, _, weight = part.rpartition(":") if re.search(r":[-+.0-9einf]+$", part) else (part, "", "")
+            name, _, weight = part.rpartition(":")
+            if not name or not is_number(weight):
+                name, weight = part, ""
+            if weight and not math.isfinite(float(weight)):
+                raise ValueError(f"--{field} {part}: a weight must be a finite number")
+            if name in names:
+                raise ValueError(f"--{field} {text}: {name} stands there twice")
+            names.append(name)
             entry = entry_of(name, table, field)
             one = now.get(name) or (entry() if inspect.isclass(entry) else entry)
-            found.append(dataclasses.replace(one, weight=number(weight)) if weight else one)
+            found.append(dataclasses.replace(one, weight=float(weight)) if weight else one)
         return tuple(found)
     if current is not None and spec_of(current, table) == text:
         return current
@@ -219,6 +226,14 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
             raise ValueError(f"--{field} {text}: {name} {how}")
         value = entry(value) if wraps else entry() if inspect.isclass(entry) else entry
     return value
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parts_of(field: str, value: Any, table: dict[str, Any]) -> dict[str, tuple[Any, str]]:
