@@ -67,9 +67,13 @@ class Task:
         """What else is worth counting in a response; always the same names. mode/...: 1 in one of several modes."""
         return {}
 
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """Whether a judge who overlooks how the answer is written takes it too: reported beside the verdict."""
+        return self.reward(problem, response) == 1
+
     def answer(self, response: str) -> str | None:
-        """What the response votes for in a majority; None: it has no vote."""
-        return response.strip() or None
+        """What the response votes for in a majority, the same text for the same answer; None: it has no vote."""
+        return " ".join(response.split()) or None
 
     def work_is_valid(self, problem: Problem, response: str) -> bool:
         """Whether the work before the answer is right too, where the task can tell."""

@@ -163,13 +163,10 @@ def own_entry(text: str) -> Any:
     if not hasattr(module, name):
         raise ValueError(f"{text}: {path} defines no {name}")
     entry = getattr(module, name)
-    if not inspect.isclass(entry) or not dataclasses.is_dataclass(entry):
+    if inspect.isclass(entry) and not dataclasses.is_dataclass(entry):
         raise ValueError(f"{text}: {name} must be a frozen dataclass, whose fields become flags")
-    missing = dataclasses.MISSING
-    for field in dataclasses.fields(entry):
-        if field.default is missing and field.default_factory is missing and field.name != "task":
-            raise ValueError(f"{text}: the field {field.name} of {name} needs a default")
-    entry.source = text
+    if inspect.isclass(entry):
+        entry.source = text
     return entry
 
 
@@ -205,18 +202,19 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
     """The object that the text chooses; the current one where it is of this kind already, with its values."""
     if isinstance(current, tuple):
         now = {name_of(one, table): one for one in current}
-        found = []
+        found, names = [], []
         for part in filter(None, text.split(",")):
-            name, _, weight = part.rpartition(":") if re.search(r":[-+.]?(\d[^:]*|inf|nan)$", part) else (part, "", "")
-            one = now.get(name) or entry_of(name, table, field)()
-            if not hasattr(one, "weight"):
-                raise ValueError(f"--{field} {text}: {name} needs a field `weight`, by which it enters the sum")
-            if any(type(one) is type(other) for other in found):
+            name, _, weight = part.rpartition(":")
+            if not name or not is_number(weight):
+                name, weight = part, ""
+            if weight and not math.isfinite(float(weight)):
+                raise ValueError(f"--{field} {part}: a weight must be a finite number")
+            if name in names:
                 raise ValueError(f"--{field} {text}: {name} stands there twice")
-            try:
-                found.append(dataclasses.replace(one, weight=float(weight)) if weight else one)
-            except ValueError:
-                raise ValueError(f"--{field} {text}: {weight} is no weight") from None
+            names.append(name)
+            entry = entry_of(name, table, field)
+            one = now.get(name) or (entry() if inspect.isclass(entry) else entry)
+            found.append(dataclasses.replace(one, weight=float(weight)) if weight else one)
         return tuple(found)
     if current is not None and spec_of(current, table) == text:
         return current
@@ -229,6 +227,14 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
             raise ValueError(f"--{field} {text}: {name} {how}")
         value = entry(value) if wraps else entry() if inspect.isclass(entry) else entry
     return value
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parts_of(field: str, value: Any, table: dict[str, Any]) -> dict[str, tuple[Any, str]]:

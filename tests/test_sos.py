@@ -8,6 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from nanoreason.trajectories import (
+    SearchConfig,
+    correctness_alignment,
+    hard_problems,
+    held_out,
+    measure,
+    solves,
+    state_alignment,
+    summary,
+)
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.experiments import sos as section
@@ -19,16 +29,6 @@ from nanoreason.rollout import demonstration
 from nanoreason.run import read_jsonl
 from nanoreason.search import ERRORS, MIXTURE, STRATEGIES, StreamOfSearch, generate, read_trace, tokenizer
 from nanoreason.tasks.countdown import Countdown
-from nanoreason.trajectories import (
-    SearchConfig,
-    correctness_alignment,
-    hard_problems,
-    held_out,
-    measure,
-    solves,
-    state_alignment,
-    summary,
-)
 
 TINY = sos.PRESETS["tiny"]
 IMPROVE = sos_improve.PRESETS["tiny"]

@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
-from nanoreason.arithmetic import summands, two_numbers
+from nanoreason.arithmetic import same_number, summands, two_numbers
 from nanoreason.prompts import TAGS, extract_answer, extract_tagged, spaced, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Positive, Range, Rate, Share
@@ -137,7 +137,11 @@ class ThinkingAddition(Task):
         return problem.info["digits"], carries(problem)
 
     def answer(self, response: str) -> str | None:
-        return extract_answer(response)
+        return same_number(extract_answer(response) or "") or None
+
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """However the digits are spaced, with or without a full stop."""
+        return self.answer(response) == same_number(problem.answer)
 
     def max_tokens(self, problem: Problem) -> int:
         return longest_thinking(self.difficulty(problem), self.max_passes)
