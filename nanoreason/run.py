@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import json
@@ -122,6 +123,7 @@ FREE = {"out", "resume", "device", "threads", "micro_tokens", "save_every", "log
 # ... may change between a stop and the resumption: they do not change what a step computes
 
 
+@functools.cache
 def field_comments(config_class: type) -> dict[str, tuple[str, str]]:
     """{field: (the comment behind it in the source, the heading above it)}: where a setting is explained, once."""
     comments: dict[str, tuple[str, str]] = {}
@@ -192,8 +194,7 @@ def layers(value: Any) -> list[Any]:
 def spec_of(value: Any, table: dict[str, Any]) -> str:
     """The text that chooses this object: `thinking,templated` or `accuracy,format:0.1`."""
     if isinstance(value, tuple):
-        shown = [name_of(one, table) + ("" if one.weight == 1 else f":{one.weight:g}") for one in value]
-        return ",".join(shown)
+        return ",".join(name_of(one, table) + ("" if one.weight == 1 else f":{shown(one.weight)}") for one in value)
     return ",".join(name_of(layer, table) for layer in layers(value))
 
 
@@ -296,7 +297,14 @@ def reader_of(kind: Any) -> Callable[[str], Any]:
         return comma_separated
     if typing.get_origin(kind) is Literal:
         return str
-    return {int: int, float: number, str: str}.get(kind) or kind.parse
+
+    def parsed(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except ValueError as error:  # argparse would not show what is wrong
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return {int: int, float: number, str: str}.get(kind, parsed)
 
 
 def shown(value: Any) -> str:
@@ -305,7 +313,8 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value == value else short
 
 
 def check(value: Any, kind: Any, flag: str) -> None:
@@ -385,6 +394,8 @@ def check_settings(config: RunConfig) -> None:
         if field.name not in known:
             check(value, hints_of(type(config))[field.name], flag)
             continue
+        for one in value if isinstance(value, tuple) else ():
+            check(one.weight, float, f"{flag}: the weight of {name_of(one, known[field.name])},")
         for name, (owner, part) in parts_of(field.name, value, known[field.name]).items():
             check(getattr(owner, part), hints_of(type(owner))[part], f"--{name}")
 
@@ -410,9 +421,11 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
     for name, table in known.items():  # the objects first: their fields are flags too
         if (text := getattr(given, name)) is not None:
             config = dataclasses.replace(config, **{name: from_spec(text, table, name, getattr(config, name))})
+    likened: dict[str, str] = {}  # {field that starts from another one: that one}
     for field in dataclasses.fields(config):
         dotted = any(arg.replace("-", "_").startswith(f"__{field.name}.") for arg in argv)
         if field.metadata.get("like") and getattr(config, field.name) is None and dotted:
+            likened[field.name] = field.metadata["like"]
             config = dataclasses.replace(config, **{field.name: getattr(config, field.metadata["like"])})
     # Layers are told apart by identity, so no two fields may share one.
     config = dataclasses.replace(config, **{name: copy.deepcopy(getattr(config, name)) for name in known})
@@ -433,8 +446,11 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
         parser.add_argument(*names, dest=flag, default=argparse.SUPPRESS, **how)
     parser.format_help = lambda: help_text(config, given.preset, list(presets), prog)
     values = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if flag in kinds}
+    for name, like in likened.items():  # what was said of the other one is said of this one, unless it says otherwise
+        for flag in [flag for flag in values if flag.startswith(f"{like}.")]:
+            values.setdefault(name + flag.removeprefix(like), values[flag])
     changes: dict[int, dict[str, Any]] = {}
-    for flag in values.keys() & owners.keys():
+    for flag in sorted(values.keys() & owners.keys()):
         owner, part = owners[flag]
         check(values[flag], kinds[flag], f"--{flag}")  # first: the object itself may not stand a wrong value
         changes.setdefault(id(owner), {})[part] = values[flag]

@@ -497,7 +497,9 @@ def test_the_weights_of_a_step_sum_to_one(counts, average):
 def test_constant_weights_sum_to_one_when_every_row_uses_its_budget_and_to_less_otherwise(counts):
     weights = token_weights([of_length(count) for count in counts], "constant", constant=60)
     assert math.fsum(w for row in weights for w in row) == pytest.approx(sum(counts) / (60 * len(counts)))
-    assert math.fsum(w for row in token_weights([of_length(60)] * 3, "constant", 60) for w in row) == pytest.approx(1)
+    assert math.fsum(
+        w for row in token_weights([of_length(60) for _ in range(3)], "constant", 60) for w in row
+    ) == pytest.approx(1)
 
 
 def test_a_row_without_loss_tokens_has_weight_zero_and_is_no_division_by_zero():
@@ -654,3 +656,141 @@ def test_the_linear_rate_falls_in_a_line_and_reaches_zero_behind_the_last_step()
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
     assert rates[10:] == pytest.approx([2.0 * (100 - step) / 90 for step in range(10, 101)])
     assert rates[99] > 0 == rates[100]
+
+
+# --------------------------------------------------------------------- rollouts of several rows, rows of one rollout
+
+
+def cut_into_threads(row: Rollout) -> list[Rollout]:
+    """The row's rollout as three rows: the first third stays with the root, its child and grandchild have the rest.
+
+    A thread's prompt is all that stands before it, so the same tokens are predicted from the same context.
+    """
+    n = len(row.response)
+    cuts = [row.prompt_len, row.prompt_len + n // 3, row.prompt_len + 2 * n // 3, len(row.tokens)]
+    threads: list[Rollout] = []
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        mask = [False] * first + row.loss_mask[first:last]
+        logprobs = [0.0] * first + row.logprobs[first:last]
+        threads.append(Rollout(row.problem, row.tokens[:last], mask, logprobs, first))
+        threads[-1].parent = threads[-2] if len(threads) > 1 else None
+        threads[-1].advantage = 99.0  # what a thread says of itself does not count
+    threads[0].advantage, threads[0].reward = row.advantage, row.reward
+    return threads
+
+
+def test_the_root_of_a_row_is_the_first_of_its_line():
+    root, child, grandchild = (of_length(2) for _ in range(3))
+    child.parent, grandchild.parent = root, child
+    assert [row.root for row in (root, child, grandchild)] == [root] * 3
+
+
+def test_threads_have_the_advantage_of_their_root(finished):
+    row = finished(1, longest=12)[0]
+    threads = cut_into_threads(row)
+    batch = collate([*threads[1:], threads[0]], token_weights(threads), CPU)
+    assert batch.advantages.tolist() == [pytest.approx([row.advantage])] * 3
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+def test_weights_count_rollouts_and_not_rows(average):
+    """One rollout of three rows with 2 + 3 + 5 tokens beside one of a single row with 10, by hand."""
+    root, child, grandchild, single = (of_length(count) for count in (2, 3, 5, 10))
+    child.parent, grandchild.parent = root, child
+    rows = [child, single, root, grandchild]
+    found = token_weights(rows, average, constant=40)
+    assert [len(weights) for weights in found] == [len(row.tokens) for row in rows]
+    each = {"token": 1 / 20, "sequence": 1 / (2 * 10), "constant": 1 / (2 * 40)}[average]
+    for row, weights in zip(rows, found, strict=True):
+        assert weights == pytest.approx([each * counted for counted in row.loss_mask])
+    short, *_ = token_weights([root, single], average, constant=40)
+    assert short[1] == pytest.approx({"token": 1 / 12, "sequence": 1 / (2 * 2), "constant": 1 / (2 * 40)}[average])
+
+
+def test_the_number_of_rollouts_can_be_that_of_a_whole_step_of_which_some_are_left_out():
+    rows = [of_length(4), of_length(6)]
+    for average, expected in (("sequence", 1 / (5 * 4)), ("constant", 1 / (5 * 8)), ("token", 1 / 10)):
+        assert token_weights(rows, average, constant=8, rollouts=5)[0][1] == pytest.approx(expected)
+        assert token_weights(rows, average, constant=8, rollouts=2) == token_weights(rows, average, constant=8)
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("loss_of", [sft_loss, policy_loss])
+def test_a_rollout_of_threads_has_the_gradient_of_the_single_row_that_they_make_together(
+    model, finished, average, loss_of
+):
+    rows = finished(5, seed=2)
+    threads = [thread for row in rows for thread in cut_into_threads(row)]
+    gradients = []
+    for some in (rows, threads):
+        weights = token_weights(some, average, constant=30)
+        gradients.append(gradient_of(model, some, loss_of, weights=weights, micro_tokens=120))
+    scale = max(g.abs().max().item() for g in gradients[0].values())
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).abs().max() < 1e-5 * scale, name
+
+
+def test_a_step_without_a_token_that_counts_is_an_error_before_any_weight_or_moment_changes(
+    make_model, finished, assert_same_weights
+):
+    """A momentum would move the weights although the gradient is 0."""
+    model = make_model(16)
+    optimizer = make_optimizer(model)
+    update(model, optimizer, finished(4), lr=1e-2)
+    before = copy.deepcopy(model)
+    moments = {key: value.clone() for state in optimizer.state.values() for key, value in state.items()}
+    rows = finished(3)
+    for row in rows:
+        row.loss_mask = [False] * len(row.tokens)
+    with pytest.raises(ValueError, match="none of 3 rows has a token that counts"):
+        update(model, optimizer, rows, lr=1e-2)
+    assert_same_weights(model, before)
+    now = {key: value for state in optimizer.state.values() for key, value in state.items()}
+    assert all(torch.equal(now[key], moments[key]) for key in moments)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_token_advantages_of_another_length_than_the_row_are_an_error(finished, wrong):
+    rows = finished(3)
+    rows[0].token_advantages = [0.5] * len(rows[0].tokens)
+    collate(rows, token_weights(rows), CPU)
+    rows[1].token_advantages = [0.5] * (len(rows[1].tokens) + wrong)
+    with pytest.raises(ValueError, match=f"{len(rows[1].tokens) + wrong} token_advantages for a row of"):
+        collate(rows, token_weights(rows), CPU)
+
+
+def test_token_advantages_are_added_to_the_rows_own_and_rows_without_them_have_that_alone(finished):
+    rows = finished(3)
+    rows[1].token_advantages = [0.1 * t for t in range(len(rows[1].tokens))]
+    batch = collate(rows, token_weights(rows), CPU)
+    assert batch.advantages.shape == batch.tokens.shape
+    n = len(rows[1].tokens)
+    torch.testing.assert_close(batch.advantages[1, :n], rows[1].advantage + 0.1 * torch.arange(n))
+    assert batch.advantages[0, : len(rows[0].tokens)].tolist() == pytest.approx(
+        [rows[0].advantage] * len(rows[0].tokens)
+    )
+
+
+def test_metrics_over_updates_are_weighted_by_their_tokens_and_maxima_are_maxima():
+    found = [
+        {"loss": 1.0, "logp_diff/max": 0.5, "num_tokens": 30},
+        {"loss": 5.0, "logp_diff/max": 0.2, "num_tokens": 10},
+    ]
+    assert over_updates(found) == {"loss": pytest.approx(2.0), "logp_diff/max": 0.5}
+    assert over_updates([]) == {}
+
+
+def test_metrics_of_minibatches_together_are_those_of_one_update_on_all_their_tokens(model, finished):
+    rows = finished(9)
+
+    def measure(logprobs, batch):
+        return {"nll": -logprobs, "nll/max": -logprobs}
+
+    def metrics_of(some):
+        frozen = copy.deepcopy(model)
+        return update(frozen, SGD(frozen), some, lr=0.0, measure=measure, entropy_coef=0.0)
+
+    together = metrics_of(rows)
+    parts = over_updates([metrics_of(rows[:2]), metrics_of(rows[2:])])
+    for name in ("loss", "nll", "nll/max", "entropy"):
+        assert parts[name] == pytest.approx(together[name], rel=1e-4)

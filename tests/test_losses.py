@@ -1,5 +1,6 @@
 """The losses of GRPO's family: by hand on four numbers, against finite differences, exact sums and TRL's trainer."""
 
+import copy
 import itertools
 import math
 from collections import defaultdict
@@ -377,7 +378,7 @@ def test_stars_filter_is_the_policy_gradient_with_reward_0_or_1_and_no_baseline(
     star = loss_gradient(model, [rows[i] for i in kept], [weights[i] for i in kept], sft_loss)
     assert close(reinforce, exact) and close(star, exact)
     # on a sample of rows as well: STaR averages over the kept tokens, reinforce over all rows and their budget
-    sample = [rows[i] for i in (0, 3, 5, 5, 7, *kept)]
+    sample = [copy.copy(rows[i]) for i in (0, 3, 5, 5, 7, *kept)]  # of one row twice: two rollouts
     found = loss_gradient(
         model, sample, token_weights(sample, "constant", 3), Algorithm(ratio="detached", on_policy=True)
     )

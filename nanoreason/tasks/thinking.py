@@ -19,7 +19,7 @@ from typing import Annotated, NamedTuple
 from nanoreason.arithmetic import same_number, summands, two_numbers
 from nanoreason.prompts import TAGS, extract_answer, extract_tagged, spaced, tagged
 from nanoreason.rollout import Problem, Task, seed_of
-from nanoreason.run import Positive, Range, Share
+from nanoreason.run import Positive, Range, Rate, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 MODES = ("direct", "steps", "recheck")
@@ -89,7 +89,7 @@ class ThinkingAddition(Task):
 
     digits: tuple[Annotated[int, Range(1, 18)], ...] = (2, 3)  # lengths of the sums
     shares: tuple[Annotated[float, Range(0)], ...] = ()  # chance of each length; empty: all lengths in turn
-    modes: tuple[float, float, float] = (0.67, 0.28, 0.05)  # shares of direct answers, of one pass, of re-checks
+    modes: tuple[Rate, Rate, Rate] = (0.67, 0.28, 0.05)  # shares of direct answers, of one pass, of re-checks
     error_prob: Share = 0.1  # chance that a column's digit is wrong, in each pass anew
     recheck_error_scale: Annotated[float, Range(0)] = 1.0  # a re-check errs so many times as often as the first pass
     extra_recheck_prob: Share = 0.0  # chance of one more pass although two agree
