@@ -44,7 +44,7 @@ def test_the_draw_is_within_a_millionth_of_the_stated_probabilities(scale):
     assert (drawn_mass(logits) - stated).abs().sum() / 2 < 1e-6
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("T", [0.7, 1.0])
 def test_every_token_of_a_large_vocabulary_can_be_drawn_and_its_logprob_is_exact(scale, T):
     """With float32 sums up to 98 % of 151,936 tokens could not be drawn, and log-probs were off by up to 6e-4."""

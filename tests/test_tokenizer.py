@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from nanoreason.rollout import Problem, demonstration, prompt_row
 from nanoreason.tasks import addition
 from nanoreason.tokenizer import EOS, TextTokenizer, char_tokenizer, load_tokenizer, word_tokenizer
 
@@ -232,6 +233,13 @@ def test_a_bos_that_is_also_the_eos_stands_before_a_prompt_and_not_behind_it(tmp
     assert load_tokenizer(tmp_path).encode_prompt("a b") == [2, 0, 1]
     written(tmp_path, "$A </s>", tokenizer_config={"eos_token": "</s>"})
     assert load_tokenizer(tmp_path).encode_prompt("a b") == [0, 1]
+
+
+def test_the_prompt_of_a_row_begins_with_bos_and_its_response_does_not(tmp_path):
+    tokenizer = load_tokenizer(written(tmp_path, "<s> $A </s>", tokenizer_config={"eos_token": "</s>"}))
+    row = demonstration(tokenizer, Problem("a b", "", "b a"))
+    assert (row.tokens, row.prompt_len, row.loss_mask) == ([4, 0, 1, 1, 0, 2], 3, [False] * 3 + [True] * 3)
+    assert prompt_row(tokenizer, Problem("<s> a b", "")).tokens == [4, 0, 1]
 
 
 def test_truncation_and_padding_in_a_tokenizer_file_are_not_obeyed_and_are_saved_again(tmp_path):
