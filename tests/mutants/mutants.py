@@ -490,7 +490,7 @@ MUTANTS = [
     Mutant(
         "all logits in one chunk", "learn.py",
         "ctx.rows, ctx.no_token = temperature, max(1, CHUNK_LOGITS // len(weight))",
-        "ctx.rows = temperature, len(targets)",
+        "ctx.rows, ctx.no_token = temperature, len(targets)",
         LOSSES + "at_the_vocabulary_of_qwen_no_tensor_holds_all_logits_and_the_gradient_is_the_same",
     ),
     Mutant(
