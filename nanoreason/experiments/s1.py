@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from nanoreason.evaluate import control, performance, scaling
 from nanoreason.experiments.figure import Line, Panel
-from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, lead
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, gain, lead
 from nanoreason.recipes import budget, curate, sft
 
 CHOICES = {
@@ -93,35 +93,31 @@ WORDS = ("wait", "Hmm", "Alternatively", "(none)")
 WAIT, ALONE = {"method": "wait"}, {"method": "wait", "asked": 0}
 
 
-def of_method(r: Results, name: str, key: str) -> list[PerSeed]:
-    """A metric of the runs of a method, in the order in which they were made."""
-    arm, where, _ = METHODS[name]
-    return list(r.by(arm, key, "asked", **where).values())
-
-
 def s1_metric(r: Results, name: str, metric: str) -> PerSeed:
     """Control, Scaling (points of accuracy per 100 tokens) or Performance of a method's runs (s1, section 3.2)."""
-    tokens, most, accuracy = (of_method(r, name, key) for key in ("thinking", "most", "accuracy"))
+    arm, where, _ = METHODS[name]
 
     def of(seed: int) -> float | None:
-        t, m, a = ([run[seed] for run in runs if seed in run] for runs in (tokens, most, accuracy))
-        if not t:
+        keys = ("thinking", "most", "accuracy")
+        tokens, most, accuracy = ([value for _, value in r.lines(arm, key, seed, **where)] for key in keys)
+        if not tokens:
             return None
-        return {"control": control(t, m), "scaling": scaling(t, a, 100), "performance": performance(a)}[metric]
+        if metric == "control":
+            return control(tokens, most)
+        return scaling(tokens, accuracy, 100) if metric == "scaling" else performance(accuracy)
 
     return r.per_seed(of)
 
 
 def cut_at_half(r: Results) -> PerSeed:
     """Accuracy with the budget that is closest to half of the natural length, minus that without a budget."""
-    budgets, natural = r.by("s1", "accuracy", "asked", method="forcing"), r.last("s1", "thinking", **ALONE)
-    at_half = r.per_seed(lambda s: budgets[min(budgets, key=lambda b: abs(b - natural[s] / 2))].get(s))
-    return at_half - waited(r)[0]
 
+    def of(seed: int) -> float | None:
+        natural = r.curve("s1", "thinking", seed, "asked", **ALONE).get(0, 0)
+        cut = r.curve("s1", "accuracy", seed, "asked", method="forcing")
+        return min(((abs(b - natural / 2), accuracy) for b, accuracy in cut.items()), default=(0, None))[1]
 
-def waited(r: Results, arm: str = "s1") -> list[PerSeed]:
-    """Accuracy after 0, 1, 2, ... times "wait"."""
-    return list(r.by(arm, "accuracy", "asked", **WAIT).values())
+    return r.per_seed(of) - r.last("s1", "accuracy", **ALONE)
 
 
 def lead_over_votes(r: Results) -> PerSeed:
@@ -138,31 +134,31 @@ def lead_over_votes(r: Results) -> PerSeed:
 
 
 def claims(preset: str) -> list[Claim]:
-    def twice(word: str):
-        return lambda r: r.last("s1", "accuracy", method="words", asked=word)
+    def more(claimed: dict, than: dict):
+        """Accuracy of a run of s1 minus that of another, each named by its fields."""
+        return lambda r: r.last("s1", "accuracy", **claimed) - r.last("s1", "accuracy", **than)
 
-    def rejected(r: Results) -> list[PerSeed]:
-        return of_method(r, "rejection sampling", "accuracy")
+    def few(r: Results) -> PerSeed:
+        return average(r.last("s1", "accuracy", **WAIT | {"asked": k}) for k in (1, 2))
 
-    def early(r: Results) -> PerSeed:
-        return average(waited(r)[1:3])
-
-    def late(r: Results) -> PerSeed:
-        return average(waited(r)[-2:])
+    def many(r: Results) -> PerSeed:
+        return r.of_series(lambda values: statistics.fmean(values[-2:]), "s1", "accuracy", **WAIT)
 
     return [
         Claim("budget forcing: accuracy cut at half of its natural length - stopping by itself", cut_at_half, -0.1,
               LESS),
-        Claim("forced both ways, the largest budget - stopping by itself: accuracy",
-              lambda r: of_method(r, "forced both ways", "accuracy")[-1] - waited(r)[0], 0.03),
+        Claim("forced both ways, the largest budget - stopping by itself: accuracy", more({"method": "until"}, ALONE),
+              0.03),
         Claim("token-conditional prompt: Control (it is not obeyed)",
-              lambda r: s1_metric(r, "token-conditional", "control"), 0.9, LESS, 1),
+              lambda r: s1_metric(r, "token-conditional", "control"), 0.9, LESS),
         Claim("rejection sampling by length: accuracy with the largest budget - the smallest",
-              lambda r: rejected(r)[-1] - rejected(r)[0], -0.03, LESS),
-        Claim("wait, once and twice - stopping by itself: accuracy", lambda r: early(r) - waited(r)[0], 0.03),
+              gain("s1", "accuracy", kind="rejection"), -0.03, LESS),
+        Claim("wait, once and twice - stopping by itself: accuracy",
+              lambda r: few(r) - r.last("s1", "accuracy", **ALONE), 0.03),
         Claim("wait, the last two counts against once and twice: size of the difference in accuracy",
-              lambda r: abs(late(r) - early(r)), 0.05, LESS),
-        Claim("wait - no word, twice each: accuracy", lambda r: twice("wait")(r) - twice("(none)")(r), 0.03),
+              lambda r: abs(many(r) - few(r)), 0.05, LESS),
+        Claim("wait - no word, twice each: accuracy",
+              more({"method": "words", "asked": "wait"}, {"method": "words", "asked": "(none)"}), 0.03),
         Claim("wait - majority of the base with no more tokens: accuracy, mean over counts", lead_over_votes, 0.03),
         Claim("chosen as s1 - the base: accuracy", lead("s1", "untuned", "accuracy", **ALONE), 0.03),
         Claim("chosen as s1 - random: accuracy", lead("s1", "random", "accuracy", **ALONE), 0.03),
@@ -178,7 +174,8 @@ def extra(results: Results, preset: str) -> dict:
         for key in ("accuracy", "thinking"):
             numbers[name][key] = {str(a): v.rounded() for a, v in results.by(arm, key, "asked", **where).items()}
     for arm in ("s1", "untuned"):
-        numbers[f"wait, {arm}"] = {str(k): v.rounded() for k, v in enumerate(waited(results, arm))}
+        runs = results.by(arm, "accuracy", "asked", **WAIT)
+        numbers[f"wait, {arm}"] = {str(k): v.rounded() for k, v in runs.items()}
     words = results.by("s1", "accuracy", "asked", method="words")
     chosen = results.table({"accuracy": "accuracy", "thinking": "thinking"}, ("untuned", *CHOICES), **ALONE)
     about = results.table({name: name for name in ("chosen", "chosen_tokens")}, [f"sft_{name}" for name in CHOICES])
