@@ -21,7 +21,7 @@ STEPS = 20
 
 
 def course(arm: str, metrics: dict, steps: int = STEPS) -> list[dict]:
-    """Lines of an arm in which each metric goes evenly from its first to its second number, or stays at its only one."""
+    """Lines of an arm in which each metric goes evenly from its first to its second number, or stays at its one."""
     lines = []
     for step in range(steps + 1):
         ends = {key: v if isinstance(v, tuple) else (v, v) for key, v in metrics.items()}

@@ -1,6 +1,5 @@
 """L1: prompts that ask for a length, the rewards that go with them, what is measured at a target, and the section."""
 
-import math
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from nanoreason.experiments import l1
 from nanoreason.experiments.reproduce import reproduce
 from nanoreason.model import Transformer, small_config
 from nanoreason.practice import held_out, judge, posed
-from nanoreason.recipes import budget, grpo, sft
+from nanoreason.recipes import budget, sft
 from nanoreason.recipes.grpo import GrpoConfig, with_algorithm
 from nanoreason.rewards import with_template
 from nanoreason.rollout import demonstration
@@ -145,66 +144,20 @@ def test_where_each_kind_of_response_is_cut(base, tmp_path):
 # ------------------------------------------------------------------------------------------------------- section
 
 
-def written(obeys: float = 1.0, gain: float = 0.1, easy: float = 0.6) -> list[dict]:
-    """Lines as a successful run leaves them: `exact` has `obeys` of the tokens asked, `gain` per doubling."""
-    lines = []
-    for seed, shift in ((0, 0.01), (1, -0.01)):
-        for arm, method in (*l1.MEASURED.values(),):
-            for target in l1.PRESETS["cpu"].budget.budgets:
-                tokens = {"test_exact": obeys * target, "test_max": 0.8 * target}.get(arm, 40.0)
-                tokens = target if method in ("truncated", "s1") else tokens
-                accuracy = 0.3 + gain * math.log2(target / 12) + shift
-                if method == "truncated":
-                    accuracy = 0.0
-                lines.append({
-                    "arm": arm, "seed": seed, "step": 1, "method": method, "asked": target, "most": target,
-                    "accuracy": accuracy - 0.05 * (method == "s1"), "thinking": tokens, "error": tokens / target - 1,
-                    "mae": abs(tokens / target - 1) + 0.1, "within": 0.95,
-                    "tokens/1": tokens * (easy if arm == "test_max" else 1.0), "tokens/2": tokens,
-                })  # fmt: skip
-        for arm in ("exact", "max", "plain"):
-            lines += [
-                {"arm": arm, "seed": seed, "step": s, "reward": 0.1 * s, "completions/mean_length": 9.0} for s in (1, 2)
-            ]
-    return lines
-
-
-def results(lines: list[dict]) -> dict[str, bool]:
-    return {line["name"]: line["passed"] for line in (criterion.line() for criterion in l1.summarise(lines, "cpu")[1])}
-
-
-def test_the_criteria_pass_on_what_the_paper_saw_and_fail_on_its_opposite(tmp_path):
-    assert all(results(written()).values())
-    failed = [name.split(":")[0] for name, passed in results(written(obeys=0.7)).items() if not passed]
-    assert failed == ["exact", "exact"]
-    assert sum(not passed for passed in results(written(gain=0.0)).values()) == 1
-    assert [name for name, passed in results(written(easy=1.0)).items() if not passed] == [
-        "max: tokens on 1 digit / on 2"
-    ]
-    arms, _ = l1.summarise(written(obeys=1.1), "cpu")
-    assert arms["exact"]["signed_error"] == pytest.approx(0.1)
-    assert arms["exact"]["mean_absolute_error"] == pytest.approx(0.2)
-    assert arms["exact"]["tokens_per_token_asked"] == pytest.approx(1.1)
-    assert arms["exact"]["accuracy_per_doubling"] == pytest.approx(0.1)
-    assert arms["exact"]["signed_error_beyond_training"] == pytest.approx(0.1)
-    l1.draw(written(), "cpu", tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-def test_max_goes_on_from_exact_and_plain_has_the_prompt_without_the_reward(tmp_path):
-    base, (exact, plain), (maximum,), tests = l1.stages("cpu", 0, tmp_path)
-    assert exact.config.base == plain.config.base == str(tmp_path / "base" / "policy")
-    assert maximum.config.base == str(tmp_path / "exact" / "policy")
-    assert (exact.config.asked, plain.config.asked, maximum.config.asked) == ("exact", "exact", "both")
-    assert (exact.config.length_reward, plain.config.length_reward) == ("lcpo", "none")
-    assert {job.arm for job in tests} == {arm for arm, _ in l1.MEASURED.values()}
-    low, high = exact.config.asked_tokens
-    assert exact.config.lcpo_alpha * (high - low) == pytest.approx(1.17, abs=0.15)  # as in the paper
-    assert max(l1.PRESETS["cpu"].budget.budgets) > high and exact.config.max_new_tokens > high
+def test_max_goes_on_from_exact_and_plain_has_the_prompt_without_the_reward():
+    arms = {arm.name: arm for arm in l1.arms("cpu", 0)}
+    exact, plain, maximum = arms["exact"], arms["plain"], arms["max"]
+    assert (exact.base, plain.base, maximum.base) == ("base", "base", "exact")
+    assert (exact.settings.asked, plain.settings.asked, maximum.settings.asked) == ("exact", "exact", "both")
+    assert (exact.settings.length_reward, plain.settings.length_reward) == ("lcpo", "none")
+    assert {name for name in arms if name.startswith("test_")} == {arm for arm, _ in l1.MEASURED.values()}
+    low, high = exact.settings.asked_tokens
+    assert exact.settings.lcpo_alpha * (high - low) == pytest.approx(1.17, abs=0.15)  # as in the paper
+    assert max(l1.PRESETS["cpu"].budget.budgets) > high and exact.settings.max_new_tokens > high
 
 
 def test_reproduce_l1_at_tiny_size(tmp_path):
     summary = reproduce("l1", "tiny", 1, tmp_path, "cpu", workers=1)
-    assert len(summary["criteria"]) == len(results(written()))
-    assert set(summary["arms"]) == set(l1.MEASURED)
-    assert summary["arms"]["truncated"]["signed_error"] <= 0 and grpo.PRESETS
+    assert [claim.name for claim in l1.claims("tiny")] == [line["name"] for line in summary["claims"]]
+    assert set(summary["numbers"]) == set(l1.MEASURED)
+    assert all(seeds["0"] <= 0 for seeds in summary["numbers"]["truncated"]["error"].values())

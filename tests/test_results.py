@@ -227,7 +227,7 @@ def test_a_job_starts_as_soon_as_its_own_base_is_done_without_waiting_for_others
     def run(job):
         started.append(job.arm)
         if job.arm == "slow":
-            assert release.wait(20)  # ends only after `next`, which a barrier between stages would hold back
+            assert release.wait(5)  # ends only after `next`, which a barrier between stages would hold back
         if job.arm == "next":
             assert done == ["quick"]
             release.set()
