@@ -34,6 +34,7 @@ SECTIONS = {
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
        python train.py reproduce <section> [--preset tiny|cpu|gpu] [--seeds N] [--out DIR]
+       python train.py reproduce <section> [--preset NAME] --summarise DIR
        python -m nanoreason play CHECKPOINT --task addition|countdown [--budget 96] [--wait 2]
 
 recipes

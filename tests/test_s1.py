@@ -244,7 +244,8 @@ def test_a_wrong_setting_is_one_clear_error(wrong, base, tmp_path):
 def test_reproduce_s1_at_tiny_size(tmp_path):
     summary = reproduce("s1", "tiny", 1, tmp_path, "cpu", workers=1)
     assert [claim.name for claim in s1.claims("tiny")] == [line["name"] for line in summary["claims"]]
-    assert all(line["mean"] is not None for line in summary["claims"])
+    # at this size no vote may take as few tokens as thinking does
+    assert all(line["mean"] is not None or "majority" in line["name"] for line in summary["claims"])
     assert summary["numbers"]["budget forcing"]["control"] == {"0": 1.0}
     thinking = [seeds["0"] for seeds in summary["numbers"]["forced both ways"]["thinking"].values()]
     assert thinking == pytest.approx([4, 8, 16], abs=1)

@@ -94,13 +94,18 @@ def code_of(source: str) -> str:
     return ast.unparse(tree)
 
 
-def relative(value, out: Path):
-    """Settings whose folders are named from `out` on, the same on every machine."""
+def as_json(value, out: Path):
+    """Settings that count, as JSON: objects with the names of their classes, folders named from `out` on."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"type": type(value).__qualname__} | as_json(fields, out)
     if isinstance(value, dict):
-        return {key: relative(item, out) for key, item in value.items()}
+        return {str(key): as_json(item, out) for key, item in value.items() if key not in FREE}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item, out) for item in value]
     if isinstance(value, str) and Path(value).is_relative_to(out):
         return Path(value).relative_to(out).as_posix()
-    return value
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
 
 
 def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list[Job]:
@@ -116,8 +121,7 @@ def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list
             config = dataclasses.replace(
                 arm.settings, seed=seed, out=str(out / f"seed{seed}" / arm.name), device=device, resume=True, **folders
             )
-            settings = json.loads(json.dumps(relative(dataclasses.asdict(config), out), default=repr))
-            settings = {"recipe": arm.recipe} | {key: value for key, value in settings.items() if key not in FREE}
+            settings = {"recipe": arm.recipe} | as_json(config, out)
             needs = dict.fromkeys(arm.needs())
             hashed = json.dumps([settings, code_hash(), [jobs[name].hash for name in needs]], sort_keys=True)
             jobs[arm.name] = Job(
@@ -213,7 +217,8 @@ def remaining(jobs: list[Job]) -> dict[str, float]:
 
 def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=run_job) -> None:
     """Run all jobs. One starts as soon as those it needs are done and a worker is free; first the one on which the
-    longest chain of work hangs, so that the workers run dry as late as possible. An exception of a job ends all.
+    longest chain of work hangs, so that the workers run dry as late as possible. An exception of a job ends all,
+    after those that are running: they can be resumed, but what is finished need not be.
     """
     workers = min(workers, len(jobs))
     if pool is None and workers > 1:

@@ -16,17 +16,11 @@ from dataclasses import dataclass, replace
 
 from nanoreason.evaluate import control, performance, scaling
 from nanoreason.experiments.figure import Line, Panel
-from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, gain, lead
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, lead
 from nanoreason.recipes import budget, curate, sft
 
-CHOICES = {
-    "s1": "s1: quality, difficulty, diversity",
-    "random": "random",
-    "longest": "longest",
-    "diverse": "diverse only",
-    "all": "all of the pool",
-}
-PROMPTS = {"tokens": "token-conditional", "steps": "step-conditional", "class": "class-conditional"}
+CHOICES = ("s1", "random", "longest", "diverse", "all")  # s1: quality, difficulty, diversity; all: of the pool
+PROMPTS = ("tokens", "steps", "class")  # prompts that ask for so many, or for short or long thinking
 # DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1. A slip is one chance in five, so
 # a greedy pass has none, and there would be nothing to find by checking. Answers are greedy, as there.
 
@@ -139,7 +133,7 @@ def claims(preset: str) -> list[Claim]:
         return lambda r: r.last("s1", "accuracy", **claimed) - r.last("s1", "accuracy", **than)
 
     def few(r: Results) -> PerSeed:
-        return average(r.last("s1", "accuracy", **WAIT | {"asked": k}) for k in (1, 2))
+        return r.mean("s1", "accuracy", method="wait", asked=lambda k: k in (1, 2))
 
     def many(r: Results) -> PerSeed:
         return r.of_series(lambda values: statistics.fmean(values[-2:]), "s1", "accuracy", **WAIT)
@@ -168,18 +162,15 @@ def claims(preset: str) -> list[Claim]:
 
 def extra(results: Results, preset: str) -> dict:
     """Accuracy and tokens of every method by what it asked for, the chosen data, and what is appended."""
-    of_s1 = ("control", "scaling", "performance")
-    numbers = {name: {metric: s1_metric(results, name, metric).rounded() for metric in of_s1} for name in METHODS}
+    numbers = {}
     for name, (arm, where, _) in METHODS.items():
-        for key in ("accuracy", "thinking"):
-            numbers[name][key] = {str(a): v.rounded() for a, v in results.by(arm, key, "asked", **where).items()}
-    for arm in ("s1", "untuned"):
-        runs = results.by(arm, "accuracy", "asked", **WAIT)
-        numbers[f"wait, {arm}"] = {str(k): v.rounded() for k, v in runs.items()}
-    words = results.by("s1", "accuracy", "asked", method="words")
+        numbers[name] = {key: results.listed(arm, key, "asked", **where) for key in ("accuracy", "thinking")}
+        numbers[name] |= {m: s1_metric(results, name, m).rounded() for m in ("control", "scaling", "performance")}
+    waited = {f"wait, {arm}": results.listed(arm, "accuracy", "asked", **WAIT) for arm in ("s1", "untuned")}
+    words = {"words, twice each": results.listed("s1", "accuracy", "asked", method="words")}
     chosen = results.table({"accuracy": "accuracy", "thinking": "thinking"}, ("untuned", *CHOICES), **ALONE)
     about = results.table({name: name for name in ("chosen", "chosen_tokens")}, [f"sft_{name}" for name in CHOICES])
-    return numbers | {"words, twice each": {word: v.rounded() for word, v in words.items()}, "data": chosen | about}
+    return numbers | waited | words | {"data": chosen | about}
 
 
 # -------------------------------------------------------------------------------------------------------- figure
@@ -189,18 +180,13 @@ def panels(preset: str) -> list[Panel]:
     """Top: budgets, other ways to set a length, waits. Bottom: what was asked and what came, words, choice of data."""
     lines = {name: Line(arm, name, color, where, style="--" if "+" in name else "")
              for name, (arm, where, color) in METHODS.items()}  # fmt: skip
-    waits = Line("s1", '"wait", then it may stop', "C8", WAIT)
     asked = [name for name in METHODS if "majority" not in name and name != "forced both ways"]
     how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out sums"}
     tokens = {"x": "thinking", "xlabel": "mean thinking tokens"}
     words = [Line("s1", "stops\nby itself", "C7", ALONE)]
-    words += [
-        Line("s1", word, "C0", {"method": "words", "asked": word})
-        for word in ("wait", "Hmm", "Alternatively", "(none)")
-    ]
-
-    def within_limit(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
-        return [p for p in r.points(line.arm, "most", key, seed, **line.where) if p[0] < budget.NO_LIMIT]
+    words += [Line("s1", word, "C0", {"method": "words", "asked": word}) for word in WORDS]
+    limited = [replace(lines[name], where=lines[name].where | {"most": lambda most: most < budget.NO_LIMIT})
+               for name in asked if "+" not in name]  # fmt: skip
 
     def limit(axis, r: Results) -> None:
         most = [p[0] for p in r.points("s1", "most", "thinking", method="forcing")]
@@ -212,15 +198,14 @@ def panels(preset: str) -> list[Panel]:
 
     return [
         Panel("Budget forcing and majority voting",
-              [lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")]
-              + [waits], "accuracy", xscale="log", **how, **tokens),
+              [*(lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")),
+               Line("s1", '"wait", then it may stop', "C8", WAIT)], "accuracy", xscale="log", **how, **tokens),
         Panel("Other ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens),
         Panel("How often it is kept from closing",
               [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)], "accuracy", "asked",
               xlabel='number of "wait"', **how),
-        Panel("Thinking tokens against what was allowed", [lines[name] for name in asked if "+" not in name],
-              "thinking", points=within_limit, also=limit, xlabel="tokens allowed",
-              **how | {"ylabel": "mean thinking tokens"}),
+        Panel("Thinking tokens against what was allowed", limited, "thinking", "most", also=limit,
+              xlabel="tokens allowed", ylabel="mean thinking tokens", marker="o"),
         Panel("What is appended, twice each", words, "accuracy", kind="bar", ylabel="accuracy on held-out sums"),
         Panel("Choice of demonstrations (white: how many)",
               [Line("untuned", "the base", "C5", ALONE), *(Line(name, name, "C0", ALONE) for name in CHOICES)],
