@@ -34,6 +34,8 @@ R1 = "test_r1.py::test_"
 CONFIG = "test_hf_config.py::test_"
 TOKENIZER = "test_tokenizer.py::test_"
 NUMBERS = "test_numbers.py::test_"
+CLAIMS = "test_claims.py::test_"
+RESULTS = "test_results.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -674,15 +676,39 @@ MUTANTS = [
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",
-        'minus(at(lines, arm, f"eval/accuracy/recheck/{n}", first), at(lines, arm, f"eval/accuracy/steps/{n}", first))',
-        'minus(at(lines, arm, "eval/accuracy/recheck", first), at(lines, arm, "eval/accuracy/steps", first))',
-        R1 + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
+        'average(r.last(arm, f"eval/accuracy/recheck/{n}") - r.last(arm, f"eval/accuracy/steps/{n}") for n in levels)',
+        'average(r.last(arm, "eval/accuracy/recheck") - r.last(arm, "eval/accuracy/steps") for n in levels)',
+        CLAIMS + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
     ),
     Mutant(
         "RL on the student compared at fewer tokens", "experiments/r1.py",
-        'enough = [line for line in measured if line.get("num_tokens", 0) >= spent]',
-        'enough = [line for line in measured if line.get("num_tokens", 0) <= spent]',
-        R1 + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+        'if line.get("num_tokens", 0) >= spent]',
+        'if line.get("num_tokens", 0) <= spent]',
+        CLAIMS + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+    ),
+    Mutant(
+        "claims judged by the mean of seeds that disagree", "experiments/results.py",
+        "        elif opposite:",
+        "        elif False and opposite:",
+        RESULTS + "a_claim_is_judged_seed_by_seed",
+    ),
+    Mutant(
+        "a seed without a number counts as one that agrees", "experiments/results.py",
+        "if not values or missing:",
+        "if not values:",
+        RESULTS + "a_seed_without_a_number_is_not_a_seed_that_agrees",
+    ),
+    Mutant(
+        "a job's settings are not part of what it is", "experiments/reproduce.py",
+        'json.dumps([settings, code_hash(),',
+        'json.dumps([{}, code_hash(),',
+        RESULTS + "a_finished_job_is_its_settings",
+    ),
+    Mutant(
+        "a barrier: a job waits for all that started before it", "experiments/reproduce.py",
+        "return_when=FIRST_COMPLETED",
+        'return_when="ALL_COMPLETED"',
+        RESULTS + "a_job_starts_as_soon_as_its_own_base_is_done_without_waiting_for_others",
     ),
     # ------------------------------------------------------------------ checkpoints of others, numbers without end
     Mutant(
