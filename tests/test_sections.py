@@ -1,4 +1,4 @@
-"""The sections as they are declared: every arm is a run that its recipe accepts, and the small preset runs to its figure."""
+"""The sections as they are declared: every arm is a run that its recipe accepts, and the tiny preset runs to its figure."""
 
 import dataclasses
 import importlib

@@ -68,7 +68,7 @@ PRESETS = {
         star.PRESETS["gpu"], Addition((6, 7)), 6, replace(DIRECT, micro_tokens=32768, eval_problems=500),
     ),
     "demo": Preset(
-        None, star.StarConfig(rounds=3, problems=240, step_increment=0), None, 0,
+        None, star.StarConfig(rounds=3, problems=240, step_increment=0, lr=2e-3), None, 0,
         replace(DIRECT, steps=1000), ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
