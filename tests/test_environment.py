@@ -141,7 +141,7 @@ def test_judging_gives_one_scored_row_after_another_with_text_verdict_limit_and_
 def test_a_verdict_is_asked_for_once_however_many_rewards_there_are(monkeypatch):
     calls = []
     monkeypatch.setattr(Letters, "reward", lambda task, problem, response: calls.append(response) or 1.0)
-    scored = judge(TASK, WORDS, [[finished_row("4", "4"), finished_row("4", "5")]])
+    scored = judge(TASK, WORDS, [[finished_row("4", "4"), finished_row("4", "5")]], 9)
     compute_rewards(scored, (Accuracy(), Cosine(), Format()))
     assert calls == ["4", "5"]
 
@@ -281,7 +281,7 @@ def test_votes_are_the_tasks_answers_so_wordings_of_one_answer_vote_together():
     task = ThinkingAddition((2,))
     problem = task.parse("47 + 38")
     texts = ["8 5", "85", "8 5.", "8 6", "8 6"]
-    scored = [Scored(finished_row("x", "8", max_new_tokens=9), text, task.reward(problem, text), 9,
+    scored = [Scored(finished_row("9", "8", max_new_tokens=9), text, task.reward(problem, text), 9,
                      task.metrics(problem, text)) for text in texts]  # fmt: skip
     for one in scored:
         one.row.problem = problem
