@@ -234,7 +234,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
 
     The G query heads that share a kv head are the rows of one matrix, so keys are read once and never repeated.
     """
-    (B, H, T, d), (_, K, S, _) = q.shape, k.shape
+    (B, H, T, d), K = q.shape, k.shape[1]
     G = H // K
     if T > 1:  # a prompt: the fused kernel never holds all (T, S) scores
         k, v = k.to(q.dtype), v.to(q.dtype)

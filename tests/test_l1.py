@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from nanoreason.practice import held_out, judge, posed
 
 from nanoreason.checkpoint import save_checkpoint
 from nanoreason.experiments import l1
 from nanoreason.experiments.reproduce import reproduce
 from nanoreason.model import Transformer, small_config
-from nanoreason.practice import held_out, judge, posed
 from nanoreason.recipes import budget, grpo, sft
 from nanoreason.recipes.grpo import GrpoConfig, with_algorithm
 from nanoreason.rewards import with_template

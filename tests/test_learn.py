@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from nanoreason.learn import (
     clipped_policy_loss,
     collate,
     fit,
-    from_stream,
     group_advantages,
     in_epochs,
     kl_estimate,
@@ -25,6 +25,7 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.optim import SGD
+from nanoreason.recipes import sft
 from nanoreason.rollout import Problem, Rollout, demonstration
 from nanoreason.run import learning_rate
 from nanoreason.tasks.addition import Addition, tokenizer
@@ -174,7 +175,7 @@ def test_one_step_on_a_hand_made_group_moves_right_up_and_wrong_down(make_model,
         for token in response:
             row.sampled(token, 0.0)
     with_true_logprobs(model, rows)
-    for row, advantage in zip(rows, group_advantages([1.0, 1.0, 0.0, 0.0], 4), strict=True):
+    for row, advantage in zip(rows, group_advantages([[1.0, 1.0, 0.0, 0.0]])[0], strict=True):
         row.advantage = advantage
     before = [sum(row.logprobs) for row in rows]
     weights = token_weights(rows, average, constant=8)
@@ -516,8 +517,9 @@ def test_an_average_that_is_not_known_or_lacks_its_constant_is_an_error():
 
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.booleans())
 def test_advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero(rewards, divide):
-    advantages = group_advantages(rewards, 3, "group" if divide else "none")
-    for group, members in ((advantages[:3], rewards[:3]), (advantages[3:], rewards[3:])):
+    groups = [rewards[:3], rewards[3:]]
+    advantages = group_advantages(groups, "group" if divide else "none")
+    for group, members in zip(advantages, groups, strict=True):
         assert sum(group) == pytest.approx(0, abs=1e-6)
         if max(members) == min(members):
             assert group == [0.0] * 3
@@ -528,13 +530,12 @@ def test_advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero
 
 
 def test_a_group_is_judged_by_itself_alone():
-    assert group_advantages([1.0, 0.0, 5.0, 5.0], 2) == [1.0, -1.0, 0.0, 0.0]
-    assert group_advantages([3.0, 4.0], 1) == [0.0, 0.0]
+    assert group_advantages([[1.0, 0.0], [5.0, 5.0]]) == [[1.0, -1.0], [0.0, 0.0]]
+    assert group_advantages([[3.0], [4.0]]) == [[0.0], [0.0]]
 
 
-def test_rewards_that_do_not_fall_into_groups_are_an_error():
-    with pytest.raises(ValueError, match="5 rewards"):
-        group_advantages([1.0] * 5, 2)
+def test_groups_need_not_be_equally_large():
+    assert group_advantages([[1.0, 0.0], [2.0], [0.0, 4.0, 8.0]], "none") == [[0.5, -0.5], [0.0], [-4.0, 0.0, 4.0]]
 
 
 # -------------------------------------------------------------------------------------------------- broken numbers
@@ -603,46 +604,53 @@ def test_the_rows_of_a_step_are_a_function_of_the_step_alone(steps):
 
 
 def test_a_stream_never_repeats_an_index_and_starts_anywhere():
+    """The stream that `sft` learns from."""
     words, task = tokenizer(), Addition((3,))
-    rows_of = from_stream(words, task, "train", 4)
+    config = sft.SftConfig(task=task, rows_per_step=4, seed=5)
+    rows_of = sft.task_rows(config, words, 256, Counter())
     stream = [row.problem for step in range(3) for row in rows_of(step)]
-    assert stream == [task.problem("train", i) for i in range(12)]
-    assert [row.problem for row in from_stream(words, task, "train", 4)(2)] == stream[8:]
+    assert stream == [task.problem("sft-5", i) for i in range(12)]
+    assert [row.problem for row in sft.task_rows(config, words, 256, Counter())(2)] == stream[8:]
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_fitting_in_two_halves_equals_fitting_at_once(make_model, finished, assert_same_weights, stop):
     rows = finished(20)
-    options = {"lr": 1e-2, "warmup": 2, "decay": True}
-
+    options = {"lr": 1e-2, "warmup": 2, "decay": "cosine"}
     rows_of = in_epochs(rows, 6, 0)
-
-    def stop_here(step, metrics):
-        if step + 1 == stop:
-            raise KeyboardInterrupt
-
     whole, halves = make_model(14), make_model(14)
-    fit(whole, make_optimizer(whole), rows_of, steps=7, **options)
+    steps = list(fit(whole, make_optimizer(whole), rows_of, steps=7, **options))
+    assert [done for done, _ in steps] == list(range(1, 8))
     optimizer = make_optimizer(halves)
-    with pytest.raises(KeyboardInterrupt):
-        fit(halves, optimizer, rows_of, steps=7, **options, after=stop_here)
-    fit(halves, optimizer, rows_of, steps=7, first_step=stop, **options)
+    for done, _ in fit(halves, optimizer, rows_of, steps=7, **options):
+        if done == stop:
+            break
+    again = list(fit(halves, optimizer, rows_of, steps=7, first_step=stop, **options))
+    assert again == steps[stop:]
     assert_same_weights(whole, halves)
 
 
-def test_fit_reports_every_step_with_the_learning_rate_it_used(make_model, finished, monkeypatch):
-    used, reported = [], []
+@pytest.mark.parametrize("decay", ["none", "cosine", "linear"])
+def test_fit_reports_every_step_with_the_learning_rate_it_used(make_model, finished, monkeypatch, decay):
+    used = []
     monkeypatch.setattr(learn, "update", lambda *args, lr, **options: used.append(lr) or {"loss": 1.0})
     model = make_model(15)
-    fit(model, make_optimizer(model), lambda step: finished(2), steps=9, lr=0.5, warmup=4, decay=True,
-        after=lambda step, metrics: reported.append((step, metrics["learning_rate"])))  # fmt: skip
-    assert reported == list(enumerate(used))
-    assert used == [learning_rate(step, 9, 0.5, 4, True) for step in range(9)]
+    steps = fit(model, make_optimizer(model), lambda step: finished(2), steps=9, lr=0.5, warmup=4, decay=decay)
+    reported = [(done, metrics["learning_rate"]) for done, metrics in steps]
+    assert reported == list(enumerate(used, 1))
+    assert used == [learning_rate(step, 9, 0.5, 4, decay) for step in range(9)]
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth_of_it():
-    rates = [learning_rate(step, 100, 2.0, 10, True) for step in range(101)]
+    rates = [learning_rate(step, 100, 2.0, 10, "cosine") for step in range(101)]
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert rates[10] == pytest.approx(2.0) and rates[100] == pytest.approx(0.2)
-    assert [learning_rate(step, 100, 2.0, 10, False) for step in (10, 99)] == [2.0, 2.0]
+    assert [learning_rate(step, 100, 2.0, 10, "none") for step in (10, 99)] == [2.0, 2.0]
+
+
+def test_the_linear_rate_falls_in_a_line_and_reaches_zero_behind_the_last_step():
+    rates = [learning_rate(step, 100, 2.0, 10, "linear") for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert rates[10:] == pytest.approx([2.0 * (100 - step) / 90 for step in range(10, 101)])
+    assert rates[99] > 0 == rates[100]

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from nanoreason.recipes.curate import CurateConfig, conditioned, diverse, pool_of, trace_tokens, unsolved, well_formed
 
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.evaluate import control, performance, scaling
@@ -14,7 +15,6 @@ from nanoreason.experiments.reproduce import reproduce
 from nanoreason.model import Transformer, small_config
 from nanoreason.recipes import budget, curate
 from nanoreason.recipes.budget import Thought
-from nanoreason.recipes.curate import CurateConfig, conditioned, diverse, pool_of, trace_tokens, unsolved, well_formed
 from nanoreason.rollout import Problem, demonstration, prompt_row
 from nanoreason.run import read_jsonl
 from nanoreason.tasks.addition import ThinkingAddition, carries, thinking_tokenizer

@@ -545,17 +545,17 @@ def test_settings_out_of_range_are_an_error(model, options):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_must_go_on_draws_from_what_is_left_without_its_stops(model, ragged, copy_rows, temperature):
-    """No stop before `go_on_until` tokens; until then the log-prob is that of the distribution without stops."""
+    """No stop before `min_tokens` tokens; until then the log-prob is that of the distribution without stops."""
     stops = (0, 7, 11, 3, 4)
     rows = ragged(60, seed=21)
     for row in rows[::2]:
-        row.go_on_until = len(row.tokens) + 3
+        row.min_tokens = len(row.tokens) + 3
     free = sample(model, copy_rows(rows), stop_ids=stops, temperature=temperature)
     sample(model, rows, stop_ids=stops, temperature=temperature)
     held = 0
     for row, unhindered in zip(rows, free, strict=True):
-        assert all(token not in stops for token in row.tokens[row.prompt_len : row.go_on_until - 1])
-        if not row.go_on_until:
+        assert all(token not in stops for token in row.tokens[row.prompt_len : row.min_tokens - 1])
+        if not row.min_tokens:
             assert contents([row]) == contents([unhindered])
             continue
         held += unhindered.stop_reason != "length" and len(unhindered.response) < 3

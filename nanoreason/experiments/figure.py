@@ -182,9 +182,8 @@ def draw_bars(axis, panel: Panel, results: Results) -> None:
                     axis.plot([x] * len(values), list(values.values()), "k.", markersize=4)
         if name:
             axis.bar(0, 0, color="gray", label=name, **shown)
-    angle = (
-        30 if len(panel.lines) * max(len(word) for line in panel.lines for word in line.label.split("\n")) > 56 else 0
-    )
+    letters = sum(max(map(len, line.label.split("\n"))) + 2 for line in panel.lines)
+    angle = 0 if letters < 60 else 30
     axis.set_xticks(range(len(panel.lines)), [line.label for line in panel.lines], fontsize=8, rotation=angle,
                     ha="right" if angle else "center", rotation_mode="anchor" if angle else None)  # fmt: skip
     finish(axis, panel, results)

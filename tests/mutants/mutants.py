@@ -186,8 +186,8 @@ MUTANTS = [
     ),
     Mutant(
         "RoPE in the interleaved layout", "model.py",
-        "    a, b = x.chunk(2, dim=-1)\n    return x * cos + torch.cat([-b, a], dim=-1) * sin",
-        "    a, b = x[..., ::2], x[..., 1::2]\n    return x * cos + torch.stack([-b, a], dim=-1).flatten(-2) * sin",
+        "x.roll(x.shape[-1] // 2, -1), sin)",
+        "x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), sin)",
         MODEL + "logits_and_every_gradient_equal_those_of_transformers[llama]",
     ),
     Mutant(
