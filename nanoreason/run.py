@@ -158,21 +158,37 @@ def own_entry(text: str) -> Any:
     sys.modules[spec.name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {said}") from error
     if not hasattr(module, name):
         raise ValueError(f"{text}: {path} defines no {name}")
     entry = getattr(module, name)
-    if inspect.isclass(entry) and not dataclasses.is_dataclass(entry):
+    is_class = inspect.isclass(entry) and dataclasses.is_dataclass(entry)  # an object would have no name in config.json
+    if not is_class or not entry.__dataclass_params__.frozen:
         raise ValueError(f"{text}: {name} must be a frozen dataclass, whose fields become flags")
-    if inspect.isclass(entry):
-        entry.source = text
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    bare = [f.name for f in dataclasses.fields(entry) if (f.default, f.default_factory) == missing]
+    if bare := [field for field in bare if field != "task"]:  # a wrapper is given the task inside it
+        raise ValueError(f"{text}: every field of {name} needs a default, {bare[0]} has none")
+    entry.source = text
     return entry
+
+
+def methods_of(kind: type) -> set[str]:
+    """What a caller may call in objects of this class."""
+    named = [(name, value) for parent in kind.__mro__[:-1] for name, value in vars(parent).items()]
+    return {name for name, value in named if callable(value) and (name == "__call__" or not name.startswith("_"))}
 
 
 def entry_of(name: str, table: dict[str, Any], field: str) -> Any:
     if ".py:" in name:
-        return own_entry(name)
+        entry = own_entry(name)
+        kinds = [known if inspect.isclass(known) else type(known) for known in table.values()]
+        needed = set.intersection(*map(methods_of, kinds)) - methods_of(entry)
+        if needed:
+            raise ValueError(f"--{field} {name}: it is no {field.rstrip('s')}, it has no {', '.join(sorted(needed))}")
+        return entry
     if name not in table:
         raise ValueError(f"--{field} {name}: one of {', '.join(table)}, or path/to/file.py:Name")
     return table[name]
@@ -214,6 +230,8 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
             names.append(name)
             entry = entry_of(name, table, field)
             one = now.get(name) or (entry() if inspect.isclass(entry) else entry)
+            if not hasattr(one, "weight"):
+                raise ValueError(f"--{field} {name}: it needs a field weight, as in weight: float = 1.0")
             found.append(dataclasses.replace(one, weight=float(weight)) if weight else one)
         return tuple(found)
     if current is not None and spec_of(current, table) == text:

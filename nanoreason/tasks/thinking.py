@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
@@ -218,10 +219,10 @@ def longest_thinking(digits: int, passes: int = 1) -> int:
 def carries(problem: Problem) -> int:
     """How many columns of a sum carry.
 
-    >>> carries(Problem("4 7 + 3 8", "8 5")), carries(Problem("9 9 + 9 9 Think long", "1 9 8"))
+    >>> carries(Problem("4 7 + 3 8", "8 5")), carries(Problem("User: 9 9 + 9 9 Think long Assistant:", "1 9 8"))
     (1, 2)
     """
-    left, right = problem.prompt.split(" Think ")[0].split(" + ")
+    left, right = re.search(r"([0-9](?: [0-9])*) \+ ([0-9](?: [0-9])*)", problem.prompt).groups()
     count = carry = 0
     for x, y in zip(reversed(left.split()), reversed(right.split()), strict=True):
         carry = int(x) + int(y) + carry >= 10
