@@ -26,6 +26,7 @@ from nanoreason.learn import (
 )
 from nanoreason.optim import SGD
 from nanoreason.recipes import sft
+from nanoreason.recipes.grpo import over_updates
 from nanoreason.rollout import Problem, Rollout, demonstration
 from nanoreason.run import learning_rate
 from nanoreason.tasks.addition import Addition, tokenizer
