@@ -164,15 +164,14 @@ def own_entry(text: str) -> Any:
     if not hasattr(module, name):
         raise ValueError(f"{text}: {path} defines no {name}")
     entry = getattr(module, name)
-    kind = entry if inspect.isclass(entry) else type(entry)
-    if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:
+    is_class = inspect.isclass(entry) and dataclasses.is_dataclass(entry)  # an object would have no name in config.json
+    if not is_class or not entry.__dataclass_params__.frozen:
         raise ValueError(f"{text}: {name} must be a frozen dataclass, whose fields become flags")
-    if inspect.isclass(entry):
-        missing = (dataclasses.MISSING, dataclasses.MISSING)
-        bare = [f.name for f in dataclasses.fields(entry) if (f.default, f.default_factory) == missing]
-        if bare := [field for field in bare if field != "task"]:  # a wrapper is given the task inside it
-            raise ValueError(f"{text}: every field of {name} needs a default, {bare[0]} has none")
-        entry.source = text
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    bare = [f.name for f in dataclasses.fields(entry) if (f.default, f.default_factory) == missing]
+    if bare := [field for field in bare if field != "task"]:  # a wrapper is given the task inside it
+        raise ValueError(f"{text}: every field of {name} needs a default, {bare[0]} has none")
+    entry.source = text
     return entry
 
 
@@ -186,9 +185,7 @@ def entry_of(name: str, table: dict[str, Any], field: str) -> Any:
     if ".py:" in name:
         entry = own_entry(name)
         kinds = [known if inspect.isclass(known) else type(known) for known in table.values()]
-        needed = set.intersection(*map(methods_of, kinds)) - methods_of(
-            entry if inspect.isclass(entry) else type(entry)
-        )
+        needed = set.intersection(*map(methods_of, kinds)) - methods_of(entry)
         if needed:
             raise ValueError(f"--{field} {name}: it is no {field.rstrip('s')}, it has no {', '.join(sorted(needed))}")
         return entry

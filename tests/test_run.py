@@ -375,6 +375,7 @@ from typing import Annotated
 from nanoreason.rollout import Problem, Task
 from nanoreason.run import Range
 from nanoreason.tasks import Addition
+from nanoreason.tasks.wrappers import Wrapper
 
 @dataclass(frozen=True)
 class Echo(Task):
@@ -400,17 +401,26 @@ class Short:
         return float(scored.tokens <= self.most)
 
 @dataclass(frozen=True)
-class Loud:
+class Loud(Wrapper):
     task: Task
     mark: str = "!"  # behind the prompt
+
+    def wrap(self, problem, split, index):
+        return Problem(problem.prompt + self.mark, problem.answer)
 
 @dataclass(frozen=True)
 class NoWeight:
     most: int = 5
 
+    def __call__(self, scored):
+        return 1.0
+
 @dataclass(frozen=True)
 class NoDefault:
     weight: float
+
+    def __call__(self, scored):
+        return 1.0
 
 class NoData:
     weight = 1.0
