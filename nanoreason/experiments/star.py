@@ -78,10 +78,10 @@ def arms(preset: str, seed: int) -> list[Arm]:
         "continue": replace(common, rationalize=True, restart=False),
     }  # fmt: skip
     return [Arm("base", "star", replace(chosen.star, rounds=0), cost=10)] + [
-        Arm(arm, "sft" if arm == "direct" else "star", settings[arm], base="base/base", cost=settings[arm].rounds + 1
-            if arm != "direct" else 3)
-        for arm in chosen.arms
-    ]  # fmt: skip
+        Arm(arm, "sft" if arm == "direct" else "star", one, "base/base", cost=getattr(one, "rounds", 3))
+        for arm, one in settings.items()
+        if arm in chosen.arms
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- claims
@@ -193,7 +193,7 @@ def panels(preset: str) -> list[Panel]:
               [line for line in shown if line.arm != "continue"], {"first try": "kept", "second try": "kept_second"},
               ylabel="share of the round's problems", **how | {"xlabel": "round"}),
         Panel("Rationalization: solved when hinted at",
-              family("rationalize", "hinted/{}", digits, label, where=compared), 
+              family("rationalize", "hinted/{}", digits, label, where=compared),
               ylabel="share of the problems that failed", **how | {"xlabel": "round"}),
         Panel("Longer sums, with rationalization", family("rationalize", "acc/{}", unseen or digits, label),
               also=joining, ylabel=ylabel, **how),
