@@ -90,6 +90,7 @@ def arms(preset: str, seed: int) -> list[Arm]:
         "direct": replace(chosen.direct, base=common.base),
         "temperature": replace(common, retry_temperature=0.7),
         "continue": replace(common, rationalize=True, restart=False),
+<<<<<<< HEAD
     }
     if chosen.late:
         settings["rationalize"] = replace(
@@ -101,6 +102,13 @@ def arms(preset: str, seed: int) -> list[Arm]:
     return base + [
         Arm(arm, "sft" if arm == "direct" else "star", settings[arm], base="base" if trained else "", cost=costs[arm])
         for arm in chosen.arms
+=======
+    }  # fmt: skip
+    return [Arm("base", "star", replace(chosen.star, rounds=0), cost=10)] + [
+        Arm(arm, "sft" if arm == "direct" else "star", one, "base/base", cost=getattr(one, "rounds", 3))
+        for arm, one in settings.items()
+        if arm in chosen.arms
+>>>>>>> evidence
     ]
 
 
@@ -213,7 +221,7 @@ def panels(preset: str) -> list[Panel]:
               [line for line in shown if line.arm != "continue"], {"first try": "kept", "second try": "kept_second"},
               ylabel="share of the round's problems", **how | {"xlabel": "round"}),
         Panel("Rationalization: solved when hinted at",
-              family("rationalize", "hinted/{}", digits, label, where=compared), 
+              family("rationalize", "hinted/{}", digits, label, where=compared),
               ylabel="share of the problems that failed", **how | {"xlabel": "round"}),
         Panel("Longer sums, with rationalization", family("rationalize", "acc/{}", unseen or digits, label),
               also=joining, ylabel=ylabel, **how),
