@@ -1,12 +1,7 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
-<<<<<<< HEAD
-Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and checks its criteria;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) look at one policy.
-=======
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` (python -m nanoreason play CHECKPOINT) lets a person pose problems to a policy.
->>>>>>> evidence
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) look at one policy.
 """
 
 from __future__ import annotations

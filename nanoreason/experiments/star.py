@@ -90,7 +90,6 @@ def arms(preset: str, seed: int) -> list[Arm]:
         "direct": replace(chosen.direct, base=common.base),
         "temperature": replace(common, retry_temperature=0.7),
         "continue": replace(common, rationalize=True, restart=False),
-<<<<<<< HEAD
     }
     if chosen.late:
         settings["rationalize"] = replace(
@@ -102,13 +101,6 @@ def arms(preset: str, seed: int) -> list[Arm]:
     return base + [
         Arm(arm, "sft" if arm == "direct" else "star", settings[arm], base="base" if trained else "", cost=costs[arm])
         for arm in chosen.arms
-=======
-    }  # fmt: skip
-    return [Arm("base", "star", replace(chosen.star, rounds=0), cost=10)] + [
-        Arm(arm, "sft" if arm == "direct" else "star", one, "base/base", cost=getattr(one, "rounds", 3))
-        for arm, one in settings.items()
-        if arm in chosen.arms
->>>>>>> evidence
     ]
 
 
