@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,9 @@ from nanoreason.__main__ import main
 from nanoreason.experiments import reproduce as reproduction
 from nanoreason.experiments.figure import Line, Panel, draw, smoothed
 from nanoreason.experiments.reproduce import (
-    as_json,
     code_of,
     cores,
+    counted,
     is_done,
     jobs_of,
     locked,
@@ -31,6 +31,7 @@ from nanoreason.experiments.reproduce import (
 from nanoreason.experiments.results import LESS, MORE, Arm, Claim, PerSeed, Results, average, growth, lead
 from nanoreason.recipes import sft
 from nanoreason.run import read_jsonl
+from nanoreason.tasks import Addition, Countdown
 
 COMMITTED = Path(__file__).parent.parent / "data" / "results"
 
@@ -188,21 +189,12 @@ def test_the_hash_is_of_settings_and_code_and_of_what_it_starts_from(tmp_path, m
     assert child.hash != job("child", tmp_path).hash
 
 
-@dataclass(frozen=True)
-class Sums:
-    digits: tuple[int, ...] = (1, 2)
-    base: str = ""
-
-
-class Products(Sums):
-    pass
-
-
-def test_settings_that_are_objects_count_with_their_class_and_their_fields(tmp_path):
-    seen = [as_json({"task": task, "threads": 3}, tmp_path) for task in (Sums(), Products(), Sums((1,)))]
-    assert seen[0] == {"task": {"type": "Sums", "digits": [1, 2], "base": ""}}
+def test_settings_count_with_the_objects_in_them_and_folders_are_named_from_out_on(tmp_path):
+    configs = [sft.SftConfig(task=task, base=str(tmp_path / "a"), threads=3) for task in (Addition(), Countdown())]
+    seen = [counted(config, tmp_path) for config in (*configs, replace(configs[0], task=Addition((1,))))]
+    assert seen[0]["base"] == "a" and seen[0]["task"] == "addition" and seen[0]["task.digits"] == [1, 2, 3, 4, 5]
     assert seen[0] != seen[1] != seen[2] != seen[0]
-    assert as_json(Sums(base=str(tmp_path / "a" / "b")), tmp_path)["base"] == "a/b"
+    assert not {"threads", "out", "micro_tokens"} & seen[0].keys()
 
 
 def test_comments_docstrings_and_layout_are_not_code():
