@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from nanoreason.run import read_file, read_json
 
@@ -21,6 +21,8 @@ EOS = "<|endoftext|>"
 KEPT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
         "chat_template.json", "additional_chat_templates/*.jinja", "generation_config.json", "vocab.json", "merges.txt",
         "vocab.txt", "tokenizer.model")  # fmt: skip
+
+RULES = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 
 
 class TextTokenizer:
@@ -203,6 +205,7 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
         backend = Tokenizer.from_buffer(content)
     except Exception as error:  # a bare Exception
         raise ValueError(f"{folder / 'tokenizer.json'} is not a readable tokenizer file: {error}") from error
+    backend.add_tokens(_added_tokens(folder, backend))
     files = {
         path.relative_to(folder).as_posix(): read_file(path)
         for pattern in KEPT
@@ -218,6 +221,35 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
         return TextTokenizer(backend, eos, more, files)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _added_tokens(folder: Path, backend: Tokenizer) -> list[AddedToken]:
+    """Tokens that stand beside tokenizer.json and not in it: `transformers` appends them to the vocabulary, in order.
+
+    They are listed in tokenizer_config.json, or by older versions, and then without their rules, in added_tokens.json.
+    """
+    path, legacy = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    config = read_json(path) if path.exists() else {}
+    listed = config.get("added_tokens_decoder")
+    try:
+        if listed is not None:
+            tokens = [
+                AddedToken(rules["content"], **{k: v for k, v in rules.items() if k in RULES})
+                for _, rules in sorted(listed.items(), key=lambda item: int(item[0]))
+            ]
+        elif legacy.exists():
+            path = legacy
+            special = [name for key, name in config.items() if key.endswith("_token")]
+            tokens = [
+                AddedToken(token, normalized=token not in special, special=token in special)
+                for token, _ in sorted(read_json(legacy).items(), key=lambda item: item[1])
+            ]
+        else:
+            return []
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the added tokens are damaged ({error})") from None
+    there = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+    return [token for token in tokens if repr(token) not in there]  # with other rules, a known token gets those
 
 
 def _eos_token(folder: Path) -> str | None:
