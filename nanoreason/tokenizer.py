@@ -59,17 +59,31 @@ class TextTokenizer:
         self.pad_id: int = eos_id  # padding is never inferred from token values, so EOS may serve
         self.valid_ids: list[int] = sorted(backend.get_vocab(with_added_tokens=True).values())
         self.vocab_size: int = self.valid_ids[-1] + 1
-        probe = backend.encode(eos_token, add_special_tokens=True)  # the text itself has sequence id 0, the rest None
-        self.prefix: list[int] = probe.ids[: probe.sequence_ids.index(0)] if 0 in probe.sequence_ids else []
+        self.prefix: list[int] = self._prefix()
+
+    def _prefix(self) -> list[int]:
+        """What the tokenizer's rules put before a text: EOS is the one text that every tokenizer can encode."""
+        try:
+            probe = self.backend.encode(self.eos_token, add_special_tokens=True)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            # Rules that name a token which is not there make the library panic, and a panic is no Exception.
+            raise ValueError(f"the tokenizer cannot encode its own {self.eos_token!r} ({error})") from None
+        # The text itself has sequence id 0, what the rules add has None.
+        return probe.ids[: probe.sequence_ids.index(0)] if 0 in probe.sequence_ids else []
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` itself; nothing is put before or behind it."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises a bare Exception that does not name the word
-            words = [word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
+            splitter = self.backend.pre_tokenizer
+            words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
             unknown = next((word for word in words if not self._knows(word)), text[:40])
-            raise ValueError(f"{unknown!r} is not in the tokenizer's vocabulary of {self.vocab_size} tokens") from error
+            raise ValueError(
+                f"{unknown[:40]!r} is not in the tokenizer's vocabulary of {self.vocab_size} tokens"
+            ) from error
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text that a model is to go on from: with the BOS, if the tokenizer's rules add one, once.

@@ -362,3 +362,12 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_is_one_line_that_names_it(tmp_pat
     os.mkfifo(tmp_path / name) if kind == "pipe" else (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match=f"{name} is not a regular file$"):
         load_tokenizer(tmp_path)
+
+
+def test_rules_that_name_a_token_which_is_not_there_are_one_line_that_names_the_folder(tmp_path):
+    written(tmp_path, "<s> $A", tokenizer_config={"eos_token": "</s>"})
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=f"^{tmp_path}: the tokenizer cannot encode its own '</s>' [^\n]*$"):
+        load_tokenizer(tmp_path)
