@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from nanoreason.run import read_file, read_json
 
@@ -21,6 +21,8 @@ EOS = "<|endoftext|>"
 KEPT = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
         "chat_template.json", "additional_chat_templates/*.jinja", "generation_config.json", "vocab.json", "merges.txt",
         "vocab.txt", "tokenizer.model")  # fmt: skip
+
+RULES = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 
 
 class TextTokenizer:
@@ -57,17 +59,31 @@ class TextTokenizer:
         self.pad_id: int = eos_id  # padding is never inferred from token values, so EOS may serve
         self.valid_ids: list[int] = sorted(backend.get_vocab(with_added_tokens=True).values())
         self.vocab_size: int = self.valid_ids[-1] + 1
-        probe = backend.encode(eos_token, add_special_tokens=True)  # the text itself has sequence id 0, the rest None
-        self.prefix: list[int] = probe.ids[: probe.sequence_ids.index(0)] if 0 in probe.sequence_ids else []
+        self.prefix: list[int] = self._prefix()
+
+    def _prefix(self) -> list[int]:
+        """What the tokenizer's rules put before a text: EOS is the one text that every tokenizer can encode."""
+        try:
+            probe = self.backend.encode(self.eos_token, add_special_tokens=True)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            # Rules that name a token which is not there make the library panic, and a panic is no Exception.
+            raise ValueError(f"the tokenizer cannot encode its own {self.eos_token!r} ({error})") from None
+        # The text itself has sequence id 0, what the rules add has None.
+        return probe.ids[: probe.sequence_ids.index(0)] if 0 in probe.sequence_ids else []
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` itself; nothing is put before or behind it."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises a bare Exception that does not name the word
-            words = [word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
+            splitter = self.backend.pre_tokenizer
+            words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
             unknown = next((word for word in words if not self._knows(word)), text[:40])
-            raise ValueError(f"{unknown!r} is not in the tokenizer's vocabulary of {self.vocab_size} tokens") from error
+            raise ValueError(
+                f"{unknown[:40]!r} is not in the tokenizer's vocabulary of {self.vocab_size} tokens"
+            ) from error
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text that a model is to go on from: with the BOS, if the tokenizer's rules add one, once.
@@ -203,6 +219,7 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
         backend = Tokenizer.from_buffer(content)
     except Exception as error:  # a bare Exception
         raise ValueError(f"{folder / 'tokenizer.json'} is not a readable tokenizer file: {error}") from error
+    backend.add_tokens(_added_tokens(folder, backend))
     files = {
         path.relative_to(folder).as_posix(): read_file(path)
         for pattern in KEPT
@@ -218,6 +235,35 @@ def load_tokenizer(folder: str | Path) -> TextTokenizer:
         return TextTokenizer(backend, eos, more, files)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _added_tokens(folder: Path, backend: Tokenizer) -> list[AddedToken]:
+    """Tokens that stand beside tokenizer.json and not in it: `transformers` appends them to the vocabulary, in order.
+
+    They are listed in tokenizer_config.json, or by older versions, and then without their rules, in added_tokens.json.
+    """
+    path, legacy = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    config = read_json(path) if path.exists() else {}
+    listed = config.get("added_tokens_decoder")
+    try:
+        if listed is not None:
+            tokens = [
+                AddedToken(rules["content"], **{k: v for k, v in rules.items() if k in RULES})
+                for _, rules in sorted(listed.items(), key=lambda item: int(item[0]))
+            ]
+        elif legacy.exists():
+            path = legacy
+            special = [name for key, name in config.items() if key.endswith("_token")]
+            tokens = [
+                AddedToken(token, normalized=token not in special, special=token in special)
+                for token, _ in sorted(read_json(legacy).items(), key=lambda item: item[1])
+            ]
+        else:
+            return []
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the added tokens are damaged ({error})") from None
+    there = {repr(token) for token in backend.get_added_tokens_decoder().values()}
+    return [token for token in tokens if repr(token) not in there]  # with other rules, a known token gets those
 
 
 def _eos_token(folder: Path) -> str | None:

@@ -191,7 +191,7 @@ def test_the_rotary_embedding_is_the_one_that_transformers_takes_from_the_same_f
         {},
         {"head_dim": 16},
         {"num_key_value_heads": None},
-        {"num_attention_heads": 32, "hidden_size": 64, "num_key_value_heads": ...},
+        {"num_attention_heads": 64, "hidden_size": 128, "num_key_value_heads": ...},
         {"rms_norm_eps": 1e-3, "tie_word_embeddings": True},
         {"layer_types": ["full_attention"] * 2},
     ],

@@ -204,6 +204,43 @@ def test_every_declared_eos_ends_a_text(tmp_path, files, ids):
     assert load_tokenizer(written(tmp_path, **files)).eos_ids == ids
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "tokenizer_config": {
+                "added_tokens_decoder": {"7": {"content": "<x>"}, "6": {"content": "<y>", "special": True}}
+            }
+        },
+        {"tokenizer_config": {"added_tokens_decoder": {"0": {"content": "a"}, "9": {"content": "c", "lstrip": True}}}},
+        {"tokenizer_config": {"added_tokens_decoder": {"4": {"content": "<s>", "rstrip": True, "special": True}}}},
+        {"tokenizer_config": {"bos_token": "<x>"}, "added_tokens": {"<y>": 7, "<x>": 6, "b": 1}},
+        {"added_tokens": {"<y>": 6, "c": 7}},
+        {"tokenizer_config": {"added_tokens_decoder": {"6": {"content": "<x>"}}}, "added_tokens": {"<y>": 6}},
+    ],
+    ids=str,
+)
+def test_tokens_beside_the_tokenizer_file_are_added_as_transformers_adds_them(tmp_path, files):
+    written(tmp_path, **{**files, "config": {"eos_token_id": 2}})
+    tokenizer, peer = load_tokenizer(tmp_path), theirs(tmp_path)
+    assert tokenizer.backend.get_vocab() == peer.get_vocab()
+    for text in ("a <x> b <y>", "a<x>b<y>a", "ac b c a", "b", "<s> a"):
+        assert tokenizer.encode(text) == peer(text).input_ids, text
+    (tmp_path / "again").mkdir()
+    tokenizer.save(tmp_path / "again")
+    (tmp_path / "again" / "config.json").write_text('{"eos_token_id": 2}')
+    assert load_tokenizer(tmp_path / "again").backend.get_vocab() == peer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    "listed", [[1], {"x": {"content": "c"}}, {"6": "c"}, {"6": {"content": 3}}, {"6": {}}], ids=str
+)
+def test_damaged_added_tokens_are_one_line_that_names_the_file(tmp_path, listed):
+    written(tmp_path, tokenizer_config={"eos_token": "</s>", "added_tokens_decoder": listed})
+    with pytest.raises(ValueError, match="tokenizer_config.json: the added tokens are damaged [^\n]*$"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config", "generation_config"])
 @pytest.mark.parametrize("value", [[], [3, 77], -1, True, 2.0, "</s>", [[3]], 2**40], ids=str)
 def test_an_eos_id_that_is_none_is_one_line_that_names_file_and_value(tmp_path, name, value):
@@ -324,4 +361,13 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_is_one_line_that_names_it(tmp_pat
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name) if kind == "pipe" else (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match=f"{name} is not a regular file$"):
+        load_tokenizer(tmp_path)
+
+
+def test_rules_that_name_a_token_which_is_not_there_are_one_line_that_names_the_folder(tmp_path):
+    written(tmp_path, "<s> $A", tokenizer_config={"eos_token": "</s>"})
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    raw["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=f"^{tmp_path}: the tokenizer cannot encode its own '</s>' [^\n]*$"):
         load_tokenizer(tmp_path)
