@@ -122,7 +122,7 @@ def main() -> None:
     if flags.words:
         print(tables(lines))
     else:
-        note = f"Accuracy on held-out sums after {STEPS} steps; fall: how far two digits fell below what steps {LATE}.. had."
+        note = f"Greedy accuracy on held-out sums after {STEPS} steps; fall: of two digits, after step {LATE}."
         write_results("Stability on digit addition", [note, "", *tables(lines).split("\n")], torch.device("cpu"))
 
 

@@ -34,6 +34,15 @@ from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 SUMS, EXTRA = "checksums.json", "nanoreason.json"
 COUNTERS = ("step", "round")  # a training state says with one of them where it stands
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# The fields of config.json by which a weight is there, and by which it has its shape; the first part that fits counts.
+NUMBER_DECIDED_BY = {".bias": "attention_bias, model_type", "_norm.": "model_type", HEAD: "tie_word_embeddings",
+                     ".layers.": "num_hidden_layers", "": "model_type"}  # fmt: skip
+SHAPE_DECIDED_BY = {
+    "embed_tokens": "vocab_size, hidden_size", "lm_head": "vocab_size, hidden_size",
+    "mlp": "hidden_size, intermediate_size", "q_norm": "head_dim", "k_norm": "head_dim",
+    "q_proj": "hidden_size, num_attention_heads, head_dim", "o_proj": "hidden_size, num_attention_heads, head_dim",
+    "_proj": "hidden_size, num_key_value_heads, head_dim", "": "hidden_size",
+}  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------- save
 
@@ -183,11 +192,17 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Transformer:
     missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing or extra:
         word, name = ("lacks", min(missing)) if missing else ("has the unknown", min(extra))
-        raise ValueError(f"{path}: the checkpoint {word} weight {name} ({len(missing)} missing, {len(extra)} unknown)")
+        fields = next(fields for part, fields in NUMBER_DECIDED_BY.items() if part in name)
+        raise ValueError(
+            f"{path}: the checkpoint {word} weight {name} ({len(missing)} missing, {len(extra)} unknown; "
+            f"config.json: see {fields})"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
+            fields = next(fields for part, fields in SHAPE_DECIDED_BY.items() if part in name)
             raise ValueError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)}"
+                f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)} "
+                f"(see {fields})"
             )
     model.load_state_dict(tensors, assign=True)
     if config.tie_word_embeddings:

@@ -214,11 +214,13 @@ class Sampler:
         """The decode step: static shapes, no branch on values, no copy to the host. Returns which rows stopped (n,)."""
         here = self.position[:n, None]  # (n, 1): where each row's last token stands, the input of this step
         logits = self.model(self.tokens[:n].gather(1, here), here, cache)[:, 0].float()  # (n, V)
+        broken = logits.sum(-1) * 0  # (n,): 0, or NaN where some logit is not finite
         closed = self.blocked & (here + 1 < self.min_tokens[:n, None])  # (n, V): what cannot be drawn
         if self.model.no_token is not None:
             closed |= self.model.no_token
         logits = logits.masked_fill(closed, -torch.inf)
         token, logprob = draw(logits, self.uniform[:n].gather(1, here)[:, 0], self.temperature, self.top_p)
+        logprob += broken
         here += 1  # a view: self.position moves on with it
         self.tokens[:n].scatter_(1, here, token[:, None])
         self.logprobs[:n].scatter_(1, here, logprob[:, None])

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from nanoreason.__main__ import main
 from nanoreason.experiments import reproduce as reproduction
 from nanoreason.experiments.figure import Line, Panel, draw, smoothed
-from nanoreason.experiments.reproduce import code_of, cores, is_done, jobs_of, locked, remaining, run_job, run_jobs
+from nanoreason.experiments.reproduce import (
+    as_json,
+    code_of,
+    cores,
+    is_done,
+    jobs_of,
+    locked,
+    remaining,
+    run_job,
+    run_jobs,
+)
 from nanoreason.experiments.results import LESS, MORE, Arm, Claim, PerSeed, Results, average, growth, lead
 from nanoreason.recipes import sft
 from nanoreason.run import read_jsonl
@@ -178,6 +188,23 @@ def test_the_hash_is_of_settings_and_code_and_of_what_it_starts_from(tmp_path, m
     assert child.hash != job("child", tmp_path).hash
 
 
+@dataclass(frozen=True)
+class Sums:
+    digits: tuple[int, ...] = (1, 2)
+    base: str = ""
+
+
+class Products(Sums):
+    pass
+
+
+def test_settings_that_are_objects_count_with_their_class_and_their_fields(tmp_path):
+    seen = [as_json({"task": task, "threads": 3}, tmp_path) for task in (Sums(), Products(), Sums((1,)))]
+    assert seen[0] == {"task": {"type": "Sums", "digits": [1, 2], "base": ""}}
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+    assert as_json(Sums(base=str(tmp_path / "a" / "b")), tmp_path)["base"] == "a/b"
+
+
 def test_comments_docstrings_and_layout_are_not_code():
     code = 'def f(x):\n    """Twice."""\n    return x * 2  # doubled\n'
     assert (
@@ -227,7 +254,7 @@ def test_a_job_starts_as_soon_as_its_own_base_is_done_without_waiting_for_others
     def run(job):
         started.append(job.arm)
         if job.arm == "slow":
-            assert release.wait(20)  # ends only after `next`, which a barrier between stages would hold back
+            assert release.wait(5)  # ends only after `next`, which a barrier between stages would hold back
         if job.arm == "next":
             assert done == ["quick"]
             release.set()
@@ -318,6 +345,18 @@ def test_the_committed_verdicts_are_those_of_the_committed_metrics(section):
     results, summary = Results(read_jsonl(folder / "metrics.jsonl")), json.loads((folder / "summary.json").read_text())
     assert [claim.judge(results) for claim in module.claims("cpu")] == summary["claims"]
     assert module.extra(results, "cpu") == summary["numbers"]
+
+
+@pytest.mark.parametrize("section", ["star", "r1", "longcot", "s1", "l1", "sos"])
+def test_the_page_of_a_section_says_what_its_summary_says(section):
+    claims = json.loads((COMMITTED / section / "cpu" / "summary.json").read_text())["claims"]
+    page = (COMMITTED.parent.parent / "docs" / f"{section}.md").read_text(encoding="utf-8")
+    held = sum(claim["passed"] for claim in claims)
+    assert f"{held} of {len(claims)} claims hold" in page
+    for claim in claims:
+        row = next(line for line in page.splitlines() if line.startswith(f"| {claim['name']} | "))
+        shown = [f"{value:.3f}" for value in (claim["mean"], *claim["values"].values())]
+        assert all(number in row for number in shown) and ("holds" if claim["passed"] else claim["reason"]) in row
 
 
 # --------------------------------------------------------------------------------------------------------- figures

@@ -161,9 +161,7 @@ def extra(results: Results, preset: str) -> dict:
         *(f"tokens/{n}" for n in PRESETS[preset].budget.task.task.digits),
     )
     return {
-        name: {
-            key: {str(n): v.rounded() for n, v in results.by(arm, key, "asked", method=method).items()} for key in keys
-        }
+        name: {key: results.listed(arm, key, "asked", method=method) for key in keys}
         for name, (arm, method) in MEASURED.items()
     }
 

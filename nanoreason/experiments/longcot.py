@@ -157,7 +157,7 @@ def claims(preset: str) -> list[Claim]:
     def lost(r: Results) -> PerSeed:
         """Accuracy lost since its best, in the window where that is most."""
         losses = [r.of_series(best, arm, "accuracy") - r.late(arm, "accuracy") for arm in windows(preset)]
-        return r.per_seed(lambda seed: max(loss[seed] for loss in losses))
+        return r.per_seed(lambda seed: max((loss[seed] for loss in losses if seed in loss), default=None))
 
     def late_growth(arm: str, key: str):
         return lambda r: r.late(arm, key) - r.early(arm, key)
@@ -178,9 +178,9 @@ def claims(preset: str) -> list[Claim]:
         Claim("classic: late / early length in the widest window", growth(wide, LENGTH, **over_early), 1.1,
               no_effect=1),
         Claim("classic: late share of the narrowest window that a response takes",
-              lambda r: r.late(narrow, LENGTH) / windows(preset)[narrow], 0.8),
+              lambda r: r.late(narrow, LENGTH) / windows(preset)[narrow], 0.8, no_effect=0.5),
         Claim("classic: late - early exceed rate in the narrowest window", late_growth(narrow, CUT), 0.05),
-        Claim("classic: accuracy lost since its best, worst of the windows", lost, 0.05),
+        Claim("classic: accuracy lost since its best, worst of the windows", lost, 0.05, no_effect=0.02),
         Claim("classic - cosine: late exceed rate in the same window", lead(middle, "cosine", CUT, Results.late), 0.05),
         Claim("shapes: late length of A / of C, right answers gain by length", ratio("shape-a", "shape-c", LENGTH), 1.1,
               no_effect=1),

@@ -95,13 +95,13 @@ def code_of(source: str) -> str:
     return ast.unparse(tree)
 
 
-def relative(value, out: Path):
-    """Settings whose folders are named from `out` on, the same on every machine."""
-    if isinstance(value, dict):
-        return {key: relative(item, out) for key, item in value.items()}
-    if isinstance(value, str) and Path(value).is_relative_to(out):
-        return Path(value).relative_to(out).as_posix()
-    return value
+def counted(config: RunConfig, out: Path) -> dict:
+    """The settings that count, as JSON; folders are named from `out` on, the same on every machine."""
+    settings = {flag: value for flag, value in flatten(config).items() if flag not in FREE}
+    for flag, value in settings.items():
+        if isinstance(value, str) and Path(value).is_relative_to(out):
+            settings[flag] = Path(value).relative_to(out).as_posix()
+    return settings
 
 
 def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list[Job]:
@@ -117,8 +117,7 @@ def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list
             config = dataclasses.replace(
                 arm.settings, seed=seed, out=str(out / f"seed{seed}" / arm.name), device=device, resume=True, **folders
             )
-            settings = relative(flatten(config), out)
-            settings = {"recipe": arm.recipe} | {key: value for key, value in settings.items() if key not in FREE}
+            settings = {"recipe": arm.recipe} | counted(config, out)
             needs = dict.fromkeys(arm.needs())
             hashed = json.dumps([settings, code_hash(), [jobs[name].hash for name in needs]], sort_keys=True)
             jobs[arm.name] = Job(
@@ -214,7 +213,8 @@ def remaining(jobs: list[Job]) -> dict[str, float]:
 
 def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=run_job) -> None:
     """Run all jobs. One starts as soon as those it needs are done and a worker is free; first the one on which the
-    longest chain of work hangs, so that the workers run dry as late as possible. An exception of a job ends all.
+    longest chain of work hangs, so that the workers run dry as late as possible. An exception of a job ends all,
+    after those that are running: they can be resumed, but what is finished need not be.
     """
     workers = min(workers, len(jobs))
     if pool is None and workers > 1:

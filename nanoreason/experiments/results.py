@@ -141,6 +141,10 @@ class Results:
         }
         return {arm: {n: v for n, v in named.items() if v} for arm, named in found.items() if any(named.values())}
 
+    def listed(self, arm: str, key: Metric, field: str, **where: Any) -> dict[str, dict]:
+        """{value of another field: {seed: last value of a metric there}} for summary.json."""
+        return {str(value): found.rounded() for value, found in self.by(arm, key, field, **where).items()}
+
     def curve(self, arm: str, key: Metric, seed: int | None = None, x: str = "step", **where: Any) -> dict:
         """{step or another field: a metric of one seed, or the mean over seeds}, in order."""
         return dict(self.points(arm, x, key, seed, **where))

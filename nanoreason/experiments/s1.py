@@ -16,19 +16,13 @@ from dataclasses import dataclass, replace
 
 from nanoreason.evaluate import control, performance, scaling
 from nanoreason.experiments.figure import Line, Panel
-from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, lead
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, lead
 from nanoreason.recipes import budget, select, sft
 from nanoreason.tasks import ThinkingAddition
 from nanoreason.tasks.wrappers import AskedLength, Templated
 
-CHOICES = {
-    "s1": "s1: quality, difficulty, diversity",
-    "random": "random",
-    "longest": "longest",
-    "diverse": "diverse only",
-    "all": "all of the pool",
-}
-PROMPTS = {"tokens": "token-conditional", "steps": "step-conditional", "class": "class-conditional"}
+CHOICES = ("s1", "random", "longest", "diverse", "all")  # s1: quality, difficulty, diversity; all: of the pool
+PROMPTS = ("tokens", "steps", "class")  # prompts that ask for so many, or for short or long thinking
 # DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1. A slip is one chance in five, so
 # a greedy pass has none, and there would be nothing to find by checking. Answers are greedy, as there.
 
@@ -114,35 +108,31 @@ WORDS = ("wait", "Hmm", "Alternatively", "(none)")
 WAIT, ALONE = {"method": "wait"}, {"method": "wait", "asked": 0}
 
 
-def of_method(r: Results, name: str, key: str) -> list[PerSeed]:
-    """A metric of the runs of a method, in the order in which they were made."""
-    arm, where, _ = METHODS[name]
-    return list(r.by(arm, key, "asked", **where).values())
-
-
 def s1_metric(r: Results, name: str, metric: str) -> PerSeed:
     """Control, Scaling (points of accuracy per 100 tokens) or Performance of a method's runs (s1, section 3.2)."""
-    tokens, most, accuracy = (of_method(r, name, key) for key in ("thinking", "most", "accuracy"))
+    arm, where, _ = METHODS[name]
 
     def of(seed: int) -> float | None:
-        t, m, a = ([run[seed] for run in runs if seed in run] for runs in (tokens, most, accuracy))
-        if not t:
+        keys = ("thinking", "most", "accuracy")
+        tokens, most, accuracy = ([value for _, value in r.lines(arm, key, seed, **where)] for key in keys)
+        if not tokens:
             return None
-        return {"control": control(t, m), "scaling": scaling(t, a, 100), "performance": performance(a)}[metric]
+        if metric == "control":
+            return control(tokens, most)
+        return scaling(tokens, accuracy, 100) if metric == "scaling" else performance(accuracy)
 
     return r.per_seed(of)
 
 
 def cut_at_half(r: Results) -> PerSeed:
     """Accuracy with the budget that is closest to half of the natural length, minus that without a budget."""
-    budgets, natural = r.by("s1", "accuracy", "asked", method="forcing"), r.last("s1", "thinking", **ALONE)
-    at_half = r.per_seed(lambda s: budgets[min(budgets, key=lambda b: abs(b - natural[s] / 2))].get(s))
-    return at_half - waited(r)[0]
 
+    def of(seed: int) -> float | None:
+        natural = r.curve("s1", "thinking", seed, "asked", **ALONE).get(0, 0)
+        cut = r.curve("s1", "accuracy", seed, "asked", method="forcing")
+        return min(((abs(b - natural / 2), accuracy) for b, accuracy in cut.items()), default=(0, None))[1]
 
-def waited(r: Results, arm: str = "s1") -> list[PerSeed]:
-    """Accuracy after 0, 1, 2, ... times "wait"."""
-    return list(r.by(arm, "accuracy", "asked", **WAIT).values())
+    return r.per_seed(of) - r.last("s1", "accuracy", **ALONE)
 
 
 def lead_over_votes(r: Results) -> PerSeed:
@@ -164,31 +154,31 @@ def picked_by(r: Results, name: str) -> str:
 
 
 def claims(preset: str) -> list[Claim]:
-    def twice(word: str):
-        return lambda r: r.last("s1", "accuracy", method="words", asked=word)
+    def more(claimed: dict, than: dict):
+        """Accuracy of a run of s1 minus that of another, each named by its fields."""
+        return lambda r: r.last("s1", "accuracy", **claimed) - r.last("s1", "accuracy", **than)
 
-    def rejected(r: Results) -> list[PerSeed]:
-        return of_method(r, "rejection sampling", "accuracy")
+    def few(r: Results) -> PerSeed:
+        return r.mean("s1", "accuracy", method="wait", asked=lambda k: k in (1, 2))
 
-    def early(r: Results) -> PerSeed:
-        return average(waited(r)[1:3])
-
-    def late(r: Results) -> PerSeed:
-        return average(waited(r)[-2:])
+    def many(r: Results) -> PerSeed:
+        return r.of_series(lambda values: statistics.fmean(values[-2:]), "s1", "accuracy", **WAIT)
 
     return [
         Claim("budget forcing: accuracy cut at half of its natural length - stopping by itself", cut_at_half, -0.1,
               LESS),
-        Claim("forced both ways, the largest budget - stopping by itself: accuracy",
-              lambda r: of_method(r, "forced both ways", "accuracy")[-1] - waited(r)[0], 0.03),
+        Claim("forced both ways, the largest budget - stopping by itself: accuracy", more({"method": "until"}, ALONE),
+              0.03),
         Claim("token-conditional prompt: Control (it is not obeyed)",
-              lambda r: s1_metric(r, "token-conditional", "control"), 0.9, LESS, 1),
+              lambda r: s1_metric(r, "token-conditional", "control"), 0.9, LESS),
         Claim("rejection sampling by length: accuracy with the largest budget - the smallest",
-              lambda r: rejected(r)[-1] - rejected(r)[0], -0.03, LESS),
-        Claim("wait, once and twice - stopping by itself: accuracy", lambda r: early(r) - waited(r)[0], 0.03),
+              gain("s1", "accuracy", kind="rejection"), -0.03, LESS),
+        Claim("wait, once and twice - stopping by itself: accuracy",
+              lambda r: few(r) - r.last("s1", "accuracy", **ALONE), 0.03),
         Claim("wait, the last two counts against once and twice: size of the difference in accuracy",
-              lambda r: abs(late(r) - early(r)), 0.05, LESS),
-        Claim("wait - no word, twice each: accuracy", lambda r: twice("wait")(r) - twice("(none)")(r), 0.03),
+              lambda r: abs(many(r) - few(r)), 0.05, LESS),
+        Claim("wait - no word, twice each: accuracy",
+              more({"method": "words", "asked": "wait"}, {"method": "words", "asked": "(none)"}), 0.03),
         Claim("wait - majority of the base with no more tokens: accuracy, mean over counts", lead_over_votes, 0.03),
         Claim("chosen as s1 - the base: accuracy", lead("s1", "untuned", "accuracy", **ALONE), 0.03),
         Claim("chosen as s1 - random: accuracy", lead("s1", "random", "accuracy", **ALONE), 0.03),
@@ -198,19 +188,17 @@ def claims(preset: str) -> list[Claim]:
 
 def extra(results: Results, preset: str) -> dict:
     """Accuracy and tokens of every method by what it asked for, the chosen data, and what is appended."""
-    of_s1 = ("control", "scaling", "performance")
-    numbers = {name: {metric: s1_metric(results, name, metric).rounded() for metric in of_s1} for name in METHODS}
+    numbers = {}
     for name, (arm, where, _) in METHODS.items():
-        for key in ("accuracy", "thinking"):
-            numbers[name][key] = {str(a): v.rounded() for a, v in results.by(arm, key, "asked", **where).items()}
-    for arm in ("s1", "untuned"):
-        numbers[f"wait, {arm}"] = {str(k): v.rounded() for k, v in enumerate(waited(results, arm))}
-    words = results.by("s1", "accuracy", "asked", method="words")
+        numbers[name] = {key: results.listed(arm, key, "asked", **where) for key in ("accuracy", "thinking")}
+        numbers[name] |= {m: s1_metric(results, name, m).rounded() for m in ("control", "scaling", "performance")}
+    waited = {f"wait, {arm}": results.listed(arm, "accuracy", "asked", **WAIT) for arm in ("s1", "untuned")}
+    words = {"words, twice each": results.listed("s1", "accuracy", "asked", method="words")}
     chosen = results.table({"accuracy": "accuracy", "thinking": "thinking"}, ("untuned", *CHOICES), **ALONE)
     about = results.table(
         {name: name for name in ("chosen", "chosen_tokens")}, [picked_by(results, name) for name in CHOICES]
     )
-    return numbers | {"words, twice each": {word: v.rounded() for word, v in words.items()}, "data": chosen | about}
+    return numbers | waited | words | {"data": chosen | about}
 
 
 # -------------------------------------------------------------------------------------------------------- figure
@@ -220,19 +208,14 @@ def panels(preset: str) -> list[Panel]:
     """Top: budgets, other ways to set a length, waits. Bottom: what was asked and what came, words, choice of data."""
     lines = {name: Line(arm, name, color, where, style="--" if "+" in name else "")
              for name, (arm, where, color) in METHODS.items()}  # fmt: skip
-    waits = Line("s1", '"wait", then it may stop', "C8", WAIT)
     asked = [name for name in METHODS if "majority" not in name and name != "forced both ways"]
     how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out sums"}
     tokens = {"x": "thinking", "xlabel": "mean thinking tokens"}
     kept_from_closing = [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)]
     words = [Line("s1", "stops\nby itself", "C7", ALONE)]
-    words += [
-        Line("s1", word, "C0", {"method": "words", "asked": word})
-        for word in ("wait", "Hmm", "Alternatively", "(none)")
-    ]
-
-    def within_limit(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
-        return [p for p in r.points(line.arm, "most", key, seed, **line.where) if p[0] < budget.NO_LIMIT]
+    words += [Line("s1", word, "C0", {"method": "words", "asked": word}) for word in WORDS]
+    limited = [replace(lines[name], where=lines[name].where | {"most": lambda most: most < budget.NO_LIMIT})
+               for name in asked if "+" not in name]  # fmt: skip
 
     def limit(axis, r: Results) -> None:
         most = [p[0] for p in r.points("s1", "most", "thinking", method="forcing")]
@@ -246,14 +229,13 @@ def panels(preset: str) -> list[Panel]:
 
     return [
         Panel("Budget forcing and majority voting",
-              [lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")]
-              + [waits], "accuracy", xscale="log", **how, **tokens),
+              [*(lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")),
+               Line("s1", '"wait", then it may stop', "C8", WAIT)], "accuracy", xscale="log", **how, **tokens),
         Panel("Other ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens),
         Panel("How often it is kept from closing", kept_from_closing, "accuracy", "asked",
               xlabel='number of "wait"', **how),
-        Panel("Thinking tokens against what was allowed", [lines[name] for name in asked if "+" not in name],
-              "thinking", points=within_limit, also=limit, xlabel="tokens allowed",
-              **how | {"ylabel": "mean thinking tokens"}),
+        Panel("Thinking tokens against what was allowed", limited, "thinking", "most", also=limit,
+              xlabel="tokens allowed", ylabel="mean thinking tokens", marker="o"),
         Panel("What is appended, twice each", words, "accuracy", kind="bar", ylabel="accuracy on held-out sums"),
         Panel("Choice of demonstrations (white: how many)",
               [Line("untuned", "the base", "C5", ALONE), *(Line(name, name, "C0", ALONE) for name in CHOICES)],

@@ -68,7 +68,7 @@ PRESETS = {
         star.PRESETS["gpu"], Addition((6, 7)), 6, replace(DIRECT, micro_tokens=32768, eval_problems=500),
     ),
     "demo": Preset(
-        None, star.StarConfig(rounds=3, problems=240, step_increment=0), None, 0,
+        None, star.StarConfig(rounds=3, problems=240, step_increment=0, lr=2e-3), None, 0,
         replace(DIRECT, steps=1000), ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
@@ -162,13 +162,13 @@ def claims(preset: str) -> list[Claim]:
         late = tuple(f"acc/{n}" for n in joined)
         found += [
             Claim(f"longer unseen sums: accuracy on {joined[0]} digits before they joined",
-                  lambda r: r.last("rationalize", late[0], step=settings.rounds), 0.03),
+                  lambda r: r.last("rationalize", late[0], step=settings.rounds), 0.03, no_effect=0.01),
             Claim(f"late: gain on {' and '.join(map(str, joined))} digits after they joined",
                   lambda r: r.last("rationalize", late) - r.last("rationalize", late, step=settings.rounds), 0.1),
         ]  # fmt: skip
         if longer in tested(chosen):
             found.append(Claim(f"late: accuracy on {longer} digits, never practised",
-                               lambda r: r.last("rationalize", f"acc/{longer}"), 0.03))  # fmt: skip
+                               lambda r: r.last("rationalize", f"acc/{longer}"), 0.03, no_effect=0.01))  # fmt: skip
     return found
 
 
