@@ -132,6 +132,7 @@ def test_a_run_that_never_began_does_not_block_its_folder(addition_base, capsys)
 # ------------------------------------------------------------------------------------------------------ recipes
 
 
+@pytest.mark.trains
 def test_the_tiny_star_run_leaves_what_it_promises_and_keeps_traces_in_every_round(capsys):
     base = TRAIN.parent / "data" / "checkpoints" / "star-base"
     assert main(["star", "--preset", "tiny", "--rationalize", "--base", str(base), "--out", "run"]) == 0
@@ -149,6 +150,7 @@ def test_the_tiny_star_run_leaves_what_it_promises_and_keeps_traces_in_every_rou
     assert "left in run: " in shown
 
 
+@pytest.mark.trains
 def test_the_tiny_sft_run_lowers_its_loss_and_leaves_a_policy_that_loads():
     assert main(["sft", "--preset", "tiny", "--out", "run"]) == 0
     lines = read_jsonl("run/metrics.jsonl")
@@ -158,6 +160,7 @@ def test_the_tiny_sft_run_lowers_its_loss_and_leaves_a_policy_that_loads():
     assert load_checkpoint("run/policy")[0].config.hidden_size == sft.PRESETS["tiny"].width
 
 
+@pytest.mark.trains
 def test_the_same_command_twice_asks_for_resume_and_resuming_a_finished_run_changes_nothing(capsys):
     flags = ["sft", "--preset", "tiny", "--steps", "4", "--out", "run"]
     assert main(flags) == 0
@@ -171,6 +174,7 @@ def test_the_same_command_twice_asks_for_resume_and_resuming_a_finished_run_chan
     assert "lr" in capsys.readouterr().err
 
 
+@pytest.mark.trains
 def test_two_runs_of_one_command_are_equal_and_another_seed_is_not():
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert main(["sft", "--preset", "tiny", "--steps", "3", "--seed", seed, "--out", out]) == 0
@@ -178,6 +182,7 @@ def test_two_runs_of_one_command_are_equal_and_another_seed_is_not():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+@pytest.mark.trains
 def test_an_interrupted_run_says_how_to_go_on_exits_with_130_and_does_go_on(capsys, monkeypatch):
     flags = ["sft", "--preset", "tiny", "--steps", "12", "--out", "run"]
     real, calls = learn.update, []
