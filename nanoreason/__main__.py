@@ -1,6 +1,6 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
-Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and checks its criteria;
+Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
 `play` and `eval` (python -m nanoreason play|eval CHECKPOINT) look at one policy.
 """
 

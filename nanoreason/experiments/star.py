@@ -213,7 +213,7 @@ def panels(preset: str) -> list[Panel]:
               [line for line in shown if line.arm != "continue"], {"first try": "kept", "second try": "kept_second"},
               ylabel="share of the round's problems", **how | {"xlabel": "round"}),
         Panel("Rationalization: solved when hinted at",
-              family("rationalize", "hinted/{}", digits, label, where=compared), 
+              family("rationalize", "hinted/{}", digits, label, where=compared),
               ylabel="share of the problems that failed", **how | {"xlabel": "round"}),
         Panel("Longer sums, with rationalization", family("rationalize", "acc/{}", unseen or digits, label),
               also=joining, ylabel=ylabel, **how),
