@@ -616,6 +616,7 @@ def test_a_stream_never_repeats_an_index_and_starts_anywhere():
     assert [row.problem for row in sft.task_rows(config, words, 256, Counter())(2)] == stream[8:]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_fitting_in_two_halves_equals_fitting_at_once(make_model, finished, assert_same_weights, stop):
     rows = finished(20)

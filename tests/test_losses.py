@@ -439,6 +439,7 @@ def test_the_entropy_is_that_of_the_distribution_at_each_sampled_token(model, fi
                 assert entropy[i, t].item() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.trains
 def test_the_entropy_bonus_raises_the_entropy(make_model, finished):
     model, rows = make_model(22), finished(6)
     options = dict(lr=3e-3, entropy_coef=1.0)

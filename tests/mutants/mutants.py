@@ -30,6 +30,8 @@ LENGTH = "test_length_rewards.py::test_"
 BUDGET = "test_budget.py::test_"
 CURATE = "test_s1.py::test_"
 THINKING = "test_thinking.py::test_"
+TASKS = "test_tasks.py::test_"
+ENVIRONMENT = "test_environment.py::test_"
 R1 = "test_r1.py::test_"
 CONFIG = "test_hf_config.py::test_"
 TOKENIZER = "test_tokenizer.py::test_"
@@ -82,8 +84,8 @@ MUTANTS = [
     ),
     Mutant(
         "the prompt in the loss", "learn.py",
-        "return [[weight * counted for counted in row.loss_mask]",
-        "return [[weight for _ in row.loss_mask]",
+        "* counted for counted in row.loss_mask] for row in rows]",
+        "for _ in row.loss_mask] for row in rows]",
         LEARN + "the_weights_of_a_step_sum_to_one",
     ),
     # ------------------------------------------------------------------------------------------------ log-probs
@@ -159,8 +161,8 @@ MUTANTS = [
     ),
     Mutant(
         "token average in place of the sequence average", "learn.py",
-        "each = [1 / (len(counts) * max(1, count)) for count in counts]",
-        "each = [1 / max(1, sum(counts))] * len(counts)",
+        "each = {root: 1 / (rollouts * max(1, count)) for root, count in counts.items()}",
+        "each = dict.fromkeys(counts, 1 / max(1, sum(counts.values())))",
         LEARN + "a_token_of_a_short_row_counts_as_much_as_one_of_a_long_row_only_in_the_token_and_constant_averages",
     ),
     Mutant(
@@ -258,8 +260,8 @@ MUTANTS = [
     ),
     Mutant(
         "budget off by one", "sampler.py",
-        "return self.stops[token] | (self.position[:n] + 1 >= self.end[:n])",
-        "return self.stops[token] | (self.position[:n] >= self.end[:n])",
+        "return self.blocked[token] | (self.position[:n] + 1 >= self.end[:n])",
+        "return self.blocked[token] | (self.position[:n] >= self.end[:n])",
         SAMPLER + "a_row_without_a_budget_of_its_own_has_the_samplers",
     ),
     Mutant(
@@ -271,15 +273,9 @@ MUTANTS = [
     # ------------------------------------------------------------------------------------------ resume, checkpoints
     Mutant(
         "resume off by one", "recipes/sft.py",
-        "resume(run.folder / \"policy\", model, optimizer).get(\"step\", 0)",
-        "resume(run.folder / \"policy\", model, optimizer).get(\"step\", -1) + 1",
+        "first = state.get(\"step\", 0)",
+        "first = state.get(\"step\", -1) + 1",
         SFT_RESUME, fast=True,
-    ),
-    Mutant(
-        "resume of the base off by one", "recipes/star.py",
-        "first_step=state[\"step\"], lr=config.base_lr",
-        "first_step=state[\"step\"] and state[\"step\"] - 1, lr=config.base_lr",
-        STAR_RESUME,
     ),
     Mutant(
         "a resumed run repeats its last round", "recipes/star.py",
@@ -314,14 +310,14 @@ MUTANTS = [
     # ------------------------------------------------------------------------------------------------------- STaR
     Mutant(
         "hint kept in the stored prompt", "recipes/star.py",
-        "demonstration(words, problem, trimmed(mark.text))",
-        "demonstration(words, mark.problem, trimmed(mark.text))",
+        "demonstration(tokenizer, problem, task.clean(one.text))",
+        "demonstration(tokenizer, one.row.problem, task.clean(one.text))",
         STAR + "a_rationalized_trace_is_stored_without_its_hint", fast=True,
     ),
     Mutant(
         "everything rationalized, solved problems too", "recipes/star.py",
-        "failed = [mark.problem for mark in marks if not mark.lenient]",
-        "failed = [mark.problem for mark in marks]",
+        "failed = [one.row.problem for one in scored if not one.right]",
+        "failed = [one.row.problem for one in scored]",
         STAR + "only_what_failed_is_rationalized_each_problem_with_its_own_answer_as_the_hint",
     ),
     Mutant(
@@ -338,8 +334,8 @@ MUTANTS = [
     ),
     Mutant(
         "wrong traces kept as well", "recipes/star.py",
-        "for mark in marks if mark.lenient]",
-        "for mark in marks]",
+        "for one in scored if one.right]",
+        "for one in scored]",
         STAR + "without_rationalization_exactly_the_solved_problems_are_kept",
     ),
     # ---------------------------------------------------------------------------------------- tasks and measuring
@@ -350,7 +346,7 @@ MUTANTS = [
         ADDITION + "a_scratchpad_always_ends_in_the_right_answer_and_every_line_says_what_was_done",
     ),
     Mutant(
-        "test sums are trained on", "tasks/addition.py",
+        "test sums are trained on", "arithmetic.py",
         "while is_test(a, b) != (split == \"test\"):",
         "while is_test(a, b) < (split == \"test\"):",
         ADDITION + "no_sum_of_the_test_split_occurs_in_any_other_split_over_many_items",
@@ -387,15 +383,15 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------------------------------- GRPO and its family
     Mutant(
-        "flat groups blown up by rounding", "learn.py",
-        "if max(group) - min(group) <= FLAT:",
-        "if max(group) == min(group):",
+        "groups without variance blown up by rounding", "learn.py",
+        "return max(rewards) - min(rewards) <= EQUAL",
+        "return max(rewards) == min(rewards)",
         LOSSES + "a_group_without_variance_has_no_advantages_even_where_rounding_differs",
     ),
     Mutant(
         "deviation of the batch in place of the group's", "learn.py",
-        "statistics.pstdev(group if divide_by == \"group\" else rewards)",
-        "statistics.pstdev(rewards)",
+        "statistics.pstdev(group if divide_by == \"group\" else everything)",
+        "statistics.pstdev(everything)",
         LOSSES + "advantages_by_hand_for_every_divisor",
     ),
     Mutant(
@@ -496,15 +492,15 @@ MUTANTS = [
         LOSSES + "at_the_vocabulary_of_qwen_no_tensor_holds_all_logits_and_the_gradient_is_the_same",
     ),
     Mutant(
-        "flat groups kept by dynamic sampling", "recipes/grpo.py",
-        "groups += [group for group in new if not (config.max_refills and is_flat(group))]",
-        "groups += new",
+        "groups without variance kept by dynamic sampling", "recipes/grpo.py",
+        "kept += [group for group in new if not (refills and is_flat(group))]",
+        "kept += new",
         GRPO + "dynamic_sampling_replaces_flat_groups_by_new_problems_and_gives_up_in_time",
     ),
     Mutant(
         "refills ask the problems of the next step", "recipes/grpo.py",
-        "first = (step * (1 + config.max_refills) + attempt) * config.prompts",
-        "first = (step + attempt) * config.prompts",
+        "first = ((step - 1) * (1 + refills) + attempt) * config.prompts",
+        "first = (step - 1 + attempt) * config.prompts",
         GRPO + "dynamic_sampling_replaces_flat_groups_by_new_problems_and_gives_up_in_time",
     ),
     Mutant(
@@ -515,16 +511,16 @@ MUTANTS = [
     ),
     Mutant(
         "cut rows leave before the baseline is taken", "recipes/grpo.py",
-        "    rewards = [row.reward for row in rows]\n    if config.baseline",
-        "    rows = [row for row in rows if row.stop_reason != \"length\"]\n"
-        "    rows = rows[: len(rows) // config.group_size * config.group_size]\n"
-        "    rewards = [row.reward for row in rows]\n    if config.baseline",
+        "    rewards = [[row.reward for row in group] for group in groups]\n",
+        "    groups = [[row for row in group if row.stop_reason != \"length\"] for group in groups]\n"
+        "    groups = [group for group in groups if group]\n"
+        "    rewards = [[row.reward for row in group] for group in groups]\n",
         GRPO + "cut_rows_are_filtered_after_the_groups_baseline_was_taken",
     ),
     Mutant(
-        "k1 in the reward and in the loss", "recipes/grpo.py",
-        "kl_coef=0.0 if config.kl_estimator == \"k1\" else config.kl_coef",
-        "kl_coef=config.kl_coef",
+        "k1 in the reward and in the loss", "learn.py",
+        "if self.kl_coef and self.kl_estimator != \"k1\":",
+        "if self.kl_coef:",
         GRPO + "k1_is_taken_out_of_the_reward_and_not_put_into_the_loss",
     ),
     Mutant(
@@ -535,24 +531,24 @@ MUTANTS = [
     ),
     Mutant(
         "the reference replaced by a policy that no checkpoint holds", "recipes/grpo.py",
-        " or replaces_reference(config, done):",
-        ":",
+        "is_due(step, config.save_every) or replaces_reference(config, step):",
+        "is_due(step, config.save_every):",
         GRPO_RESUME + "[update-8-False]",
     ),
     Mutant(
-        "an algorithm overrides an explicit switch", "recipes/grpo.py",
-        " if getattr(config, k) in (\"\", -1)}",
-        "}",
-        GRPO + "explicit_switches_stay_and_the_rest_is_the_algorithms",
+        "an algorithm overrides an explicit switch", "run.py",
+        "changes.setdefault(id(owner), {})[part] = values[flag]\n    objects",
+        "changes.setdefault(id(owner), {}).setdefault(part, getattr(owner, part))\n    objects",
+        RUN + "the_flags_of_an_algorithm_change_what_they_name_and_leave_the_rest_as_it_sets_it",
     ),
     Mutant(
-        "an answer without tags is accepted under a template", "rewards.py",
-        "text = extract_tagged(text) or \"\"",
-        "text = extract_answer(text) or \"\"",
-        GRPO + "with_tags_only_what_the_one_answer_holds_is_shown_to_the_verifier",
+        "an answer without tags is accepted under a template", "tasks/wrappers.py",
+        "self.task.reward(problem, extract_tagged(response) or \"\")",
+        "self.task.reward(problem, response)",
+        TASKS + "a_template_puts_answers_in_tags_and_leaves_tags_that_are_missing_on_purpose",
     ),
     Mutant(
-        "text behind the answer is good form", "rewards.py",
+        "text behind the answer is good form", "prompts.py",
         "not (parts[0] or parts[4].strip() or parts[8])",
         "not (parts[0] or parts[4].strip())",
         GRPO + "the_format_is_each_tag_once_in_order_with_nothing_around",
@@ -560,20 +556,20 @@ MUTANTS = [
     # ----------------------------------------------------------------------------------------- length, repetition
     Mutant(
         "the ends of the cosine exchanged, as the paper's appendix has it", "rewards.py",
-        "wave = end + (start - end) *",
-        "wave = start + (end - start) *",
+        "return end + (start - end) *",
+        "return start + (end - start) *",
         LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
     ),
     Mutant(
         "a right answer at the limit keeps its reward", "rewards.py",
-        "rewards.append(exceed if len(ids) + margin >= max_tokens else wave)",
-        "rewards.append(exceed if verdict != 1 and len(ids) + margin >= max_tokens else wave)",
+        "        if scored.exceeds(self.margin):\n            return self.exceed\n",
+        "        if scored.exceeds(self.margin) and not scored.right:\n            return self.exceed\n",
         LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
     ),
     Mutant(
         "LCPO-Max scaled into [-1, 1] before it is halved", "rewards.py",
-        "min(1.0, max(0.0, alpha * (about[\"target_tokens\"] - len(ids)) + delta))",
-        "(min(1.0, max(-1.0, alpha * (about[\"target_tokens\"] - len(ids)))) + 1) / 2",
+        "min(1.0, max(0.0, self.alpha * spare + self.delta))",
+        "(min(1.0, max(-1.0, self.alpha * spare)) + 1) / 2",
         LENGTH + "lcpo_max_pays_right_answers_alone_and_less_the_longer_they_are_within_0_and_1",
     ),
     Mutant(
@@ -583,96 +579,90 @@ MUTANTS = [
         LENGTH + "a_token_is_punished_once_where_some_n_gram_over_it_was_there_before",
     ),
     Mutant(
-        "the return of a token without its own reward", "learn.py",
+        "the return of a token without its own reward", "rewards.py",
         "returns[t] = following = rewards[t] + gamma * following",
         "returns[t], following = gamma * following, rewards[t] + gamma * following",
         LENGTH + "token_advantages_by_hand",
     ),
     # ------------------------------------------------------------------------------------------- budgets, curation
     Mutant(
-        "the announcement of a cut also behind a close", "recipes/budget.py",
+        "the announcement of a cut also behind a close", "forcing.py",
         "if thought.cut and forcing.announce:",
         "if forcing.announce:",
         BUDGET + "a_model_that_closes_by_itself_gets_the_answer_tag_and_no_announcement",
     ),
     Mutant(
-        "behind a wait it may close at once", "recipes/budget.py",
-        "                row.go_on_until = len(row.tokens) + 1\n",
+        "behind a wait it may close at once", "forcing.py",
+        "    row.min_tokens = len(row.tokens) + 1\n",
         "",
         BUDGET + "behind_a_wait_it_cannot_close_at_once_but_one_token_later_it_can",
     ),
     Mutant(
-        "the closing token stays before the wait", "recipes/budget.py",
-        "            take_back_close(words, row, thought.start)\n",
+        "the closing token stays before the wait", "forcing.py",
+        "            take_back_close(tokenizer, row, thought.start)\n",
         "            row.stop_reason = \"\"\n",
         BUDGET + "wait_takes_the_place_of_the_close_so_often_as_asked_and_the_next_close_stands",
     ),
     Mutant(
-        "every wait has the whole budget again and nothing is cut", "recipes/budget.py",
-        "                row.force(wait)\n",
-        "                row.force(wait)\n                row.max_new_tokens = len(row.response) + forcing.budget\n",
+        "every wait has the whole budget again and nothing is cut", "forcing.py",
+        "    row.force(word)\n",
+        "    row.force(word)\n    row.max_new_tokens = len(row.response) + budget\n",
         BUDGET + "words_count_against_the_budget_and_a_row_that_is_cut_leaves_the_loop",
     ),
     Mutant(
-        "what one attempt fails is difficult", "recipes/curate.py",
-        "if not any(right[",
-        "if not all(right[",
+        "what one attempt fails is difficult", "recipes/select.py",
+        "any(one.right for one in judge(config.task, tokenizer, [group]))",
+        "all(one.right for one in judge(config.task, tokenizer, [group]))",
         CURATE + "difficult_is_what_none_of_the_attempts_solves",
     ),
     Mutant(
-        "the shortest trace has rank 0", "recipes/curate.py",
+        "the shortest trace has rank 0", "recipes/select.py",
         "sorted(pool, key=length, reverse=True):",
         "sorted(pool, key=length):",
         CURATE + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
     ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
     Mutant(
-        "a slip forgotten in the result", "tasks/addition.py",
-        'result = spaced("1" * carry + result)',
+        "an error forgotten in the result", "tasks/thinking.py",
+        "result = spaced(\"1\" * carry + result)",
         "result = spaced(a + b)",
         THINKING + "one_pass_is_wrong_as_often_as_its_columns_slip_and_checking_pays",
     ),
     Mutant(
-        "re-checks end after the second pass, agree or not", "tasks/addition.py",
-        "if results[-1] in results[:-1] and draw.random() >= doubt:",
-        "if len(results) > 1 and draw.random() >= doubt:",
+        "re-checks end after the second pass, agree or not", "tasks/thinking.py",
+        "if results[-1] in results[:-1] and draw.random() >= habits.extra_recheck_prob:",
+        "if len(results) > 1 and draw.random() >= habits.extra_recheck_prob:",
         THINKING + "solutions_are_in_the_format_and_read_back_as_what_they_are[recheck]",
     ),
     Mutant(
-        "the first of several answers counts", "rewards.py",
+        "the first of several answers counts", "prompts.py",
         "if opened != 1 or closed != 1 or end < start:",
         "if not opened or not closed or end < start:",
         THINKING + "only_what_stands_in_the_one_answer_is_judged",
     ),
     Mutant(
         "the raised budget is not used by the rollout", "recipes/grpo.py",
-        "rows, metrics = rollout(now, step, policy, words, run)",
-        "rows, metrics = rollout(config, step, policy, words, run)",
+        "refills, cap = config.algorithm.max_refills, config.max_new_tokens.at(step)",
+        "refills, cap = config.algorithm.max_refills, config.max_new_tokens.first",
         R1 + "the_budget_rises_in_the_middle_of_a_run",
     ),
     Mutant(
-        "pass@k of held-out rows grouped across problems", "practice.py",
-        "groups = [slice(i, i + k) for i in range(0, len(rows), k)]\n    votes",
-        "groups = [slice(i, None, len(rows) // k) for i in range(len(rows) // k)]\n    votes",
-        R1 + "all_samples_of_one_problem_right_is_not_some_samples_of_all_problems_right",
+        "pass@k of held-out rows grouped across problems", "environment.py",
+        "groups = [scored[i : i + k] for i in range(0, len(scored), k)]",
+        "groups = [scored[i :: len(scored) // k] for i in range(len(scored) // k)]",
+        ENVIRONMENT + "samples_are_counted_by_problem_vote_and_difficulty",
     ),
     Mutant(
-        "Countdown practises on the held-out split", "practice.py",
-        'return task_of(config).problem("train", seed_of(purpose, config.seed, index))',
-        'return task_of(config).problem("test_inputs", index)',
-        R1 + "countdown_runs_under_the_recipe_and_no_practised_problem_is_tested",
+        "Countdown practises on the held-out split", "tasks/countdown.py",
+        "kind = split if split in SPLITS else \"train\"",
+        "kind = split if split in SPLITS else \"test_inputs\"",
+        TASKS + "no_test_problem_is_ever_practised",
     ),
     Mutant(
-        "wrong traces slip into rejection sampling", "recipes/distill.py",
-        "if neat[i] and right[i] in wanted",
-        "if neat[i]",
+        "wrong traces slip into rejection sampling", "recipes/select.py",
+        "if t.right in wanted and (",
+        "if (",
         R1 + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
-    ),
-    Mutant(
-        "a resumed distillation asks its teacher again", "recipes/distill.py",
-        "    if not file.exists():\n",
-        "    if first == 0 or file.exists():\n",
-        R1 + "distillation_resumes_bit_equal_and_learns_what_was_kept",
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",
@@ -986,5 +976,103 @@ MUTANTS = [
         "for path in (*files, temporary / SUMS, temporary):",
         "for path in (temporary / SUMS, temporary):",
         CHECKPOINT + "everything_is_on_the_disk_before_the_folder_gets_its_name",
+    ),
+    # --------------------------------------------------------------- stop texts, rollouts of several rows, settings
+    Mutant(
+        "a stop text is only seen where its one token stands", "sampler.py",
+        "return tokenizer.ids_that_complete(text)",
+        "return tuple(tokenizer.encode(text)[-1:])",
+        SAMPLER + "a_stop_text_ends_a_row_however_it_is_spelled_and_is_not_cut_from_it", fast=True,
+    ),
+    Mutant(
+        "every token that could complete a stop text stops", "sampler.py",
+        "if not self.stop or self._ends(slot)]",
+        "]",
+        SAMPLER + "a_token_that_only_could_have_completed_the_text_is_not_handed_out",
+    ),
+    Mutant(
+        "a candidate at the budget's end is called a stop", "sampler.py",
+        "bool(self.candidates[token]) and completes(self.tokenizer, row.response, self.stop)",
+        "bool(self.candidates[token])",
+        SAMPLER + "at_the_budgets_end_a_row_says_whether_it_completed_the_text_or_was_cut",
+    ),
+    Mutant(
+        "min_tokens holds back stop ids and EOS alone", "sampler.py",
+        "closed = self.blocked & (",
+        "closed = self.stops & (",
+        SAMPLER + "min_tokens_keeps_a_stop_text_from_being_completed",
+    ),
+    Mutant(
+        "a stop text that was there before stops again", "sampler.py",
+        "any(now.count(text) > before.count(text) for text in stop)",
+        "any(text in now for text in stop)",
+        SAMPLER + "the_last_token_of_a_text_is_always_among_those_that_may_complete_it",
+    ),
+    Mutant(
+        "spawned rows are forgotten", "sampler.py",
+        "sampler.submit(again)",
+        "sampler.submit([other for other in again if other is row])",
+        SAMPLER + "rows_that_on_stop_spawns_are_sampled_too_and_their_parent_waits_for_them",
+    ),
+    Mutant(
+        "a thread has an advantage of its own", "learn.py",
+        "[[row.root.advantage] for row in rollouts]",
+        "[[row.advantage] for row in rollouts]",
+        LEARN + "threads_have_the_advantage_of_their_root", fast=True,
+    ),
+    Mutant(
+        "weights count rows, not rollouts", "learn.py",
+        "    rollouts = len(counts) if rollouts is None else rollouts\n",
+        "    rollouts = len(rows) if rollouts is None else rollouts\n",
+        LEARN + "weights_count_rollouts_and_not_rows", fast=True,
+    ),
+    Mutant(
+        "a step without a token that counts still steps", "learn.py",
+        "    if not any(any(row.loss_mask) for row in rollouts):\n",
+        "    if False:\n",
+        LEARN + "a_step_without_a_token_that_counts_is_an_error_before_any_weight_or_moment_changes",
+    ),
+    Mutant(
+        "metrics of minibatches averaged evenly", "recipes/grpo.py",
+        "sum(values[name] * values[\"num_tokens\"] for values in found) / tokens",
+        "sum(values[name] for values in found) / len(found)",
+        LEARN + "metrics_over_updates_are_weighted_by_their_tokens_and_maxima_are_maxima",
+    ),
+    Mutant(
+        "NaN is within every range", "run.py",
+        "        if math.isnan(value) or (math.isinf(value) and not self.infinite):\n            return False\n"
+        "        return (value > self.low if self.low_open else value >= self.low) and value <= self.high",
+        "        return not (value <= self.low if self.low_open else value < self.low) and not value > self.high",
+        RUN + "every_number_has_one_range_and_what_lies_outside_is_refused_in_one_line_that_names_the_flag[grpo]",
+    ),
+    Mutant(
+        "two tasks share one object, so that their flags are one", "run.py",
+        "{name: copy.deepcopy(getattr(config, name)) for name in known}",
+        "{name: getattr(config, name) for name in known}",
+        RUN + "a_second_task_starts_from_the_first_one_and_is_another_object",
+    ),
+    Mutant(
+        "what is said of the task is not said of the test's", "run.py",
+        "            values.setdefault(name + flag.removeprefix(like), values[flag])\n",
+        "            pass\n",
+        RUN + "a_second_task_starts_from_the_first_one_and_is_another_object",
+    ),
+    Mutant(
+        "numbers rounded to six digits in config.json", "run.py",
+        "return repr(value) if isinstance(value, float) and float(short) != value == value else short",
+        "return short",
+        RUN + "numbers_are_stored_without_rounding",
+    ),
+    Mutant(
+        "resuming names only some of what changed", "run.py",
+        "k not in FREE and v != before.get(k)",
+        "k not in FREE and \".\" not in k and v != before.get(k)",
+        RUN + "resuming_lists_all_settings_that_changed_with_what_they_were_and_are",
+    ),
+    Mutant(
+        "a schedule changes one step late", "run.py",
+        "for start, value in self.changes if start <= step)",
+        "for start, value in self.changes if start < step)",
+        RUN + "a_schedule_changes_at_its_steps_and_is_read_back_as_it_is_shown", fast=True,
     ),
 ]  # fmt: skip
