@@ -28,7 +28,9 @@ LOSSES = "test_losses.py::test_"
 GRPO = "test_grpo.py::test_"
 LENGTH = "test_length_rewards.py::test_"
 BUDGET = "test_budget.py::test_"
-CURATE = "test_s1.py::test_"
+SELECT = "test_select.py::test_"
+SFT = "test_sft.py::test_"
+PLAY = "test_play.py::test_"
 THINKING = "test_thinking.py::test_"
 R1 = "test_r1.py::test_"
 CONFIG = "test_hf_config.py::test_"
@@ -314,14 +316,14 @@ MUTANTS = [
     # ------------------------------------------------------------------------------------------------------- STaR
     Mutant(
         "hint kept in the stored prompt", "recipes/star.py",
-        "demonstration(words, problem, trimmed(mark.text))",
-        "demonstration(words, mark.problem, trimmed(mark.text))",
+        "demonstration(tokenizer, problem, task.clean(one.text))",
+        "demonstration(tokenizer, one.row.problem, task.clean(one.text))",
         STAR + "a_rationalized_trace_is_stored_without_its_hint", fast=True,
     ),
     Mutant(
         "everything rationalized, solved problems too", "recipes/star.py",
-        "failed = [mark.problem for mark in marks if not mark.lenient]",
-        "failed = [mark.problem for mark in marks]",
+        "failed = [one.row.problem for one in scored if not one.right]",
+        "failed = [one.row.problem for one in scored]",
         STAR + "only_what_failed_is_rationalized_each_problem_with_its_own_answer_as_the_hint",
     ),
     Mutant(
@@ -338,8 +340,8 @@ MUTANTS = [
     ),
     Mutant(
         "wrong traces kept as well", "recipes/star.py",
-        "for mark in marks if mark.lenient]",
-        "for mark in marks]",
+        "for one in scored if one.right]",
+        "for one in scored]",
         STAR + "without_rationalization_exactly_the_solved_problems_are_kept",
     ),
     # ---------------------------------------------------------------------------------------- tasks and measuring
@@ -590,40 +592,40 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------------------------------- budgets, curation
     Mutant(
-        "the announcement of a cut also behind a close", "recipes/budget.py",
+        "the announcement of a cut also behind a close", "forcing.py",
         "if thought.cut and forcing.announce:",
         "if forcing.announce:",
         BUDGET + "a_model_that_closes_by_itself_gets_the_answer_tag_and_no_announcement",
     ),
     Mutant(
-        "behind a wait it may close at once", "recipes/budget.py",
-        "                row.go_on_until = len(row.tokens) + 1\n",
+        "behind a wait it may close at once", "forcing.py",
+        "    row.min_tokens = len(row.tokens) + 1\n",
         "",
         BUDGET + "behind_a_wait_it_cannot_close_at_once_but_one_token_later_it_can",
     ),
     Mutant(
-        "the closing token stays before the wait", "recipes/budget.py",
-        "            take_back_close(words, row, thought.start)\n",
+        "the closing token stays before the wait", "forcing.py",
+        "            take_back_close(tokenizer, row, thought.start)\n",
         "            row.stop_reason = \"\"\n",
         BUDGET + "wait_takes_the_place_of_the_close_so_often_as_asked_and_the_next_close_stands",
     ),
     Mutant(
-        "every wait has the whole budget again and nothing is cut", "recipes/budget.py",
-        "                row.force(wait)\n",
-        "                row.force(wait)\n                row.max_new_tokens = len(row.response) + forcing.budget\n",
+        "every wait has the whole budget again and nothing is cut", "forcing.py",
+        "                thought.waits += 1\n",
+        "                thought.waits += 1\n                row.max_new_tokens = len(row.response) + forcing.budget\n",
         BUDGET + "words_count_against_the_budget_and_a_row_that_is_cut_leaves_the_loop",
     ),
     Mutant(
-        "what one attempt fails is difficult", "recipes/curate.py",
-        "if not any(right[",
-        "if not all(right[",
-        CURATE + "difficult_is_what_none_of_the_attempts_solves",
+        "what one attempt fails is difficult", "recipes/select.py",
+        "[any(one.right for one in judge(config.task, tokenizer, [group]))",
+        "[all(one.right for one in judge(config.task, tokenizer, [group]))",
+        SELECT + "difficult_is_what_none_of_the_attempts_solves",
     ),
     Mutant(
-        "the shortest trace has rank 0", "recipes/curate.py",
+        "the shortest trace has rank 0", "recipes/select.py",
         "sorted(pool, key=length, reverse=True):",
         "sorted(pool, key=length):",
-        CURATE + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
+        SELECT + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
     ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
     Mutant(
@@ -663,16 +665,10 @@ MUTANTS = [
         R1 + "countdown_runs_under_the_recipe_and_no_practised_problem_is_tested",
     ),
     Mutant(
-        "wrong traces slip into rejection sampling", "recipes/distill.py",
-        "if neat[i] and right[i] in wanted",
-        "if neat[i]",
-        R1 + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
-    ),
-    Mutant(
-        "a resumed distillation asks its teacher again", "recipes/distill.py",
-        "    if not file.exists():\n",
-        "    if first == 0 or file.exists():\n",
-        R1 + "distillation_resumes_bit_equal_and_learns_what_was_kept",
+        "wrong traces slip into rejection sampling", "recipes/select.py",
+        "[t for t in good if t.right in wanted and (",
+        "[t for t in good if (",
+        SELECT + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",
