@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from nanoreason.forcing import Forcing, deliberate, think
 from nanoreason.model import Transformer, small_config
-from nanoreason.recipes.budget import Forcing, deliberate, think
 from nanoreason.rollout import Problem, prompt_row
 from nanoreason.tokenizer import char_tokenizer, word_tokenizer
 
@@ -45,7 +45,7 @@ def script(words, text: str, instead: dict[int, str] | None = None, context: int
 def played(model, words, forcing, prompt: str = "q", temperature: float = 0.0, **how):
     """(text, forced tokens in it, thought) of one row."""
     row = prompt_row(words, Problem(prompt, ""))
-    *_, thought = deliberate(model, words, [row], forcing, temperature=temperature, **how)
+    (thought,) = deliberate(model, words, [row], forcing, temperature=temperature, **how)
     assert thought.row is row and thought.done
     forced = [
         words.decode([t]) for t, chosen in zip(row.response, row.loss_mask[row.prompt_len :], strict=True) if not chosen

@@ -1,10 +1,7 @@
 """STaR's algorithm box: what is kept, what is rationalized, where each round starts, how long it trains."""
 
 import copy
-import json
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +11,11 @@ from nanoreason.model import Transformer, small_config
 from nanoreason.recipes import star
 from nanoreason.rollout import demonstration, seed_of
 from nanoreason.run import Run, read_jsonl
-from nanoreason.tasks.addition import Addition, hinted, tokenizer
+from nanoreason.tasks import Addition, ThinkingAddition
 
+TASK = Addition((2, 3))
 CONFIG = replace(
-    star.PRESETS["tiny"], digits=(2, 3), problems=24, pool=60, first_steps=3, step_increment=0, rows_per_step=8,
+    star.PRESETS["tiny"], task=TASK, problems=24, pool=60, first_steps=3, step_increment=0, rows_per_step=8,
     prompt_set=0,
 )  # fmt: skip
 
@@ -36,21 +34,21 @@ class Scripted:
         self.fits: list[dict] = []
         self.real_fit = star.fit
 
-        def respond(policy, words, problems, *, temperature, name, **_):
+        def sample(task, policy, tokenizer, problems, *, temperature, name, **_):
             self.attempts.append((name, problems, temperature))
             rows = []
             for problem in problems:
                 has_hint = "Target: " in problem.prompt
                 right = fate(problem) == "solved" or (fate(problem) == "hint" and (has_hint or name == "retry"))
-                rows.append(demonstration(words, problem, problem.solution + junk if right else "0"))
-            return rows
+                rows.append(demonstration(tokenizer, problem, problem.solution + junk if right else "0"))
+            return [[row] for row in rows]
 
         def fit(model, optimizer, rows_of, *, steps, **options):
             seen = [row for step in range(60) for row in rows_of(step)]  # several epochs
             self.fits.append({"start": copy.deepcopy(model), "rows": seen, "steps": steps, "optimizer": optimizer})
-            self.real_fit(model, optimizer, rows_of, steps=steps, **options)
+            yield from self.real_fit(model, optimizer, rows_of, steps=steps, **options)
 
-        patch.setattr(star, "respond", respond)
+        patch.setattr(star, "sample", sample)
         patch.setattr(star, "fit", fit)
 
 
@@ -60,24 +58,24 @@ def scripted(monkeypatch) -> Scripted:
 
 
 @pytest.fixture(scope="module")
-def words():
-    return tokenizer()
+def tokenizer():
+    return TASK.tokenizer()
 
 
 @pytest.fixture(scope="module")
-def models(words) -> tuple[Transformer, Transformer]:
+def models(tokenizer) -> tuple[Transformer, Transformer]:
     """A base and a policy of its shape with other weights."""
-    config = small_config(32, 2, 2, words.vocab_size, 128)
+    config = small_config(32, 2, 2, tokenizer.vocab_size, 128)
     return Transformer(config, 1), Transformer(config, 2)
 
 
 @pytest.fixture
-def play(models, words, tmp_path):
+def play(models, tokenizer, tmp_path):
     """play(config, round): one round of STaR; returns the new policy and the metrics."""
 
     def one_round(config=CONFIG, round=1):
         run = Run(replace(config, out=str(tmp_path / f"run{len(list(tmp_path.iterdir()))}")))
-        policy, metrics = star.one_round(config, round, *models, words, run)
+        policy, metrics = star.one_round(config, round, *models, tokenizer, run)
         run.close()
         return policy, metrics
 
@@ -108,11 +106,11 @@ def test_only_what_failed_is_rationalized_each_problem_with_its_own_answer_as_th
     play(replace(CONFIG, rationalize=True))
     (_, problems, _), (name, again, _) = scripted.attempts
     assert name == "hinted"
-    assert again == [hinted(problem) for problem in problems if fate(problem) != "solved"]
+    assert again == [TASK.hint(problem) for problem in problems if fate(problem) != "solved"]
     assert 10 < len(again) < len(problems)
 
 
-def test_a_rationalized_trace_is_stored_without_its_hint(scripted, play, words):
+def test_a_rationalized_trace_is_stored_without_its_hint(scripted, play, tokenizer):
     _, metrics = play(replace(CONFIG, rationalize=True))
     problems, rows = scripted.attempts[0][1], scripted.fits[0]["rows"]
     kept_by_hint = of_fate(problems, "hint")
@@ -120,7 +118,7 @@ def test_a_rationalized_trace_is_stored_without_its_hint(scripted, play, words):
     assert prompts_of(rows) == of_fate(problems, "solved") | kept_by_hint
     for row in rows:
         assert "Target: " not in row.problem.prompt
-        assert words.decode(row.tokens[:-1]) == row.problem.prompt + row.problem.solution
+        assert tokenizer.decode(row.tokens[:-1]) == row.problem.prompt + row.problem.solution
         assert row.loss_mask == [False] * row.prompt_len + [True] * (len(row.tokens) - row.prompt_len)
     assert metrics["kept_second"] == len(kept_by_hint) / len(problems)
 
@@ -153,18 +151,38 @@ def test_a_right_answer_through_wrong_work_is_kept_and_counted_as_such(scripted,
     assert metrics["valid_share_of_kept"] == len(by_hint) / len(solved | by_hint)
 
 
-def test_what_the_policy_wrote_behind_its_answer_is_not_kept(monkeypatch, play, words):
+def test_what_the_policy_wrote_behind_its_answer_is_not_kept(monkeypatch, play, tokenizer):
     scripted = Scripted(monkeypatch, junk="\n1 + 1\nInput:")
     play(replace(CONFIG, rationalize=True))
     for row in scripted.fits[0]["rows"]:
-        assert words.decode(row.response[:-1]) == row.problem.solution
-        assert row.tokens[-1] == words.eos_id and row.loss_mask[-1]
+        assert tokenizer.decode(row.response[:-1]) == row.problem.solution
+        assert row.tokens[-1] == tokenizer.eos_id and row.loss_mask[-1]
 
 
 def test_a_round_in_which_nothing_was_right_says_what_to_do(scripted, play, monkeypatch):
     monkeypatch.setattr(Addition, "reward", lambda *_: 0.0)
-    with pytest.raises(ValueError, match="round 1: no trace was right.*base"):
+    with pytest.raises(ValueError, match="round 1: no trace was right.*--base"):
         play(replace(CONFIG, rationalize=True))
+
+
+def test_a_policy_that_goes_on_skips_a_round_in_which_nothing_was_right(scripted, play, models, monkeypatch):
+    monkeypatch.setattr(Addition, "reward", lambda *_: 0.0)
+    policy, metrics = play(replace(CONFIG, restart=False))
+    assert policy is models[1] and metrics["steps"] == metrics["kept"] == 0 and not scripted.fits
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"problems": 61}, "--problems 61 cannot be drawn from a --pool of 60"),
+        ({"rationalize": True, "task": ThinkingAddition()}, "ThinkingAddition has no hints"),
+    ],
+    ids=["pool", "hints"],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        star.run(replace(CONFIG, out=str(tmp_path / "run"), **wrong))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_metrics_of_a_round_give_the_accuracy_of_each_attempt_by_length(scripted, play):
@@ -224,11 +242,11 @@ def test_no_data_of_an_earlier_round_is_used_again(scripted, play):
 
 
 def test_the_base_stays_the_same_through_a_whole_run_and_the_policy_is_the_last_rounds(
-    scripted, tmp_path, models, words, assert_same_weights
+    scripted, tmp_path, models, tokenizer, assert_same_weights
 ):
     base, _ = models
-    save_checkpoint(tmp_path / "base", base, words)
-    config = replace(CONFIG, base=str(tmp_path / "base"), out=str(tmp_path / "run"), rounds=3, eval_digits=(2,))
+    save_checkpoint(tmp_path / "base", base, tokenizer)
+    config = replace(CONFIG, base=str(tmp_path / "base"), out=str(tmp_path / "run"), rounds=3, eval_task=Addition((2,)))
     star.run(config)
     assert_same_weights(load_checkpoint(tmp_path / "base")[0], base)
     for fit in scripted.fits:
@@ -236,34 +254,15 @@ def test_the_base_stays_the_same_through_a_whole_run_and_the_policy_is_the_last_
     policy, _ = load_checkpoint(tmp_path / "run" / "policy")
     assert not torch.equal(policy.lm_head.weight, base.lm_head.weight)
     assert [line["step"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
-    assert not (tmp_path / "run" / "base").exists()  # it was given, so none was trained
 
 
-def test_a_run_of_no_rounds_only_trains_and_measures_the_base(tmp_path, monkeypatch):
+def test_a_run_of_no_rounds_only_measures_the_base(tmp_path, monkeypatch, models, tokenizer, assert_same_weights):
     monkeypatch.setattr(star, "one_round", None)
-    metrics = star.run(replace(CONFIG, base_steps=3, rounds=0, out=str(tmp_path / "run"), eval_digits=(2,)))
-    assert {"acc/2", "acc_strict/2"} <= metrics.keys()
-    base, policy = (load_checkpoint(tmp_path / "run" / name)[0] for name in ("base", "policy"))
-    assert torch.equal(base.lm_head.weight, policy.lm_head.weight)
-    assert json.loads(Path(tmp_path / "run" / "base" / "training.json").read_text()) == {"step": 3, "finished": True}
-
-
-def test_the_base_is_trained_until_it_reaches_its_goal(tmp_path, monkeypatch):
-    monkeypatch.setattr(star, "one_round", None)
-    grades = iter([0.2, 0.7])  # after 100 and 200 steps
-    monkeypatch.setattr(
-        star, "grade", lambda task, words, rows: [SimpleNamespace(lenient=next(grades))] if task.digits == (2,) else []
-    )
-    config = replace(
-        CONFIG, base_steps=300, base_goal=0.5, base_goal_digits=2, rounds=0, out=str(tmp_path / "run"), eval_digits=(1,)
-    )
-    star.run(config)
-    stopped = {"step": 200, "finished": True}
-    assert json.loads((tmp_path / "run" / "base" / "training.json").read_text()) == stopped
-    before = load_checkpoint(tmp_path / "run" / "base")[0]
-    star.train_base(config, tmp_path / "run" / "base", before.device)  # resumed: nothing is left to do
-    assert json.loads((tmp_path / "run" / "base" / "training.json").read_text()) == stopped
-    assert torch.equal(load_checkpoint(tmp_path / "run" / "base")[0].lm_head.weight, before.lm_head.weight)
+    save_checkpoint(tmp_path / "base", models[0], tokenizer)
+    config = replace(CONFIG, base=str(tmp_path / "base"), rounds=0, out=str(tmp_path / "run"), eval_task=Addition((2,)))
+    metrics = star.run(config)
+    assert {"acc/2", "acc_strict/2"} <= metrics.keys() and "acc/3" not in metrics and metrics["round"] == 0
+    assert_same_weights(load_checkpoint(tmp_path / "run" / "policy")[0], models[0])
 
 
 # ----------------------------------------------------------------------------------------------- the schedules
@@ -282,7 +281,7 @@ PAPER_WITHOUT_HINTS = [40, 48, 57, 69, 82, 99, 119, 143, 171, 206, 247, 297, 356
 )
 def test_the_step_schedules_are_the_papers(scripted, play, monkeypatch, schedule, steps):
     taken = []
-    scripted.real_fit = lambda *args, steps, after, **_: taken.append(steps) or after(0, {"loss": 0.0})
+    scripted.real_fit = lambda *args, steps, **_: taken.append(steps) or [(steps, {"loss": 0.0})]
     logged = [play(replace(CONFIG, **schedule), round=round)[1]["steps"] for round in range(1, 17)]
     assert taken == logged == steps
 
@@ -291,7 +290,7 @@ def test_the_step_schedules_are_the_papers(scripted, play, monkeypatch, schedule
 
 
 def test_a_round_draws_equally_many_sums_of_each_length_without_repeating_an_item_of_the_pool():
-    pool = {n: [Addition((n,)).problem(f"train-{n}", i) for i in range(60)] for n in (2, 3)}
+    pool = {n: [Addition((n,)).problem(f"train-{k}", i) for i in range(60)] for k, n in enumerate(TASK.digits)}
     config = replace(CONFIG, problems=60)  # all of the pool
     drawn = star.round_problems(config, 1)
     for n in (2, 3):
@@ -304,24 +303,28 @@ def test_the_problems_of_a_round_are_a_function_of_seed_and_round():
     assert star.round_problems(CONFIG, 3) != star.round_problems(replace(CONFIG, seed=1), 3)
 
 
-def test_late_lengths_join_in_their_round_and_stay(words):
-    config = replace(CONFIG, prompt_set=2, late_digits=(4,), late_from=2)
+def test_late_lengths_join_in_their_round_and_stay(tokenizer):
+    config = replace(CONFIG, prompt_set=2, late_task=Addition((4,)), late_from=2)
     lengths = [{problem.info["digits"] for problem in star.round_problems(config, round)} for round in (1, 2, 3)]
     assert lengths == [{2, 3}, {2, 3, 4}, {2, 3, 4}]
-    worked = [(row.problem.info["digits"], "Target: " in row.problem.prompt) for row in star.prompt_set(config, words)]
+    worked = [
+        (row.problem.info["digits"], "Target: " in row.problem.prompt) for row in star.prompt_set(config, tokenizer)
+    ]
     assert (4, True) in worked and (4, False) not in worked  # only the hint's use is shown before they join
     never = replace(config, late_from=0)
     assert {problem.info["digits"] for problem in star.round_problems(never, 9)} == {2, 3}
 
 
 def test_the_worked_examples_are_the_same_each_round_with_and_without_hint_and_their_share_of_an_update(
-    scripted, play, words
+    scripted, play, tokenizer
 ):
     config = replace(CONFIG, prompt_set=4, prompt_share=0.25, rationalize=True)
-    examples = star.prompt_set(config, words)
+    examples = star.prompt_set(config, tokenizer)
     plain = [row.problem for row in examples if "Target: " not in row.problem.prompt]
-    assert len(plain) == 4 * len(config.digits)
-    assert [row.problem for row in examples] == plain + [hinted(problem) for problem in plain]
+    for level in TASK.levels():
+        of_level = [row.problem for row in examples if TASK.difficulty(row.problem) == level.digits[0]]
+        assert of_level[4:] == [TASK.hint(problem) for problem in of_level[:4]] and len(of_level) == 8
+    assert len(plain) == 4 * len(TASK.digits) and len(examples) == 2 * len(plain)
     prompts = prompts_of(examples)
     for round in (1, 2):
         play(config, round=round)

@@ -28,7 +28,9 @@ LOSSES = "test_losses.py::test_"
 GRPO = "test_grpo.py::test_"
 LENGTH = "test_length_rewards.py::test_"
 BUDGET = "test_budget.py::test_"
-CURATE = "test_s1.py::test_"
+SELECT = "test_select.py::test_"
+SFT = "test_sft.py::test_"
+PLAY = "test_play.py::test_"
 THINKING = "test_thinking.py::test_"
 TASKS = "test_tasks.py::test_"
 ENVIRONMENT = "test_environment.py::test_"
@@ -605,21 +607,21 @@ MUTANTS = [
     ),
     Mutant(
         "every wait has the whole budget again and nothing is cut", "forcing.py",
-        "    row.force(word)\n",
-        "    row.force(word)\n    row.max_new_tokens = len(row.response) + budget\n",
+        "                thought.waits += 1\n",
+        "                thought.waits += 1\n                row.max_new_tokens = len(row.response) + forcing.budget\n",
         BUDGET + "words_count_against_the_budget_and_a_row_that_is_cut_leaves_the_loop",
     ),
     Mutant(
         "what one attempt fails is difficult", "recipes/select.py",
-        "any(one.right for one in judge(config.task, tokenizer, [group]))",
-        "all(one.right for one in judge(config.task, tokenizer, [group]))",
-        CURATE + "difficult_is_what_none_of_the_attempts_solves",
+        "[any(one.right for one in judge(config.task, tokenizer, [group]))",
+        "[all(one.right for one in judge(config.task, tokenizer, [group]))",
+        SELECT + "difficult_is_what_none_of_the_attempts_solves",
     ),
     Mutant(
         "the shortest trace has rank 0", "recipes/select.py",
         "sorted(pool, key=length, reverse=True):",
         "sorted(pool, key=length):",
-        CURATE + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
+        SELECT + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
     ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
     Mutant(
@@ -660,9 +662,9 @@ MUTANTS = [
     ),
     Mutant(
         "wrong traces slip into rejection sampling", "recipes/select.py",
-        "if t.right in wanted and (",
-        "if (",
-        R1 + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
+        "[t for t in good if t.right in wanted and (",
+        "[t for t in good if (",
+        SELECT + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",
