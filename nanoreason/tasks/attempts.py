@@ -60,7 +60,7 @@ class Attempt(NamedTuple):
         return f"{self.text} {'yes' if self.value == target else 'no'}"
 
 
-@functools.lru_cache(maxsize=1 << 15)  # there are but 364 sorted triples of 1..12 and 495 quadruples of 1..9
+@functools.lru_cache(maxsize=1 << 15)  # 364 sorted triples of 1..12, 495 quadruples of 1..9
 def all_attempts(numbers: Numbers, operations: str = "+-*", largest: int = 60) -> tuple[Attempt, ...]:
     """Every legal attempt with these sorted numbers, none twice: equal inputs make equal attempts.
 
@@ -237,7 +237,7 @@ def asked_length(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
 
     n, is_max = amount(), draw.random() < 1 / 3
     about = n * draw.uniform(0.85, 1.15) if draw.random() < 0.7 else amount()
-    most = max(1, (n // each - 1) if is_max else min(most, round(about / each) - 1))
+    most = max(1, (n - 1) // each - 1 if is_max else min(most, round(about / each) - 1))
     found = thought(shuffled(posed, draw), posed.target, draw, give_up=task.give_up[1] if is_max else 0.0,
                     check=task.check if is_max else 1.0, most=most)  # fmt: skip
     return asked(posed.problem(in_tags(*found), "asked"), "max" if is_max else "exact", n)
@@ -355,6 +355,21 @@ class Attempts(Task):
 
     def answer(self, response: str) -> str | None:
         return extract_tagged(response)
+
+    def test_problems(self, count: int) -> list[Problem]:
+        """Held-out problems that differ in more than the order of their inputs, as long as there are such: of 3 inputs
+        up to 12 there are 232 (and 2,151 to train on), of 4 up to 9 1,217. Then they come again in another order."""
+        found: dict[tuple, Problem] = {}
+        repeated: list[Problem] = []
+        for index in range(12 * count):
+            problem = self.problem("test", index)
+            key = (*sorted(problem.info["numbers"]), problem.info["target"])
+            if key in found:
+                repeated.append(problem)
+            found.setdefault(key, problem)
+            if len(found) == count:
+                break
+        return [*found.values(), *repeated][:count]
 
     def parse(self, text: str) -> Problem:
         """A target and the numbers, such as "50 from 20 6 5"; they need not be solvable."""
