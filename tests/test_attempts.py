@@ -216,9 +216,11 @@ def test_the_reader_counts_what_is_there():
     m = TASK.metrics(FIFTY, tagged(said, RIGHT))
     assert (m["attempts"], m["attempts/legal"], m["attempts/new"], m["checks"], m["waits"]) == (3, 3, 2, 1, 2)
     assert (m["steps"], m["steps/right"], m["verdicts"], m["verdicts/right"]) == (8, 8, 3, 3)
+    assert (m["hits"], m["hits/seen"], m["yes"]) == (2, 2, 2)
     assert (m["mode/search"], m["found"], m["found/lost"], m["gave_up"]) == (1, 1, 0, 0)
     m = TASK.metrics(FIFTY, tagged(f"{RIGHT} no", WRONG))  # found, not seen, not answered
     assert (m["verdicts"], m["verdicts/right"], m["found"], m["found/lost"], m["gave_up"]) == (1, 0, 1, 1, 1)
+    assert (m["hits"], m["hits/seen"], m["yes"]) == (1, 0, 0)
     m = TASK.metrics(FIFTY, "<think> 6 * 5 = 31 , 31 + 20 = 51 no wait 20 - 6 = 14 , 14")  # wrong, then torn
     assert (m["attempts"], m["attempts/legal"], m["steps"], m["steps/right"]) == (1, 0, 3, 2)
     m = TASK.metrics(FIFTY, f"<think> aim for 30 first : {RIGHT} yes wait 50 - 20 = 30 so make 30 : {RIGHT} yes")

@@ -383,7 +383,8 @@ class Attempts(Task):
         """What the response tried, as numbers per response: a share is the quotient of two means.
 
         steps, steps/right          operations in thought and answer; with a right result
-        verdicts, verdicts/right    attempts with a yes or no; where that is true of the last result written
+        verdicts, verdicts/right    results with a yes or no behind them; where that is true (mostly: a no)
+        hits, hits/seen, yes        judged results that are the target; to which it says yes; how often it says yes
         attempts, /legal, /new      in the thought; which use each input once, with right results; not said before
         found, found/lost           1 if an attempt is right; and if the answer is not, all the same
         checks, waits, gave_up      a yes said again; words of RETRY; 1 if the thought closes after a no
@@ -404,6 +405,9 @@ class Attempts(Task):
             "steps/right": float(read.steps_right),
             "verdicts": float(read.verdicts),
             "verdicts/right": float(read.verdicts_right),
+            "hits": float(read.hits),
+            "hits/seen": float(read.hits_seen),
+            "yes": float(read.yes),
             "found": float(read.found),
             "found/lost": float(read.found and not answered),
             "checks": float(read.checks),
@@ -432,6 +436,9 @@ class Reading(NamedTuple):
     steps_right: int
     verdicts: int  # yes or no behind a result
     verdicts_right: int  # yes where that result is the target, no where it is not
+    hits: int  # judged results that are the target
+    hits_seen: int  # to which it says yes
+    yes: int  # judged results to which it says yes
     checks: int  # attempts that repeat the one before them, which said yes
     waits: int  # words of RETRY in the thought
     gave_up: bool  # the thought was closed behind a no
@@ -454,7 +461,8 @@ def read_attempts(numbers: Numbers, target: int, response: str) -> Reading:
     thinking, closed, _ = response.partition(OPEN)[2].partition(CLOSE)
     words = thinking.partition(ANSWER)[0].split()
     attempts, legal, checks, last_yes = [], [], 0, ""
-    verdicts = verdicts_right = waits = 0
+    judged: list[tuple[bool, bool]] = []  # (the result is the target, it says yes)
+    waits = 0
     parts: list[str] = []
 
     def end(verdict: str) -> None:
@@ -478,8 +486,7 @@ def read_attempts(numbers: Numbers, target: int, response: str) -> Reading:
             if parts:
                 found = words[i - 1]
                 if len(parts) > 1 and parts[-2] == "=" and found.isascii() and found.isdigit():
-                    verdicts += 1
-                    verdicts_right += (found.lstrip("0") == str(target).lstrip("0")) == (word == "yes")
+                    judged.append((found.lstrip("0") == str(target).lstrip("0"), word == "yes"))
                 end(word)
         elif word == ":":  # what stood before it was a plan
             parts.clear()
@@ -495,8 +502,11 @@ def read_attempts(numbers: Numbers, target: int, response: str) -> Reading:
         found=any(ok and text.endswith(f"= {target}") for text, ok in zip(attempts, legal, strict=True)),
         steps=len(operations),
         steps_right=sum(is_right(*operation) for operation in operations),
-        verdicts=verdicts,
-        verdicts_right=verdicts_right,
+        verdicts=len(judged),
+        verdicts_right=sum(hit == yes for hit, yes in judged),
+        hits=sum(hit for hit, _ in judged),
+        hits_seen=sum(hit and yes for hit, yes in judged),
+        yes=sum(yes for _, yes in judged),
         checks=checks,
         waits=waits,
         gave_up=bool(closed and words and words[-1] == "no"),
