@@ -17,7 +17,7 @@ from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results
 from nanoreason.recipes import sft
 
-ACC = "eval/pass@1"
+ACC, GAVE_UP = "eval/pass@1", "eval/gave_up"
 # {skill: (how often it succeeds, how often it is tried)}, both per response
 SKILLS = {
     "arithmetic": ("eval/steps/right", "eval/steps"),
@@ -90,8 +90,7 @@ def claims(preset: str) -> list[Claim]:
         Claim("order: tokens until hits are noticed / until results are right",
               lambda r: arrival(r, "hits noticed") / arrival(r, "arithmetic"), 1.2, no_effect=1.0),
         Claim("accuracy at temperature 1 (chance: .09)", lambda r: r.last("base", ACC), 0.2, no_effect=0.09),
-        Claim("accuracy left to reinforcement to gain", lambda r: PerSeed(dict.fromkeys(r.seeds, 1.0)) -
-              r.last("base", ACC), 0.4),
+        Claim("left to reinforcement: responses that give up behind a no", lambda r: r.last("base", GAVE_UP), 0.25),
         Claim("thinking pays: accuracy of several attempts - of a guess",
               lambda r: r.last("base", "eval/accuracy/search") - r.last("base", "eval/accuracy/guess"), 0.15),
         Claim("found but not answered: share of responses", lambda r: r.last("base", "eval/found/lost"), 0.03, LESS),
@@ -101,7 +100,7 @@ def claims(preset: str) -> list[Claim]:
 def extra(results: Results, preset: str) -> dict:
     """What the base ends with and when each skill came, every seed."""
     names = {"accuracy": ACC, "greedy": "acc/3", "tokens": "eval/mean_length", "attempts": "eval/attempts",
-             "at the window's end": "eval/clipped_ratio"}  # fmt: skip
+             "gave up": GAVE_UP, "cut": "eval/clipped_ratio"}  # fmt: skip
     numbers = results.table(names)
     for skill in SKILLS:
         numbers[skill] = {
@@ -123,23 +122,29 @@ def panels(preset: str) -> list[Panel]:
     def chance(axis, results: Results) -> None:
         axis.axhline(0.09, color="gray", linestyle=":", label="one random attempt")
 
+    def lines(named: dict[str, str]) -> list[Line]:
+        return [Line("base", label, y=key) for label, key in named.items()]
+
+    share = {"ylabel": "share of responses", "ylim": (-0.03, 1.03), **how}
     return [
-        Panel("Which skill arrives when", [Line("base", LABELS[skill], y=skill) for skill in SKILLS], points=course,
-              ylabel="share", ylim=(-0.03, 1.03), **how),
-        Panel("Accuracy on held-out problems", [Line("base", "temperature 1", y=ACC), Line("base", "greedy", y="acc/3"),
-              Line("base", "one of the attempts is right", y="eval/found")], also=chance, ylabel="share",
-              ylim=(-0.03, 1.03), **how),
-        Panel("How it thinks", [Line("base", "nothing tried (a guess)", y="eval/mode/guess"), Line("base",
-              "one attempt", y="eval/mode/one"), Line("base", "several attempts", y="eval/mode/search")],
-              ylabel="share of responses", ylim=(-0.03, 1.03), **how),
-        Panel("Loss", [Line("base", "next token", y="loss")], yscale="log", ylabel="nats per token", **how),
+        Panel("Which skill arrives when", lines({LABELS[skill]: skill for skill in SKILLS}), points=course,
+              **share | {"ylabel": "share"}),
+        Panel("Accuracy on held-out problems", lines({"temperature 1": ACC, "greedy": "acc/3",
+              "one of the attempts is right": "eval/found"}), also=chance, **share),
+        Panel("How it thinks", lines({"nothing tried (a guess)": "eval/mode/guess", "one attempt": "eval/mode/one",
+              "several attempts": "eval/mode/search"}), **share),
+        Panel("How it ends", lines({"gives up behind a no": GAVE_UP, "cut by its budget": "eval/clipped_ratio",
+              "found, but not answered": "eval/found/lost"}), **share),
+        Panel("How much it thinks", lines({"attempts": "eval/attempts", "of these never made before":
+              "eval/attempts/new"}), ylabel="per response", **how),
+        Panel("Loss", lines({"next token": "loss"}), yscale="log", ylabel="nats per token", **how),
     ]  # fmt: skip
 
 
 def caption(preset: str) -> str:
     settings = PRESETS[preset]
     return (
-        f"Pretraining of the base on Countdown by attempts ({settings.task.inputs} inputs up to "
+        f"Pretraining of the base on Countdown by attempts, preset {preset} ({settings.task.inputs} inputs up to "
         f"{settings.task.max_input}), {settings.steps} steps of {settings.rows_per_step} rows with {settings.optimizer}"
         f", width {settings.width}, {settings.layers} layers. Sampled at temperature 1 on problems that are held out."
     )
