@@ -1,9 +1,9 @@
-# make demo · make test · make test-slow · make bench · make lint, each alone on a fresh clone.
+# make demo · make test · make test-slow · make test-portable · make bench · make lint, each alone on a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow test-portable bench lint clean
 
 # Made anew only when the pins change. torch comes first, by its exact pin: an open range may fetch gigabytes of CUDA.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -21,6 +21,16 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# What trains must not hang on rounding: the same tests on the kernels of other processors, with one thread and two.
+test-portable: $(VENV)/ready
+	for cpu in ATEN_CPU_CAPABILITY=default \
+	           "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2"; do \
+	    for threads in 1 2; do \
+	        echo "$$cpu, $$threads thread(s)"; \
+	        env $$cpu NANOREASON_TEST_THREADS=$$threads $(BIN)/python -m pytest -n 2 -m "trains and not slow" || exit 1; \
+	    done; \
+	done
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/sample.py

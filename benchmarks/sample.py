@@ -1,13 +1,13 @@
 """Tokens per second of the sampler beside `transformers.generate` with the same weights.
 
-    python benchmarks/sample.py                     all workloads, dynamic cache
-    python benchmarks/sample.py --compile           also generate with the static cache and torch.compile
-    python benchmarks/sample.py tiny-64 --repeat 5
+    python benchmarks/sample.py                             all workloads, dynamic cache
+    python benchmarks/sample.py --compile                   also generate with the static cache and torch.compile
+    python benchmarks/sample.py small-512 --repeat 9
+    python benchmarks/sample.py --checkpoint FOLDER         a real checkpoint, one and eight rows
 
-Contestants take turns in one process; printed are medians and the range. With one thread the clock is the process's
-CPU time, which a busy neighbour disturbs least; with more it is wall time. Only useful tokens count: those up to each
-row's own length. `floor` is the time that the arithmetic and the memory traffic of the live rows alone would need at
-the matrix-product and read speeds measured here just before; `of floor` is how close the sampler comes to it.
+Contestants take turns in one process (see timing.py); printed are medians and the range. Only useful tokens count:
+those up to each row's own length. The floor is the time that the arithmetic and the memory traffic of the live rows
+alone would need at the matrix-product and read speeds of the moment; `of floor` is how close the sampler comes to it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import statistics
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,13 +24,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+import transformers
+from timing import Peak, interleaved, write_results
+from transformers import GenerationConfig
 
-from nanoreason.model import KVCache, ModelConfig, Transformer
+from nanoreason.checkpoint import ARCHITECTURES, load_checkpoint
+from nanoreason.model import KVCache, ModelConfig, Transformer, small_config
 from nanoreason.rollout import Problem, Rollout, seed_of
-from nanoreason.run import device_name, pick_device
+from nanoreason.run import pick_device
 from nanoreason.sampler import Sampler
 
+SMALL = small_config(96, 3, 4, 64, 256, kv_heads=2, model_type="qwen3")  # that of our own bases
 TINY = ModelConfig(
     vocab_size=64, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=4, head_dim=64, max_position_embeddings=512,
@@ -57,9 +60,10 @@ def heavy_tailed(rows: int, mean: float, longest: int) -> list[int]:
 
 
 WORKLOADS = {
-    "tiny-64": Workload(TINY, [24] * 64, [128] * 64, 2.0),
+    "small-512": Workload(SMALL, [24] * 512, [100] * 512, 2.0),
+    "tiny-64": Workload(TINY, [24] * 64, [128] * 64, 1.8),
     "tiny-512": Workload(TINY, [24] * 512, [128] * 512, 3.5),
-    "tiny-heavy": Workload(TINY, [8 + (7 * i) % 33 for i in range(128)], heavy_tailed(128, 80, 256), 6.0),
+    "tiny-heavy": Workload(TINY, [8 + (7 * i) % 33 for i in range(128)], heavy_tailed(128, 80, 256), 5.0),
     "qwen-8": Workload(QWEN, [32] * 8, [32] * 8, 2.2),
 }
 
@@ -102,12 +106,11 @@ def generate(reference, work: Workload, cache: str | None) -> int:
 
 def twin(model: Transformer):
     """The same weights in `transformers`."""
-    kind, config_kind = (
-        (Qwen2ForCausalLM, Qwen2Config) if model.config.model_type == "qwen2" else (LlamaForCausalLM, LlamaConfig)
-    )
+    architecture = ARCHITECTURES[model.config.model_type]
     settings = {k: v for k, v in asdict(model.config).items() if k not in ("model_type", "rope_scaling", "rope_theta")}
-    config = config_kind(**settings, rope_parameters={"rope_type": "default", "rope_theta": model.config.rope_theta})
-    reference = kind(config)
+    config_class = getattr(transformers, architecture.removesuffix("ForCausalLM") + "Config")
+    config = config_class(**settings, rope_parameters={"rope_type": "default", "rope_theta": model.config.rope_theta})
+    reference = getattr(transformers, architecture)(config)
     reference.load_state_dict(model.state_dict())
     return reference.to(model.device).eval()
 
@@ -115,83 +118,74 @@ def twin(model: Transformer):
 # ------------------------------------------------------------------------------------------------- the floor
 
 
-def best_seconds(work, repeat: int, device: torch.device) -> float:
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def floor_seconds(work: Workload, device: torch.device) -> float:
-    """Least time: per step the larger of FLOPs / peak and bytes / bandwidth, live rows only, prompts read once."""
-    a, b = torch.randn(1024, 1024, device=device), torch.randn(1024, 1024, device=device)
-    peak = 2 * 1024**3 / best_seconds(lambda: a @ b, 10, device)
+def bytes_and_flops(work: Workload) -> tuple[int, int, int, int]:
+    """Weights of a token's matrix products; bytes of a row's slot; FLOPs per key read; bytes in use at the end."""
     c = work.model
     per_layer = (c.num_attention_heads * 2 + c.num_key_value_heads * 2) * c.head_dim + 3 * c.intermediate_size
     weights = c.num_hidden_layers * per_layer * c.hidden_size + c.vocab_size * c.hidden_size
     row_bytes = KVCache.bytes_per_slot(c, torch.float32)
     resident = 4 * weights + row_bytes * sum(p + n for p, n in zip(work.prompts, work.lengths, strict=True))
-    buffer = torch.zeros(int(resident / 4), device=device)
-    bandwidth = resident / best_seconds(lambda: buffer.sum(), 10, device)
-    attention = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim  # FLOPs per key read
-    seconds = 2 * weights * sum(work.prompts) / peak
+    return weights, row_bytes, 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim, resident
+
+
+def floor_seconds(work: Workload, peak: Peak) -> float:
+    """Least time: per step the larger of FLOPs / peak and bytes / bandwidth, live rows only, prompts read once."""
+    weights, row_bytes, attention, _ = bytes_and_flops(work)
+    seconds = 2 * weights * sum(work.prompts) / peak.flops
     for step in range(max(work.lengths)):
         keys = [p + step + 1 for p, n in zip(work.prompts, work.lengths, strict=True) if n > step]
         flops = 2 * weights * len(keys) + attention * sum(keys)
-        seconds += max(flops / peak, (4 * weights + row_bytes * sum(keys)) / bandwidth)
+        seconds += max(flops / peak.flops, (4 * weights + row_bytes * sum(keys)) / peak.bandwidth)
     return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)} (default: all)")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--checkpoint", default="", help="folder of a real checkpoint: workloads checkpoint-1 and -8")
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="also generate with static cache and torch.compile")
     flags = parser.parse_args()
-    unknown = [name for name in flags.workloads if name not in WORKLOADS]
-    if unknown:
-        parser.error(f"unknown workload {unknown[0]!r}: use {', '.join(WORKLOADS)}")
     torch.set_num_threads(flags.threads)
     device = pick_device(flags.device)
-    clock = time.process_time if device.type == "cpu" and flags.threads == 1 else time.perf_counter
-    print(f"{device_name(device)}, {flags.threads} thread(s), torch {torch.__version__}, float32, useful tokens/s")
-    for name in flags.workloads or WORKLOADS:
-        work = WORKLOADS[name]
-        model = Transformer(work.model).to(device).eval()
-        reference = twin(model)
-        contestants = {
-            "ours": lambda m=model, w=work: ours(m, w),
-            "generate": lambda r=reference, w=work: generate(r, w, None),
-        }
-        if flags.compile:
-            contestants["generate static+compile"] = lambda r=reference, w=work: generate(r, w, "static")
-        for contestant in contestants.values():
-            if name != "qwen-8" or flags.compile:
-                contestant()  # warm up
-        speeds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(flags.repeat):
-            for contestant, run in contestants.items():
-                started = clock()
-                tokens = run()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                speeds[contestant].append(tokens / (clock() - started))
-        medians = {contestant: statistics.median(values) for contestant, values in speeds.items()}
-        floor = sum(work.lengths) / floor_seconds(work, device)
-        for contestant, values in speeds.items():
-            ratio = medians[contestant] / medians["generate"]
-            print(
-                f"{name:<11} {contestant:<24} {medians[contestant]:>8.0f} ({min(values):.0f}..{max(values):.0f})"
-                f"  {ratio:.2f}x generate  {medians[contestant] / floor:.2f} of floor"
-                + (f"  target {work.target}x" if contestant == "ours" else ""),
-                flush=True,
-            )
+    workloads, models = dict(WORKLOADS), {}
+    if flags.checkpoint:
+        model = load_checkpoint(flags.checkpoint, device)[0]
+        workloads = {f"checkpoint-{n}": Workload(model.config, [32] * n, [32] * n, 1.5) for n in (1, 8)}
+        models = dict.fromkeys(workloads, model)
+    unknown = [name for name in flags.workloads if name not in workloads]
+    if unknown:
+        parser.error(f"unknown workload {unknown[0]!r}: use {', '.join(workloads)}")
+    lines = []
+    for name in flags.workloads or workloads:
+        work = workloads[name]
+        model = models.get(name) or Transformer(work.model).to(device)
+        lines += compare(name, work, model, flags.repeat, flags.compile)
+    write_results("The checkpoint's sampler" if flags.checkpoint else "Sampler", lines, device)
+
+
+def compare(name: str, work: Workload, model: Transformer, repeat: int, compiled: bool) -> list[str]:
+    reference = twin(model)
+    contestants: dict[str, Callable[[], float]] = {
+        "generate": lambda: generate(reference, work, None),
+        "ours": lambda: ours(model, work),
+    }
+    if compiled:
+        contestants["generate, static, compiled"] = lambda: generate(reference, work, "static")
+    timings = interleaved(contestants, model.device, repeat, read_bytes=bytes_and_flops(work)[3] // 4 * 4)
+    lines = []
+    for contestant, timing in timings.items():
+        slow, fast = timing.range
+        lines.append(
+            f"{name:<12} {contestant:<26} {timing.rate:>7,.0f} tokens/s ({slow:,.0f}..{fast:,.0f})"
+            f"  {timing.times_faster_than(timings['generate']):.2f}x generate"
+            f"  {timing.share_of_floor(lambda peak: floor_seconds(work, peak)):.2f} of floor"
+            + (f"  target {work.target}x" if contestant == "ours" else "")
+        )
+        print(lines[-1], flush=True)
+    return lines
 
 
 if __name__ == "__main__":

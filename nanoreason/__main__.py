@@ -33,6 +33,7 @@ SECTIONS = {
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
        python train.py reproduce <section> [--preset tiny|cpu|gpu] [--seeds N] [--out DIR]
+       python train.py reproduce <section> [--preset NAME] --summarise DIR
        python -m nanoreason play CHECKPOINT [--problem TEXT] [--budget 96] [--wait 2]
        python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
 

@@ -1,29 +1,48 @@
 """A checkpoint is a Hugging Face folder plus the training state, written so that a kill at any moment loses nothing.
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json       loads in `transformers` as it is
+    generation_config.json, chat templates, ...                                as they were in the folder it came from
+    nanoreason.json                                                            what a recipe wants to be known later
     training.json  training.safetensors                                        step, optimizer moments: exact resume
+    checksums.json                                                             of all of these
 
-The folder is written under a temporary name and renamed. All random numbers of a run are functions of (seed, step), so
-there is no generator state to save. Nothing is pickled.
+The folder is written under a temporary name, flushed to the disk and renamed. All random numbers of a run are functions
+of (seed, step), so there is no generator state to save. Nothing is pickled. Weights that are not finite are neither
+saved nor loaded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from nanoreason.model import ModelConfig, Transformer, rope_table
+from nanoreason.hf_config import huggingface_config, read_config
+from nanoreason.model import Transformer, rope_table
 from nanoreason.run import read_json
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SUMS, EXTRA = "checksums.json", "nanoreason.json"
+COUNTERS = ("step", "round")  # a training state says with one of them where it stands
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# The fields of config.json by which a weight is there, and by which it has its shape; the first part that fits counts.
+NUMBER_DECIDED_BY = {".bias": "attention_bias, model_type", "_norm.": "model_type", HEAD: "tie_word_embeddings",
+                     ".layers.": "num_hidden_layers", "": "model_type"}  # fmt: skip
+SHAPE_DECIDED_BY = {
+    "embed_tokens": "vocab_size, hidden_size", "lm_head": "vocab_size, hidden_size",
+    "mlp": "hidden_size, intermediate_size", "q_norm": "head_dim", "k_norm": "head_dim",
+    "q_proj": "hidden_size, num_attention_heads, head_dim", "o_proj": "hidden_size, num_attention_heads, head_dim",
+    "_proj": "hidden_size, num_key_value_heads, head_dim", "": "hidden_size",
+}  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------- save
 
@@ -36,52 +55,72 @@ def save_checkpoint(
     state: dict | None = None,
     extra: dict | None = None,
 ) -> None:
-    """Replace `folder` by a checkpoint of `model`; `state` is any JSON object, such as the step to go on from.
+    """Replace `folder` by a checkpoint of `model`.
 
-    `extra` is what else the folder should tell, such as the task: written as nanoreason.json, which others ignore.
+    state   any JSON object with a "step" or a "round" to go on from
+    extra   any JSON object that is to be known of the checkpoint later, such as its task: `load_extra` gives it back
+
+    A weight or moment that is not finite is a FloatingPointError that names it; the old checkpoint stays.
     """
     folder = Path(folder)
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]  # one tensor, stored once
+        del tensors[HEAD]  # one tensor, stored once
+    moments = {
+        f"{name}:{key}": torch.as_tensor(value).contiguous()
+        for name, parameter in (model.named_parameters() if optimizer is not None else ())
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    for name, tensor in {**tensors, **moments}.items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(f"{name} holds values that are not finite: nothing is saved to {folder}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(huggingface_config(model.config, tokenizer), indent=2) + "\n")
+    config = huggingface_config(model.config, tokenizer, model.stored_config)
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save(temporary)
+    if extra is not None:
+        (temporary / EXTRA).write_text(json.dumps(extra, indent=2) + "\n")
     if optimizer is not None:
-        moments = {
-            f"{name}:{key}": torch.as_tensor(value).contiguous()
-            for name, parameter in model.named_parameters()
-            for key, value in optimizer.state.get(parameter, {}).items()
-        }
         save_file(moments, temporary / "training.safetensors")
     if state is not None:
         (temporary / "training.json").write_text(json.dumps(state, indent=2) + "\n")
-    if extra is not None:
-        (temporary / "nanoreason.json").write_text(json.dumps(extra, indent=2) + "\n")
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix == ".safetensors":  # its writer makes it readable for the owner alone, whatever the umask says
+            path.chmod((temporary / "config.json").stat().st_mode)
+    sums = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
+    (temporary / SUMS).write_text(json.dumps(sums, indent=2) + "\n")
+    for path in (*files, temporary / SUMS, temporary):
+        flush(path)
     # A folder cannot be replaced in one move. Between the two renames `old` is the checkpoint: `existing` knows.
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(temporary, folder)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def huggingface_config(config: ModelConfig, tokenizer: TextTokenizer) -> dict:
-    """config.json as `transformers` 4 (rope_theta, rope_scaling) and 5 (rope_parameters) read it."""
-    rope = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
-    return {
-        "architectures": [ARCHITECTURES[config.model_type]],
-        **asdict(config),
-        "rope_parameters": rope,
-        "hidden_act": "silu",
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-        "torch_dtype": "float32",
-    }
+def flush(path: Path) -> None:
+    """Return when the disk holds a file, or the names in a folder: a rename must not survive what it stands for."""
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():  # not every system does folders
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2 of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- load
@@ -99,140 +138,177 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> t
 
     ValueError names the file and what is wrong with it.
     """
+    path = found(folder)
+    model = load_model(path)
+    tokenizer = load_tokenizer(path)
+    V = model.config.vocab_size
+    if tokenizer.vocab_size > V:
+        raise ValueError(f"{path}: the tokenizer needs a head of {tokenizer.vocab_size} tokens, the model has only {V}")
+    if len(tokenizer.valid_ids) < V:  # padded to a round number, or with gaps
+        model.no_token = torch.ones(V, dtype=torch.bool).index_fill_(0, torch.tensor(tokenizer.valid_ids), False)
+    verify(path, lambda name: not name.startswith("training."))
+    return model.to(device), tokenizer
+
+
+def found(folder: str | Path) -> Path:
     path = existing(folder)
     if path is None:
         raise ValueError(f"no checkpoint at {folder}")
-    model = load_model(path, device)
-    tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
-        )
-    return model, tokenizer
+    return path
+
+
+def verify(path: Path, wanted: Callable[[str], bool]) -> None:
+    """ValueError unless the wanted files are those that `save_checkpoint` wrote; says nothing of other folders.
+
+    Asked last: what is wrong with a file in itself is the better message.
+    """
+    if not (path / SUMS).exists():
+        return
+    for name, value in read_json(path / SUMS).items():
+        if wanted(name) and not ((path / name).is_file() and checksum(path / name) == value):
+            raise ValueError(
+                f"{path / name} is not the file that was saved (its checksum differs): it is damaged or was changed. "
+                f"If you changed it, delete {SUMS}"
+            )
 
 
 def load_extra(folder: str | Path) -> dict:
-    """What `save_checkpoint` was told besides the model, such as the task; {} where nothing was."""
-    path = existing(folder)
-    file = path / "nanoreason.json" if path else None
-    return read_json(file) if file and file.exists() else {}
+    """What was saved as `extra`; {} where there is nothing."""
+    path = found(folder) / EXTRA
+    return read_json(path) if path.exists() else {}
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> Transformer:
-    config = read_config(path / "config.json")
+    config, stored = read_config(path / "config.json")
+    tensors = read_weights(path)
+    if config.tie_word_embeddings:
+        if {EMBEDDING, HEAD} <= tensors.keys() and not torch.equal(tensors[EMBEDDING], tensors[HEAD]):
+            config = replace(config, tie_word_embeddings=False)  # the file has two: both count, as in `transformers`
+        elif shared := [tensors[name] for name in (EMBEDDING, HEAD) if name in tensors]:
+            tensors[EMBEDDING] = tensors[HEAD] = shared[0]
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
         model = Transformer(config)
-    tensors = read_weights(path)
-    if config.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     wanted = model.state_dict()
     missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing or extra:
         word, name = ("lacks", min(missing)) if missing else ("has the unknown", min(extra))
-        raise ValueError(f"{path}: the checkpoint {word} weight {name} ({len(missing)} missing, {len(extra)} unknown)")
+        fields = next(fields for part, fields in NUMBER_DECIDED_BY.items() if part in name)
+        raise ValueError(
+            f"{path}: the checkpoint {word} weight {name} ({len(missing)} missing, {len(extra)} unknown; "
+            f"config.json: see {fields})"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
+            fields = next(fields for part, fields in SHAPE_DECIDED_BY.items() if part in name)
             raise ValueError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)}"
+                f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)} "
+                f"(see {fields})"
             )
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    model.load_state_dict(tensors, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.rope = rope_table(config)
+    model.stored_config = stored
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.to(device)
 
 
-def read_config(path: Path) -> ModelConfig:
-    """A Hugging Face config.json -> ModelConfig; what this code base does not compute is refused, not ignored."""
-    raw = read_json(path)
-    refused = {
-        "quantization_config": raw.get("quantization_config"),
-        "use_sliding_window": raw.get("use_sliding_window"),
-        "mlp_bias": raw.get("mlp_bias"),
-        "hidden_act": raw.get("hidden_act", "silu") if raw.get("hidden_act", "silu") != "silu" else None,
-    }
-    for key, value in refused.items():
-        if value:
-            raise ValueError(f"{path}: {key}={value!r} is not supported")
-    positive = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "max_position_embeddings")  # fmt: skip
-    for key in positive:
-        if not (isinstance(raw.get(key), int) and raw[key] > 0):
-            raise ValueError(f"{path}: {key} is {raw.get(key)!r} instead of a positive whole number")
-    try:
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        scaling = {k: v for k, v in rope.items() if k != "rope_theta"} | {
-            "rope_type": rope.get("rope_type", rope.get("type", "default"))
-        }
-        values = {field.name: raw[field.name] for field in fields(ModelConfig) if field.name in raw}
-        heads = raw["num_attention_heads"]
-        values |= {
-            "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
-            "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-            "rope_theta": rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
-            "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-            "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-        }
-        values |= {key: raw[key] for key in ("model_type", "rms_norm_eps")}
-        return ModelConfig(**values)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: {f'{error} is missing' if isinstance(error, KeyError) else error}") from None
-
-
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of model.safetensors, or of the shards that its index names."""
-    index = path / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(f"{index} has no weight_map: the file is damaged")
-        names = sorted(set(shards.values()))
+    """All weights as float32: of model.safetensors, or where there is none, of the shards that the index names."""
     tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        if not (path / name).exists():
-            pickled = (
-                " (pickled weights are not loaded: convert them to safetensors)" if list(path.glob("*.bin")) else ""
+    for name in weight_files(path):
+        part = read_tensors(path / name, torch.float32)
+        part = {weight: tensor for weight, tensor in part.items() if not weight.endswith("rotary_emb.inv_freq")}
+        if twice := tensors.keys() & part.keys():
+            raise ValueError(f"{path / name} holds {min(twice)}, and so does another shard: which one counts?")
+        for weight, tensor in part.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path / name}: {weight} holds values that are not finite")
+        tensors |= part
+    return tensors
+
+
+def weight_files(path: Path) -> list[str]:
+    """The names of the weight files. An index that was left beside a single file does not count."""
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists() or not index.exists():
+        if not (path / "model.safetensors").exists() and list(path.glob("*.bin")):
+            raise ValueError(
+                f"{path / 'model.safetensors'} is missing (pickled weights are not loaded: convert them to safetensors)"
             )
-            raise ValueError(f"{path / name} is missing{pickled}")
-        try:
-            tensors |= load_file(path / name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path / name} is truncated or not a safetensors file ({error})") from None
+        return ["model.safetensors"]
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{index} has no weight_map: the file is damaged")
+    for weight, name in shards.items():  # a plain name: no other folder, on no system
+        if not isinstance(name, str) or PureWindowsPath(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: the shard of {weight!r:.80} is {name!r:.80}, not a .safetensors file beside it")
+    return sorted(set(shards.values()))
+
+
+def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, in memory of their own: what happens to the file later does not touch them."""
+    if not path.is_file():
+        raise ValueError(f"{path} is {'not a regular file' if path.exists() else 'missing'}")
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                tensor = file.get_tensor(name)
+                if dtype is not None and not tensor.is_floating_point():
+                    raise ValueError(f"{path}: {name} is of type {tensor.dtype}: quantized weights are not supported")
+                tensors[name] = tensor.to(dtype or tensor.dtype, copy=True)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from None
     return tensors
 
 
 def load_training(folder: str | Path, model: Transformer, optimizer: torch.optim.Optimizer | None = None) -> dict:
     """Put the optimizer's moments back where they were; return the `state` that was saved beside them."""
-    path = existing(folder)
-    if path is None:
-        raise ValueError(f"no checkpoint at {folder}")
-    if optimizer is not None:
-        try:
-            moments = load_file(path / "training.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path / 'training.safetensors'} is missing or damaged ({error}): the run cannot go on exactly"
-            ) from None
-        for name, parameter in model.named_parameters():
-            found = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
-            if any(value.ndim and value.shape != parameter.shape for value in found.values()) or not found:
-                raise ValueError(f"{path / 'training.safetensors'} holds no moments for {name}: it is of another model")
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
-            }
-    return read_json(path / "training.json")
+    path = found(folder)
+    state = read_json(path / "training.json")
+    if not any(key in state for key in COUNTERS):
+        raise ValueError(
+            f"{path / 'training.json'} holds neither of {', '.join(COUNTERS)}: where the run stood is lost"
+        )
+    for key in COUNTERS:
+        if key in state and not (type(state[key]) is int and state[key] >= 0):
+            raise ValueError(f"{path / 'training.json'}: {key} is {state[key]!r:.60}, not a number of steps")
+    verify(path, lambda name: name == "training.json" or (name == "training.safetensors" and optimizer is not None))
+    if optimizer is None:
+        return state
+    file = path / "training.safetensors"
+    try:
+        moments = read_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error}: the run cannot go on exactly") from None
+    for name, parameter in model.named_parameters():
+        of_it = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
+        if any(value.ndim and value.shape != parameter.shape for value in of_it.values()) or not of_it:
+            raise ValueError(f"{file} holds no moments for {name}: it is of another model")
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in of_it.items()
+        }
+    return state
 
 
-def resume(folder: str | Path, model: Transformer, optimizer: torch.optim.Optimizer | None = None) -> dict:
-    """If `folder` holds a checkpoint, put model and optimizer into its state, in place; returns the state or {}."""
+def resume(
+    folder: str | Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer | None = None,
+    tokenizer: TextTokenizer | None = None,
+) -> dict:
+    """If `folder` holds a checkpoint, put model and optimizer into its state, in place; returns the state or {}.
+
+    With the run's `tokenizer`, a checkpoint whose token ids mean something else is refused.
+    """
     if existing(folder) is None:
         return {}
-    stored, _ = load_checkpoint(folder, model.device)
+    stored, words = load_checkpoint(folder, model.device)
     if stored.config != model.config:
         raise ValueError(f"{folder} holds a model of another shape: {stored.config} instead of {model.config}")
+    if tokenizer is not None and words.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise ValueError(f"{folder} holds another tokenizer than this run's: the same ids are other texts there")
     model.load_state_dict(stored.state_dict())
     return load_training(folder, model, optimizer)

@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from itertools import combinations
 from typing import NamedTuple
 
-from nanoreason.arithmetic import MAX_ANSWER, safe_arithmetic
+from nanoreason.arithmetic import MAX_ANSWER, parse_arithmetic, safe_arithmetic
 
 STEP = re.compile(r"\s*(0|[1-9][0-9]{0,17})\s*([-+*/])\s*(0|[1-9][0-9]{0,17})\s*=\s*(0|[1-9][0-9]{0,17})\s*")
 
@@ -247,3 +247,68 @@ def check_expression(numbers: Sequence[int], target: int, answer: str) -> bool:
     """
     parsed = safe_arithmetic(answer)
     return parsed is not None and parsed[0] == target and sorted(parsed[1]) == sorted(numbers)
+
+
+# ---------------------------------------------------------------------------------- when two answers are the same
+
+
+class Term(NamedTuple):
+    """A number, or a sum or product: its parts as text, each with its sign in front, in one order."""
+
+    kind: str  # "" of a number, "+" of a sum or difference, "*" of a product or quotient
+    parts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.kind:
+            return self.parts[0]
+        return "(" + " ".join(f"{part[0]} {part[1:]}" for part in self.parts)[2:] + ")"
+
+
+def join(a: Term, sign: str, b: Term) -> Term:
+    """`a sign b`, flattened where parentheses say nothing: a + (b - c) and (a + b) - c are one sum of +a, +b and -c."""
+    plus = "+" if sign in "+-" else "*"
+    left = a.parts if a.kind == plus else (f"{plus}{a}",)
+    right = b.parts if b.kind == sign == plus else (f"{sign}{b}",)
+    return Term(plus, tuple(sorted(left + right)))
+
+
+def same_operations(operations: Iterable[Operation]) -> str | None:
+    """What a list of operations computes, as one text; None if one of them is false or not legal.
+
+    Two lists are the same answer if they compute the same thing: the order of steps that do not need one another, that
+    of the terms of a sum or product, and parentheses that change nothing do not matter. Another way to the same target
+    is another answer.
+
+    >>> same_operations([Operation(9, "-", 3, 6), Operation(4, "*", 6, 24)])
+    '((9 - 3) * 4)'
+    """
+    terms: dict[int, list[Term]] = {}
+
+    def take(value: int) -> Term:
+        return terms[value].pop() if terms.get(value) else Term("", (str(value),))
+
+    for a, sign, b, result in operations:
+        if apply(a, sign, b) != result:
+            return None
+        left = take(a)
+        terms.setdefault(result, []).append(join(left, sign, take(b)))
+    return " , ".join(sorted(str(term) for found in terms.values() for term in found))
+
+
+def same_answer(answer: str) -> str:
+    """An answer of either form as the text that all its wordings share; what is no answer is its own words.
+
+    >>> same_answer("9-3=6, 6*4=24") == same_answer(" 9 - 3 = 6 , 4 * 6 = 24.") == same_answer("4*(9-3)")
+    True
+    >>> same_answer("4*6=24, 9-3=6") == same_answer("4*(9-3)"), same_answer("3 - 9  = hm")
+    (False, '3 - 9 = hm')
+    """
+    answer = answer.strip().removesuffix(".")
+    found = None
+    if len(answer) <= MAX_ANSWER:
+        steps = [STEP.fullmatch(step) for step in re.split("[,\n]", answer)]
+        if all(steps):
+            found = same_operations([Operation(int(m[1]), m[2], int(m[3]), int(m[4])) for m in steps])
+        elif parsed := parse_arithmetic(answer, lambda number: Term("", (str(number),)), join):
+            found = str(parsed[0])
+    return " ".join(answer.split()) if found is None else found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.learn import is_zero_variance
@@ -73,18 +73,48 @@ def compute_rewards(scored: list[Scored], rewards: Sequence[Reward]) -> dict[str
     A reward of tokens (`of_tokens`) is no part of the sum: weighted, it becomes the row's token_advantages. ValueError
     names the reward and the row where a value is not finite.
     """
-    parts = {reward_name(reward): [float(reward(one)) for one in scored] for reward in rewards}
-    for i, one in enumerate(scored):
-        for name, values in parts.items():
-            if not math.isfinite(values[i]):
-                where = f"prompt {one.row.problem.prompt[:60]!r}, response {one.text[:60]!r}"
-                raise ValueError(f"the reward {name} is {values[i]} for row {i} ({where})")
-        of_tokens = [reward for reward in rewards if hasattr(reward, "of_tokens")]
-        one.row.reward = sum(r.weight * parts[reward_name(r)][i] for r in rewards if r not in of_tokens)
-        if of_tokens:
-            columns = zip(*[[r.weight * value for value in r.of_tokens(one)] for r in of_tokens], strict=True)
-            one.row.token_advantages = [0.0] * one.row.prompt_len + [sum(column) for column in columns]
+    parts: dict[str, list[float]] = {}
+    for one in scored:
+        one.row.reward, one.row.token_advantages = 0.0, None
+    for reward in rewards:
+        name = unused(reward_name(reward), parts)
+        parts[name] = [finite(reward(one), name, i, one) for i, one in enumerate(scored)]
+        for i, (one, value) in enumerate(zip(scored, parts[name], strict=True)):
+            if not hasattr(reward, "of_tokens"):
+                one.row.reward = finite(one.row.reward + reward.weight * value, f"{name} times its weight", i, one)
+                continue
+            values = [finite(reward.weight * value, f"{name} of tokens", i, one) for value in reward.of_tokens(one)]
+            if len(values) != one.tokens:
+                raise ValueError(f"the reward {name} has {len(values)} values for {one.tokens} tokens {at_row(i, one)}")
+            before = one.row.token_advantages or [0.0] * len(one.row.tokens)
+            added = [0.0] * one.row.prompt_len + values
+            one.row.token_advantages = [a + b for a, b in zip(before, added, strict=True)]
     return parts
+
+
+def finite(value: float, name: str, i: int, one: Scored) -> float:
+    """The value as a float; ValueError names the reward and the row if it is none, or not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"the reward {name} is {value!r}, which is no number, {at_row(i, one)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"the reward {name} is {number} {at_row(i, one)}")
+    return number
+
+
+def at_row(i: int, one: Scored) -> str:
+    return f"for row {i} (prompt {one.row.problem.prompt[:60]!r}, response {one.text[:60]!r})"
+
+
+def unused(name: str, names: Collection[str]) -> str:
+    """The name, numbered where others have it already.
+
+    >>> unused("cosine", ["accuracy"]), unused("cosine", ["cosine", "cosine_2"])
+    ('cosine', 'cosine_3')
+    """
+    numbered = (f"{name}_{n}" for n in range(2, len(names) + 3))
+    return name if name not in names else next(other for other in numbered if other not in names)
 
 
 # ---------------------------------------------------------------------------------------------------------- metrics
@@ -155,9 +185,10 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Greedy accuracy on `problems` held-out problems of each difficulty; with `samples` also sampled.
 
-    acc/N          right answers among the problems of difficulty N
-    acc_strict/N   right answers through valid work
-    eval/...       of `samples` responses to each problem: see `sampled_metrics`
+    acc/N           right answers among the problems of difficulty N
+    acc_strict/N    right answers through valid work
+    acc_lenient/N   right answers, however they are written (`Task.is_right_leniently`)
+    eval/...        of `samples` responses to each problem: see `sampled_metrics`
     """
     held_out = task.test_problems(problems)
     groups = sample(task, policy, tokenizer, held_out, temperature=0.0, max_new_tokens=max_new_tokens, name="test")
@@ -167,6 +198,7 @@ def evaluate(
         metrics[f"acc/{n}"] = mean([one.verdict for one in some])
         strict = [one.verdict * task.work_is_valid(one.row.problem, one.text) for one in some]
         metrics[f"acc_strict/{n}"] = mean(strict)
+        metrics[f"acc_lenient/{n}"] = lenient_accuracy(task, some)
     if not samples:
         return metrics
     # As R1 measures: greedy decoding repeats itself, so pass@1 is the mean over k samples. The numbers of a row depend
@@ -177,9 +209,14 @@ def evaluate(
     return metrics | {f"eval/{name}": value for name, value in found.items()}
 
 
+def lenient_accuracy(task: Task, scored: list[Scored]) -> float:
+    return mean([float(task.is_right_leniently(one.row.problem, one.text)) for one in scored])
+
+
 def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = REPEAT_N) -> dict[str, float]:
-    """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, mean_length, format,
-    clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its modes accuracy/MODE/N."""
+    """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, accuracy_lenient,
+    mean_length, format, clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its
+    modes accuracy/MODE/N."""
     groups = [scored[i : i + k] for i in range(0, len(scored), k)]
     right = [sum(one.right for one in group) for group in groups]
     metrics = {f"pass@{n}": mean([pass_at_k(k, c, n) for c in right]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}
@@ -187,6 +224,7 @@ def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = RE
     metrics[f"maj@{k}"] = mean([
         maj_at_k(vote, [one.right for one in group], k) for vote, group in zip(votes, groups, strict=True)
     ])  # fmt: skip
+    metrics["accuracy_lenient"] = lenient_accuracy(task, scored)
     if END in task.stop:
         metrics["format"] = mean([is_well_formed(one.text) for one in scored])
     metrics |= {

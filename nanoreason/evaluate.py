@@ -25,7 +25,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: list[str | None], right: list[bool], k: int, draws: int = 200, seed: int = 0) -> float:
     """The chance that the majority of k answers is right; ties are broken evenly, None (no answer) has no vote.
 
-    Exact for k = n, else the mean over `draws` random subsets of k.
+    Equal answers vote together, and one of them that is right (another may be written against the rules) makes it a
+    right answer. Exact for k = n, else the mean over `draws` random subsets of k.
 
     >>> maj_at_k(["7", "7", "8"], [True, True, False], 3), maj_at_k(["7", "8"], [True, False], 2)
     (1.0, 0.5)
@@ -33,14 +34,14 @@ def maj_at_k(answers: list[str | None], right: list[bool], k: int, draws: int = 
     n = len(answers)
     if not 1 <= k <= n:
         raise ValueError(f"maj@k needs 1 <= k <= {n} answers, not k={k}")
-    is_right = dict(zip(answers, right, strict=True))
+    is_right = {answer for answer, is_so in zip(answers, right, strict=True) if is_so}
     generator = random.Random(seed)
     total = 0.0
     subsets = [range(n)] if k == n else [generator.sample(range(n), k) for _ in range(draws)]
     for subset in subsets:
         votes = Counter(answers[i] for i in subset if answers[i] is not None)
         winners = [answer for answer, count in votes.items() if count == max(votes.values())]
-        total += sum(is_right[answer] for answer in winners) / max(1, len(winners))
+        total += sum(answer in is_right for answer in winners) / max(1, len(winners))
     return total / len(subsets)
 
 

@@ -32,6 +32,7 @@ Measure = Callable[[torch.Tensor, Batch], dict[str, torch.Tensor]]  # the same -
 
 CHUNK_LOGITS = 1 << 24  # logits held at once by `ChunkedHead`, which takes over where a micro-batch has more of them
 EQUAL = 1e-12  # rewards closer than this are equal: the rest is rounding
+NEVER = torch.finfo(torch.float32).min / 2  # a logit of probability 0; 0 * log 0 of -inf would be NaN in the entropy
 
 # ------------------------------------------------------------------------------------------------------ log-probs
 
@@ -51,18 +52,25 @@ def logprobs_and_entropy(
 
     The temperature is the sampler's: the log-probs are those of the distribution that the tokens were drawn from.
     The head is applied at masked columns only, and cross-entropy keeps no second (M, V) tensor for the backward pass.
+    An id without a token (`model.no_token`) has probability 0: its log-prob is -inf, and no gradient reaches its logit.
     """
+    no_token = model.no_token
     with autocast(tokens.device):
         hidden = model.hidden(tokens[:, :-1])  # (B, T-1, D): column t knows tokens[:, :t+1] and is about t+1
         picked = mask[:, 1:]  # (B, T-1)
         hidden, targets = hidden[picked], tokens[:, 1:][picked]  # (M, D), (M,)
         if len(targets) * model.config.vocab_size > CHUNK_LOGITS:
-            logprobs, entropy = ChunkedHead.apply(hidden, model.lm_head.weight, targets, temperature)  # (M,), (M,)
+            logprobs, entropy = ChunkedHead.apply(hidden, model.lm_head.weight, targets, temperature, no_token)  # (M,)
         else:
             logits = model.lm_head(hidden)  # (M, V)
             logits = logits.float() / temperature
+            if no_token is not None:
+                logits = logits.masked_fill(no_token, NEVER)
             logprobs = -F.cross_entropy(logits, targets, reduction="none")
             entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) if with_entropy else logprobs * 0
+
+        if no_token is not None:
+            logprobs = logprobs.masked_fill(no_token[targets], -torch.inf)
 
     def in_columns(values: torch.Tensor) -> torch.Tensor:
         shifted = torch.zeros(picked.shape, device=tokens.device).masked_scatter(picked, values)
@@ -81,13 +89,13 @@ class ChunkedHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature):
-        ctx.temperature, ctx.rows = temperature, max(1, CHUNK_LOGITS // len(weight))
+    def forward(ctx, hidden, weight, targets, temperature, no_token=None):
+        ctx.temperature, ctx.rows, ctx.no_token = temperature, max(1, CHUNK_LOGITS // len(weight)), no_token
         logprobs, entropy = hidden.new_empty(2, len(targets), dtype=torch.float32)
         for first in range(0, len(targets), ctx.rows):
             part = slice(first, first + ctx.rows)
             logits = F.linear(hidden[part], weight)  # under autocast in bf16; the backward pass does the same
-            logp = logits.float().div_(temperature).log_softmax(-1)  # (rows, V)
+            logp = ChunkedHead.log_softmax(logits, ctx)  # (rows, V)
             logprobs[part] = logp.gather(-1, targets[part, None])[:, 0]
             entropy[part] = -logp.exp().mul_(logp).sum(-1)
         ctx.dtype = logits.dtype
@@ -101,7 +109,7 @@ class ChunkedHead(torch.autograd.Function):
         for first in range(0, len(targets), ctx.rows):
             part = slice(first, first + ctx.rows)
             h, d_logp = hidden[part].to(ctx.dtype), d_logprobs[part, None]
-            logp = F.linear(h, W).float().div_(ctx.temperature).log_softmax(-1)  # (rows, V)
+            logp = ChunkedHead.log_softmax(F.linear(h, W), ctx)  # (rows, V)
             p = logp.exp()
             d_logits = logp.add_(entropy[part, None]).mul_(d_entropy[part, None]).add_(d_logp).mul_(p).neg_()
             d_logits = d_logits.scatter_add_(1, targets[part, None], d_logp).div_(ctx.temperature).to(ctx.dtype)
@@ -110,7 +118,12 @@ class ChunkedHead(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, h)  # in place: no second (V, D) tensor per chunk
             else:
                 d_weight += d_logits.T @ h
-        return d_hidden, d_weight, None, None
+        return d_hidden, d_weight, None, None, None
+
+    @staticmethod
+    def log_softmax(logits, ctx):
+        logits = logits.float().div_(ctx.temperature)
+        return (logits if ctx.no_token is None else logits.masked_fill_(ctx.no_token, NEVER)).log_softmax(-1)
 
 
 # ------------------------------------------------------------------------------------- advantages, losses, averages
@@ -436,6 +449,8 @@ def update(
 
     A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched.
     """
+    if not 0 <= lr < math.inf:  # NaN is in no range
+        raise ValueError(f"the learning rate is {lr}: it must be a number from 0 on")
     longest = max(rollouts, key=lambda row: len(row.tokens))
     if len(longest.tokens) > model.config.max_position_embeddings:
         raise ValueError(

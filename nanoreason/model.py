@@ -19,10 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# Bounds well above any model there is, so that a damaged number is refused before memory is asked for.
+LARGEST = {
+    "vocab_size": 1 << 22, "hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10, "num_key_value_heads": 1 << 10, "head_dim": 1 << 10,
+    "max_position_embeddings": 1 << 21,
+}  # fmt: skip
+
 
 @dataclass
 class ModelConfig:
-    """Field names are those of Hugging Face's config.json."""
+    """Field names are those of Hugging Face's config.json. A field out of its range is a ValueError that names it."""
 
     model_type: str = "llama"  # llama, qwen2 (bias on q, k, v) or qwen3 (RMSNorm on each head's q and k)
     vocab_size: int = 64
@@ -41,20 +48,46 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in ("llama", "qwen2", "qwen3"):
-            raise ValueError(f"model_type {self.model_type!r} is not supported: use llama, qwen2 or qwen3")
+            raise ValueError(f"model_type {str(self.model_type)!r:.60} is not supported: use llama, qwen2 or qwen3")
+        for name, largest in LARGEST.items():
+            check(name, getattr(self, name), int, 1, largest)
+        check("rms_norm_eps", self.rms_norm_eps, float, 1e-12, 0.1)
+        check("rope_theta", self.rope_theta, float, 1, 1e12)
+        for name in ("tie_word_embeddings", "attention_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60} instead of true or false")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple "
                 f"of num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd: rotary embedding turns pairs of dimensions")
+        if self.model_type == "llama" and self.hidden_size % self.num_attention_heads:  # as `transformers` has it
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.rope_scaling:
-            if self.rope_scaling.get("rope_type") != "llama3":
-                raise ValueError(f"rope_scaling {self.rope_scaling} is not supported: only rope_type llama3 is")
-            missing = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"} - {
-                *self.rope_scaling
-            }
-            if missing:
-                raise ValueError(f"rope_scaling lacks {', '.join(sorted(missing))}")
+            self._check_rope_scaling(self.rope_scaling)
+
+    @staticmethod
+    def _check_rope_scaling(scaling: dict[str, Any]) -> None:
+        if scaling.get("rope_type") != "llama3":
+            raise ValueError(f"rope_scaling {str(scaling):.200} is not supported: only rope_type llama3 is")
+        numbers = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        if missing := set(numbers) - set(scaling):
+            raise ValueError(f"rope_scaling lacks {', '.join(sorted(missing))}")
+        for name in numbers:
+            check(f"rope_scaling: {name}", scaling[name], float, 1e-6, 1e9)
+        if scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise ValueError("rope_scaling: low_freq_factor must be smaller than high_freq_factor")
+
+
+def check(name: str, value: Any, kind: type, least: float, most: float) -> None:
+    """ValueError that names the field unless `value` is a number of this kind (a whole one is a float too) in range."""
+    if type(value) not in (int, kind) or not least <= value <= most:
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"{name} is {value!r:.60} instead of a {what} from {least} to {most}")
 
 
 def small_config(width: int, layers: int, heads: int, vocab_size: int, context: int, **other: Any) -> ModelConfig:
@@ -113,17 +146,19 @@ class KVCache:
         keep = (slice(None), slice(None), slice(min(rows, old.shape[2])), slice(None), slice(min(slots, old.shape[4])))
         self.kv[keep] = old[keep]
 
+    def addresses(self, positions: torch.Tensor) -> torch.Tensor:
+        """positions (B, T) -> (B*K*T,): where these tokens stand if B, K and S are counted as one; for all layers."""
+        (_, _, B, K, S, _), device = self.kv.shape, positions.device
+        first = torch.arange(B * K, device=device).view(B, K, 1) * S
+        return (first + positions[:, None]).flatten()
+
     def write(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store k, v (B, K, T, d) at positions (B, T); return all keys and values (B, K, S, d) of the view."""
-        keys, values = self.kv[layer]
-        rows = torch.arange(len(positions), device=positions.device)[
-            :, None
-        ]  # (B, 1), with positions: (B, T) addresses
-        keys.transpose(1, 2)[rows, positions] = k.transpose(1, 2).to(keys.dtype)  # (B, T, K, d)
-        values.transpose(1, 2)[rows, positions] = v.transpose(1, 2).to(values.dtype)
-        return keys, values
+        """Store k, v (B, K, T, d) at their `addresses`; return all keys and values (B, K, S, d) of the view."""
+        for old, new in zip(self.kv[layer], (k, v), strict=True):
+            old.view(-1, old.shape[-1]).index_copy_(0, addresses, new.flatten(0, 2).to(old.dtype))
+        return tuple(self.kv[layer])
 
 
 # ----------------------------------------------------------------------------------------------------- the layers
@@ -140,7 +175,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(config: ModelConfig) -> torch.Tensor:
-    """(2, context, d): cosines and sines of position * frequency; Llama 3.1 stretches the low frequencies."""
+    """(2, context, d): cosines and signed sines of position * frequency; Llama 3.1 stretches the low frequencies."""
     d = config.head_dim
     frequency = config.rope_theta ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)  # (d/2,)
     scaling = config.rope_scaling
@@ -152,14 +187,14 @@ def rope_table(config: ModelConfig) -> torch.Tensor:
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast enough to stay as it is, 0: slowed by `factor`
         frequency = frequency * (keep + (1 - keep) / scaling["factor"])
     angle = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequency  # (context, d/2)
-    angle = torch.cat([angle, angle], dim=-1)  # (context, d): dimension i turns together with i + d/2
-    return torch.stack([angle.cos(), angle.sin()]).float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    # (2, context, d): dimension i turns together with i + d/2; the first half gets minus the second one: see `rotate`
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn x (B, heads, T, d) by its position: rotary embedding, in the half-split layout of Hugging Face."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # (a, b) -> (a cos - b sin, b cos + a sin)
 
 
 class Attention(nn.Module):
@@ -176,22 +211,20 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(d, config.rms_norm_eps)
             self.k_norm = RMSNorm(d, config.rms_norm_eps)
 
-    def forward(self, x, rope, positions, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x, rope, addresses, bias, cache: KVCache | None, layer: int) -> torch.Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, d)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, d)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (
-            rotate(q.transpose(1, 2), *rope),
-            rotate(k.transpose(1, 2), *rope),
-            v.transpose(1, 2),
-        )  # (B, H|K, T, d)
+        heads = [q.shape[2], k.shape[2]]
+        q, k = rotate(torch.cat([q, k], 2).transpose(1, 2), *rope).split(heads, 1)  # (B, H, T, d), (B, K, T, d)
+        v = v.transpose(1, 2)
         if cache is None:  # key j is visible at position p iff j <= p
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         else:
-            k, v = cache.write(layer, k, v, positions)  # (B, K, S, d)
+            k, v = cache.write(layer, k, v, addresses)  # (B, K, S, d)
             out = attend(q, k, v, bias)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
@@ -199,18 +232,16 @@ class Attention(nn.Module):
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Attention of new tokens over a cache: q (B, H, T, d), k and v (B, K, S, d), bias (B, 1, T, S) of 0 and -inf.
 
-    The G query heads that share a kv head become G*T rows of one matrix, so keys are read once and never repeated.
+    The G query heads that share a kv head are the rows of one matrix, so keys are read once and never repeated.
     """
-    (B, H, T, d), (_, K, S, _) = q.shape, k.shape
+    (B, H, T, d), K = q.shape, k.shape[1]
     G = H // K
     if T > 1:  # a prompt: the fused kernel never holds all (T, S) scores
         k, v = k.to(q.dtype), v.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), enable_gqa=G > 1)
-    q = q.reshape(B * K, G * T, d)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B*K, S, d), still views of the cache
-    bias = bias[:, :, None].expand(B, K, G, T, S).reshape(B * K, G * T, S)
-    scores = torch.baddbmm(bias.to(q.dtype), q, k.to(q.dtype).transpose(1, 2), alpha=d**-0.5)  # (B*K, G*T, S)
-    return torch.bmm(scores.softmax(-1).to(q.dtype), v.to(q.dtype)).view(B, H, T, d)
+    q = (q * d**-0.5).view(B, K, G, d)  # one token a row: T = 1
+    scores = (q @ k.to(q.dtype).transpose(2, 3)).add_(bias)  # (B, K, G, S)
+    return (scores.softmax(-1).to(q.dtype) @ v.to(q.dtype)).view(B, H, T, d)
 
 
 class MLP(nn.Module):
@@ -260,6 +291,10 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.register_buffer("rope", rope_table(config), persistent=False)  # (2, context, d)
+        # (V,) bool: ids without a token, where the head is wider than the tokenizer. Sampler and learner give them
+        # probability 0; the logits of `forward` are those of the weights. None: every id has a token.
+        self.register_buffer("no_token", None, persistent=False)
+        self.stored_config: dict[str, Any] = {}  # the config.json it was loaded from: what is in it is saved again
         generator = torch.Generator().manual_seed(seed % 2**63)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
@@ -282,17 +317,18 @@ class Transformer(nn.Module):
         Without a cache the tokens start at position 0. With one, `positions` (B, T) says where each token stands:
         its keys are stored there, and it sees every slot up to there.
         """
-        bias = None
+        bias = addresses = None
         if cache is None:
             cos, sin = self.rope[:, None, None, : tokens.shape[1]]  # (1, 1, T, d)
         else:
             cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, d)
+            addresses = cache.addresses(positions)
             slots = torch.arange(cache.slots, device=tokens.device)
             hidden = slots > positions[..., None]  # (B, T, S)
             bias = torch.zeros_like(hidden, dtype=cos.dtype).masked_fill_(hidden, -torch.inf)[:, None]  # (B, 1, T, S)
         x = self.model.embed_tokens(tokens)  # (B, T, D)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, (cos, sin), positions, bias, cache, layer)
+            x = block(x, (cos, sin), addresses, bias, cache, layer)
         return self.model.norm(x)
 
     def forward(

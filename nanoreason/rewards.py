@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from nanoreason.prompts import is_well_formed
 from nanoreason.rollout import Problem, Rollout, Task
@@ -271,33 +271,68 @@ REWARDS = {
 # ------------------------------------------------------------------------------------------------- TRL's interface
 
 
-def text_of(completion: str | list[dict] | None) -> str:
-    """A completion as text; TRL gives those of a chat as a list of messages."""
+def text_of(completion: str | list | None) -> str:
+    """A completion as text; TRL gives those of a chat as a list of messages, whose content may come in parts."""
     if isinstance(completion, list):
-        completion = completion[-1].get("content") if completion else ""
+        last = completion[-1] if completion else None
+        completion = last.get("content") if isinstance(last, dict) else None
+    if isinstance(completion, list):
+        completion = "".join(str(part.get("text") or "") for part in completion if isinstance(part, dict))
     return completion if isinstance(completion, str) else ""
+
+
+NO_ANSWER = "(the data set states no answer)"  # not "": that is what an empty response says
+
+
+def problem_of(prompt: str, columns: Mapping, i: int, count: int) -> Problem:
+    """Row i of the data set's columns as a Problem; ValueError says in one line what cannot be one."""
+
+    def column(name: str) -> Any:
+        values = columns.get(name)
+        if values is None:
+            return None
+        if not isinstance(values, (list, tuple)) or len(values) != count:
+            raise ValueError(f"the column {name} must be a list of {count} values, one for each completion")
+        return values[i]
+
+    answer, solution, info = column("answer"), column("solution"), column("info")
+    if answer is None and info is None:
+        raise ValueError(
+            f"row {i} has neither an answer nor info: the data set needs one of these columns to be judged"
+        )
+    if not isinstance(answer, (str, int, float, type(None))):
+        raise ValueError(f"the column answer must hold texts, row {i} has {answer!r:.40}")
+    if not isinstance(info, (Mapping, type(None))):
+        raise ValueError(f"the column info must hold dicts, row {i} has {info!r:.40}")
+    known = {key: value for key, value in (info or {}).items() if value is not None}  # `datasets` fills up with None
+    return Problem(prompt, NO_ANSWER if answer is None else str(answer), str(solution or ""), known)
 
 
 def trl_reward(reward: Reward, task: Task, max_tokens: int) -> Callable[..., list[float]]:
     """The reward as one of TRL's `reward_funcs`: (prompts, completions, completion_ids, **columns) -> one float each.
 
     The columns are the fields of `Problem` as far as the data set has them: answer, solution, info. `max_tokens` is the
-    trainer's max_completion_length. A completion of that many tokens counts as cut.
+    trainer's max_completion_length. A completion of that many tokens counts as cut. ValueError where the columns do not
+    hold what the task judges by.
     """
 
-    def function(prompts, completions, completion_ids, **columns) -> list[float]:
-        def column(name: str, i: int, default):
-            value = (columns.get(name) or [None] * len(completions))[i]
-            return default if value is None else value
-
+    def function(prompts, completions, completion_ids=None, **columns) -> list[float]:
+        if completion_ids is None or len(completion_ids) != len(completions):
+            raise ValueError(
+                f"completion_ids: the token ids of {len(completions)} completions are needed, as TRL has it"
+            )
         values = []
         for i, (completion, ids) in enumerate(zip(completions, completion_ids, strict=True)):
-            problem = Problem(text_of(prompts[i]), column("answer", i, ""), column("solution", i, ""),
-                              column("info", i, {}))  # fmt: skip
-            ids, text = list(ids), text_of(completion)
+            problem = problem_of(text_of(prompts[i]), columns, i, len(completions))
+            ids, text = list(ids or ()), text_of(completion)
             row = Rollout(problem, ids, [True] * len(ids), [0.0] * len(ids), 0,
                           stop_reason="length" if len(ids) >= max_tokens else "eos")  # fmt: skip
-            scored = Scored(row, text, task.reward(problem, text), max_tokens, task.metrics(problem, text))
+            try:
+                scored = Scored(row, text, task.reward(problem, text), max_tokens, task.metrics(problem, text))
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"the task {type(task).__name__} cannot judge row {i}: the column info must hold {error}"
+                ) from error
             values.append(float(reward(scored)))
         return values
 

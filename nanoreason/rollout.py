@@ -67,9 +67,13 @@ class Task:
         """What else is worth counting in a response; always the same names. mode/...: 1 in one of several modes."""
         return {}
 
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """Whether a judge who overlooks how the answer is written takes it too: reported beside the verdict."""
+        return self.reward(problem, response) == 1
+
     def answer(self, response: str) -> str | None:
-        """What the response votes for in a majority; None: it has no vote."""
-        return response.strip() or None
+        """What the response votes for in a majority, the same text for the same answer; None: it has no vote."""
+        return " ".join(response.split()) or None
 
     def work_is_valid(self, problem: Problem, response: str) -> bool:
         """Whether the work before the answer is right too, where the task can tell."""
@@ -181,7 +185,7 @@ def seed_of(*parts: Any) -> int:
 
 def prompt_row(tokenizer, problem: Problem, seed: int = 0, max_new_tokens: int | None = None) -> Rollout:
     """A row that holds only its prompt, ready for `Sampler.submit`."""
-    tokens = tokenizer.encode(problem.prompt)
+    tokens = tokenizer.encode_prompt(problem.prompt)
     return Rollout(problem, tokens, [False] * len(tokens), [0.0] * len(tokens), len(tokens), seed,
                    max_new_tokens=max_new_tokens)  # fmt: skip
 
@@ -200,9 +204,14 @@ def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: i
 
 
 def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollout:
-    """The row the policy should have sampled: `text` (default: the problem's solution), then EOS, all in the loss."""
+    """The row the policy should have sampled: `text` (default: the problem's solution), then EOS, all in the loss.
+
+    A text that says its own end (an EOS written out, as in data made with a chat template) gets no second one.
+    """
     row = prompt_row(tokenizer, problem)
-    response = tokenizer.encode(problem.solution if text is None else text) + [tokenizer.eos_id]
+    response = tokenizer.encode(problem.solution if text is None else text)
+    if not response or response[-1] not in tokenizer.eos_ids:
+        response.append(tokenizer.eos_id)
     row.tokens += response
     row.loss_mask += [True] * len(response)
     row.logprobs += [0.0] * len(response)
@@ -213,4 +222,4 @@ def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollo
 def response_text(tokenizer, row: Rollout) -> str:
     """The response as text, without the EOS that closed it."""
     tokens = row.response
-    return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_id else tokens)
+    return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in tokenizer.eos_ids else tokens)

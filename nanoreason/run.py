@@ -11,12 +11,14 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import json
 import math
 import os
 import re
+import stat
 import sys
 import textwrap
 import types
@@ -121,6 +123,7 @@ FREE = {"out", "resume", "device", "threads", "micro_tokens", "save_every", "log
 # ... may change between a stop and the resumption: they do not change what a step computes
 
 
+@functools.cache
 def field_comments(config_class: type) -> dict[str, tuple[str, str]]:
     """{field: (the comment behind it in the source, the heading above it)}: where a setting is explained, once."""
     comments: dict[str, tuple[str, str]] = {}
@@ -155,21 +158,37 @@ def own_entry(text: str) -> Any:
     sys.modules[spec.name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {said}") from error
     if not hasattr(module, name):
         raise ValueError(f"{text}: {path} defines no {name}")
     entry = getattr(module, name)
-    if inspect.isclass(entry) and not dataclasses.is_dataclass(entry):
+    is_class = inspect.isclass(entry) and dataclasses.is_dataclass(entry)  # an object would have no name in config.json
+    if not is_class or not entry.__dataclass_params__.frozen:
         raise ValueError(f"{text}: {name} must be a frozen dataclass, whose fields become flags")
-    if inspect.isclass(entry):
-        entry.source = text
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    bare = [f.name for f in dataclasses.fields(entry) if (f.default, f.default_factory) == missing]
+    if bare := [field for field in bare if field != "task"]:  # a wrapper is given the task inside it
+        raise ValueError(f"{text}: every field of {name} needs a default, {bare[0]} has none")
+    entry.source = text
     return entry
+
+
+def methods_of(kind: type) -> set[str]:
+    """What a caller may call in objects of this class."""
+    named = [(name, value) for parent in kind.__mro__[:-1] for name, value in vars(parent).items()]
+    return {name for name, value in named if callable(value) and (name == "__call__" or not name.startswith("_"))}
 
 
 def entry_of(name: str, table: dict[str, Any], field: str) -> Any:
     if ".py:" in name:
-        return own_entry(name)
+        entry = own_entry(name)
+        kinds = [known if inspect.isclass(known) else type(known) for known in table.values()]
+        needed = set.intersection(*map(methods_of, kinds)) - methods_of(entry)
+        if needed:
+            raise ValueError(f"--{field} {name}: it is no {field.rstrip('s')}, it has no {', '.join(sorted(needed))}")
+        return entry
     if name not in table:
         raise ValueError(f"--{field} {name}: one of {', '.join(table)}, or path/to/file.py:Name")
     return table[name]
@@ -191,8 +210,7 @@ def layers(value: Any) -> list[Any]:
 def spec_of(value: Any, table: dict[str, Any]) -> str:
     """The text that chooses this object: `thinking,templated` or `accuracy,format:0.1`."""
     if isinstance(value, tuple):
-        shown = [name_of(one, table) + ("" if one.weight == 1 else f":{one.weight:g}") for one in value]
-        return ",".join(shown)
+        return ",".join(name_of(one, table) + ("" if one.weight == 1 else f":{shown(one.weight)}") for one in value)
     return ",".join(name_of(layer, table) for layer in layers(value))
 
 
@@ -200,12 +218,21 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
     """The object that the text chooses; the current one where it is of this kind already, with its values."""
     if isinstance(current, tuple):
         now = {name_of(one, table): one for one in current}
-        found = []
+        found, names = [], []
         for part in filter(None, text.split(",")):
-            name, _, weight = part.rpartition(":") if re.search(r":[-+.0-9einf]+$", part) else (part, "", "")
+            name, _, weight = part.rpartition(":")
+            if not name or not is_number(weight):
+                name, weight = part, ""
+            if weight and not math.isfinite(float(weight)):
+                raise ValueError(f"--{field} {part}: a weight must be a finite number")
+            if name in names:
+                raise ValueError(f"--{field} {text}: {name} stands there twice")
+            names.append(name)
             entry = entry_of(name, table, field)
             one = now.get(name) or (entry() if inspect.isclass(entry) else entry)
-            found.append(dataclasses.replace(one, weight=number(weight)) if weight else one)
+            if not hasattr(one, "weight"):
+                raise ValueError(f"--{field} {name}: it needs a field weight, as in weight: float = 1.0")
+            found.append(dataclasses.replace(one, weight=float(weight)) if weight else one)
         return tuple(found)
     if current is not None and spec_of(current, table) == text:
         return current
@@ -218,6 +245,14 @@ def from_spec(text: str, table: dict[str, Any], field: str, current: Any) -> Any
             raise ValueError(f"--{field} {text}: {name} {how}")
         value = entry(value) if wraps else entry() if inspect.isclass(entry) else entry
     return value
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parts_of(field: str, value: Any, table: dict[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -280,7 +315,14 @@ def reader_of(kind: Any) -> Callable[[str], Any]:
         return comma_separated
     if typing.get_origin(kind) is Literal:
         return str
-    return {int: int, float: number, str: str}.get(kind) or kind.parse
+
+    def parsed(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except ValueError as error:  # argparse would not show what is wrong
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return {int: int, float: number, str: str}.get(kind, parsed)
 
 
 def shown(value: Any) -> str:
@@ -289,7 +331,8 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value == value else short
 
 
 def check(value: Any, kind: Any, flag: str) -> None:
@@ -369,6 +412,8 @@ def check_settings(config: RunConfig) -> None:
         if field.name not in known:
             check(value, hints_of(type(config))[field.name], flag)
             continue
+        for one in value if isinstance(value, tuple) else ():
+            check(one.weight, float, f"{flag}: the weight of {name_of(one, known[field.name])},")
         for name, (owner, part) in parts_of(field.name, value, known[field.name]).items():
             check(getattr(owner, part), hints_of(type(owner))[part], f"--{name}")
 
@@ -394,9 +439,11 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
     for name, table in known.items():  # the objects first: their fields are flags too
         if (text := getattr(given, name)) is not None:
             config = dataclasses.replace(config, **{name: from_spec(text, table, name, getattr(config, name))})
+    likened: dict[str, str] = {}  # {field that starts from another one: that one}
     for field in dataclasses.fields(config):
         dotted = any(arg.replace("-", "_").startswith(f"__{field.name}.") for arg in argv)
         if field.metadata.get("like") and getattr(config, field.name) is None and dotted:
+            likened[field.name] = field.metadata["like"]
             config = dataclasses.replace(config, **{field.name: getattr(config, field.metadata["like"])})
     # Layers are told apart by identity, so no two fields may share one.
     config = dataclasses.replace(config, **{name: copy.deepcopy(getattr(config, name)) for name in known})
@@ -417,8 +464,11 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
         parser.add_argument(*names, dest=flag, default=argparse.SUPPRESS, **how)
     parser.format_help = lambda: help_text(config, given.preset, list(presets), prog)
     values = {flag: value for flag, value in vars(parser.parse_args(argv)).items() if flag in kinds}
+    for name, like in likened.items():  # what was said of the other one is said of this one, unless it says otherwise
+        for flag in [flag for flag in values if flag.startswith(f"{like}.")]:
+            values.setdefault(name + flag.removeprefix(like), values[flag])
     changes: dict[int, dict[str, Any]] = {}
-    for flag in values.keys() & owners.keys():
+    for flag in sorted(values.keys() & owners.keys()):
         owner, part = owners[flag]
         check(values[flag], kinds[flag], f"--{flag}")  # first: the object itself may not stand a wrong value
         changes.setdefault(id(owner), {})[part] = values[flag]
@@ -521,13 +571,24 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file that must hold an object; ValueError says in one line what is wrong with it."""
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file; ValueError says in one line why there are none. A pipe would never end."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        return path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the folder is not complete") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that must hold an object; ValueError says in one line what is wrong with it."""
+    raw = read_file(path)
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; nested too deep
         raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object: it is another kind of file")

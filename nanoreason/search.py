@@ -41,6 +41,7 @@ from functools import lru_cache
 from heapq import heappop, heappush
 from math import comb, prod
 from operator import itemgetter
+from typing import NamedTuple
 
 from nanoreason.countdown import Numbers, Operation, apply, children
 from nanoreason.rollout import seed_of
@@ -306,12 +307,45 @@ def _compact(events: Iterable[Event]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------- reading
 
 
+class Way(NamedTuple):
+    """The operations that led to a node: those that led to the node before it, and one more.
+
+    A list of its own per node would be quadratic in a chain of nodes: a trace of 1.3 MB would take all memory.
+    """
+
+    length: int = 0
+    before: Way | None = None
+    last: Operation | None = None
+
+    def then(self, operation: Operation) -> Way:
+        return Way(self.length + 1, self, operation)
+
+    @property
+    def operations(self) -> Steps:
+        found, way = [], self
+        while way.before is not None:
+            found.append(way.last)
+            way = way.before
+        return tuple(reversed(found))
+
+    def says(self, operations: Steps) -> bool:
+        """Whether these are the operations; no more work than there are in the shorter list."""
+        return self.length == len(operations) and self.operations == operations
+
+
+def way_of(operations: Iterable[Operation]) -> Way:
+    way = Way()
+    for operation in operations:
+        way = way.then(operation)
+    return way
+
+
 @dataclass
 class Node:
     """A state that the trace explored. It is valid if every statement on the way to it was true."""
 
     numbers: Numbers | None  # None: moved to without ever being generated, so unknown until the trace says
-    operations: Steps
+    way: Way
     valid: bool
     path: Path = ()  # () for one that was never generated, such as a leaf
     children: list[Node] = field(default_factory=list)  # all that was explored from here, in order
@@ -349,6 +383,8 @@ def max_nodes(inputs: int) -> int:
 def read_trace(numbers: Sequence[int], target: int, text: str) -> Reading:
     """Replay a response, in either language, with or without its prompt. Never raises, whatever the text.
 
+    Work and memory are linear in the text.
+
     >>> reading = read_trace((9, 4, 3), 24, "E 9 - 3 = 6 > 4 6 G 0 0 M 0 0 S 4 6 | 9 - 3 = 6 E 4 * 6 = 24 > 24 W")
     >>> reading.solved, reading.nodes, reading.rating
     (True, 3, 0.9375)
@@ -357,11 +393,29 @@ def read_trace(numbers: Sequence[int], target: int, text: str) -> Reading:
     >>> reading.solved, reading.lenient, reading.errors["other"]
     (False, True, 1)
     """
-    paper = re.search("Exploring|Generated|Moving|Current|equal|solution", text)
-    read = _read_paper if paper else _read_compact
-    events = list(read(text, target))
+    events = read_events(text, target)
     root = State(target, tuple(numbers), ())
     return replay(numbers, target, events[1:] if events[:1] == [root] else events)
+
+
+def read_events(text: str, target: int) -> list[Event]:
+    """What a text in either language states, one event per statement."""
+    paper = re.search("Exploring|Generated|Moving|Current|equal|solution", text)
+    return list((_read_paper if paper else _read_compact)(text, target))
+
+
+def claimed_path(events: Iterable[Event]) -> Steps | None:
+    """The operations last listed before the goal was claimed, and the one that reached it; None: no such claim."""
+    steps: Steps = ()
+    last: Operation | None = None
+    for event in events:
+        if type(event) is State:
+            steps = event.operations
+        elif type(event) is Explore:
+            last = event.operation
+        elif type(event) is Check and event.equal:
+            return (*steps, last) if last else None
+    return None
 
 
 _N = "(?:0|[1-9][0-9]{0,17})"  # no sign, no leading zero, and short enough for cheap arithmetic
@@ -378,13 +432,24 @@ _COMPACT_STATEMENT = re.compile(
 )
 
 
-@lru_cache(maxsize=1 << 14)  # a trace says the same things again and again
+REMEMBERED = 200  # characters; a trace says the same short things again and again
+
+
 def _numbers(text: str) -> Numbers:
+    return (_short_numbers if len(text) <= REMEMBERED else _short_numbers.__wrapped__)(text)
+
+
+def _steps(text: str | None) -> Steps:
+    return (_short_steps if len(text or "") <= REMEMBERED else _short_steps.__wrapped__)(text)
+
+
+@lru_cache(maxsize=1 << 14)
+def _short_numbers(text: str) -> Numbers:
     return tuple(map(int, re.findall("[0-9]+", text)))
 
 
 @lru_cache(maxsize=1 << 14)
-def _steps(text: str | None) -> Steps:
+def _short_steps(text: str | None) -> Steps:
     found = re.findall("([0-9]+) ?([-+*/]) ?([0-9]+) ?= ?([0-9]+)", text or "")
     return tuple(Operation(int(a), sign, int(b), int(result)) for a, sign, b, result in found)
 
@@ -441,7 +506,7 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
     from there is not valid. The first claim to be done ends the trace; text after it is one formatting error. A trace
     that makes no such claim was cut off by its budget, so its last statement is not held against it.
     """
-    root = here = Node(tuple(numbers), (), True, (0,))  # here: the current node
+    root = here = Node(tuple(numbers), Way(), True, (0,))  # here: the current node
     child: Node | None = None  # what was explored last from here
     reading = Reading(tree={root.path: root}, states={tuple(sorted(numbers))}, events=list(events))
     wrong: list[str] = []
@@ -455,7 +520,7 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
         match event:
             case Explore(operation, left):
                 wrong = list(_explore_errors(here, operation, left))
-                child = Node(left, (*here.operations, operation), here.valid and not wrong)
+                child = Node(left, here.way.then(operation), here.valid and not wrong)
                 here.children.append(child)
                 reading.nodes += 1
                 if child.valid:
@@ -465,10 +530,10 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
                     child is None
                     or child.path
                     or (stated_target, left) != (target, child.numbers)
-                    or (operation != child.operations[-1])
+                    or operation != child.way.last
                 ):
                     wrong.append("other")
-                    child = Node(left, (*here.operations, operation) if operation else here.operations, False)
+                    child = Node(left, here.way.then(operation) if operation else here.way, False)
                 if path[:-1] != here.path or path in reading.tree:
                     wrong.append("exploration")
                 child.path = path
@@ -476,14 +541,14 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
             case Move(path):
                 if path not in reading.tree:
                     wrong.append("exploration")
-                here, child = reading.tree.get(path) or Node(None, (), False, path), None
+                here, child = reading.tree.get(path) or Node(None, Way(), False, path), None
             case State(stated_target, left, operations):
                 known = here.numbers is not None
-                true = known and (stated_target, operations) == (target, here.operations)
-                if not true or sorted(left) != sorted(here.numbers):
+                true = known and stated_target == target and here.way.says(operations)
+                if not true or len(left) != len(here.numbers) or sorted(left) != sorted(here.numbers):
                     if known or stated_target != target:  # of an unknown node, only the target can be wrong
                         wrong.append("other")
-                    here = Node(left, operations, False, here.path)
+                    here = Node(left, way_of(operations), False, here.path)
                 child = None
             case Check(value, stated_target, equal):
                 claim = child is not None and child.numbers == (value,) and stated_target == target
@@ -492,7 +557,7 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
                 if equal:
                     reading.ending = "goal"
                     reading.solved = not wrong and child.valid
-                    reading.solution = child.operations if reading.solved else ()
+                    reading.solution = child.way.operations if reading.solved else ()
             case Exhausted():
                 reading.ending = "exhausted"
             case Unreadable():
@@ -509,6 +574,9 @@ def _explore_errors(here: Node, operation: Operation, left: Numbers) -> Iterator
     if apply(a, sign, b) != result:
         yield "arithmetic"
     if here.numbers is not None:
+        if len(left) != len(here.numbers) - 1:
+            yield "other"
+            return
         rest = list(here.numbers)
         for number in (a, b):
             if number not in rest:
@@ -521,20 +589,9 @@ def _explore_errors(here: Node, operation: Operation, left: Numbers) -> Iterator
 
 def _lenient(numbers: Sequence[int], target: int, events: Iterable[Event]) -> bool:
     """The released code's idea of correct: the operations last listed before the goal, without using anything up."""
-    steps: Steps = ()
-    last: Operation | None = None
-    for event in events:
-        if type(event) is State:
-            steps = event.operations
-        elif type(event) is Explore:
-            last = event.operation
-        elif type(event) is Check and event.equal:
-            break
-    else:
-        return False
-    known = set(numbers)
-    for step in (*steps, last):
-        if step is None or step.a not in known or step.b not in known or apply(*step[:3]) != step.result:
+    path, known = claimed_path(events), set(numbers)
+    for step in path or ():
+        if step.a not in known or step.b not in known or apply(*step[:3]) != step.result:
             return False
         known.add(step.result)
-    return last.result == target
+    return path is not None and path[-1].result == target

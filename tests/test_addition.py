@@ -6,23 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanoreason.arithmetic import is_test
+from nanoreason.prompts import spaced
+from nanoreason.recipes import sft
 from nanoreason.rollout import Problem, demonstration, response_text
-from nanoreason.tasks.addition import (
-    Addition,
-    answer_of,
-    budget,
-    digits_of,
-    hinted,
-    is_test,
-    longest_response,
-    scratchpad,
-    spaced,
-    test_sums,
-    tokenizer,
-    trimmed,
-)
-
-test_sums.__test__ = False  # a function of the task, not a test
+from nanoreason.run import parse_config
+from nanoreason.tasks.addition import Addition, answer_of, longest_response, scratchpad, tokenizer, trimmed
 
 WORKED_EXAMPLE = """\
 <scratch>
@@ -101,7 +90,7 @@ def test_a_problem_is_its_sum_in_the_papers_prompt_with_the_answer_it_asks_for(i
     a, b = numbers(problem)
     assert problem.answer == spaced(a + b)
     assert problem.solution == scratchpad(a, b)
-    assert digits_of(problem) == n
+    assert Addition().difficulty(problem) == n
     direct = Addition((1, 2, 3, 7), form="direct").problem(split, index)
     assert (direct.prompt, direct.solution) == (problem.prompt, problem.answer)
 
@@ -109,16 +98,17 @@ def test_a_problem_is_its_sum_in_the_papers_prompt_with_the_answer_it_asks_for(i
 @given(st.integers(0, 500))
 def test_a_hint_is_the_answer_on_the_target_line_and_changes_nothing_else(index):
     problem = Addition((1, 3)).problem("train", index)
-    with_hint = hinted(problem)
+    with_hint = Addition().hint(problem)
     before, after = problem.prompt.split("\n"), with_hint.prompt.split("\n")
     assert after[:2] == before[:2] and after[3:] == before[3:] == [""]
     assert (before[2], after[2]) == ("Target:", f"Target: {problem.answer}")
     assert not after[2].startswith("Target: 0")
-    assert (with_hint.answer, with_hint.solution, digits_of(with_hint)) == (
+    assert (with_hint.answer, with_hint.solution, Addition().difficulty(with_hint)) == (
         problem.answer,
         problem.solution,
-        digits_of(problem),
+        Addition().difficulty(problem),
     )
+    assert with_hint.info["hinted"] and "hinted" not in problem.info
 
 
 # ---------------------------------------------------------------------------------------------------- the splits
@@ -158,8 +148,11 @@ def test_about_one_sum_in_ten_is_held_out():
 
 
 def test_lengths_come_in_turn_or_as_often_as_their_shares_say():
-    assert [digits_of(Addition((4, 2)).problem("train", i)) for i in range(4)] == [4, 2, 4, 2]
-    drawn = [digits_of(Addition((1, 2, 3), shares=(0.7, 0.3, 0.0)).problem("train", i)) for i in range(2000)]
+    def drawn_lengths(task, count):
+        return [task.difficulty(task.problem("train", i)) for i in range(count)]
+
+    assert drawn_lengths(Addition((4, 2)), 4) == [4, 2, 4, 2]
+    drawn = drawn_lengths(Addition((1, 2, 3), shares=(0.7, 0.3, 0.0)), 2000)
     assert 3 not in drawn
     assert 0.65 < drawn.count(1) / 2000 < 0.75
 
@@ -172,27 +165,30 @@ def test_the_share_of_hinted_problems_is_the_one_asked_for():
 
 
 def test_the_test_sums_are_as_many_held_out_sums_of_each_length_and_all_sums_of_one_digit():
-    sums = test_sums((1, 2, 4), 20)
-    assert [digits_of(problem) for problem in sums] == [1] * 81 + [2] * 20 + [4] * 20
+    sums = Addition((1, 2, 4)).test_problems(20)
+    assert [Addition().difficulty(problem) for problem in sums] == [1] * 81 + [2] * 20 + [4] * 20
     assert {numbers(problem) for problem in sums[:81]} == {(a, b) for a in range(1, 10) for b in range(1, 10)}
     assert all(is_test(*numbers(problem)) for problem in sums[81:])
-    assert [problem.solution for problem in test_sums((2, 4), 20, "direct")] == [
-        problem.answer for problem in sums[81:]
-    ]
+    direct = Addition((2, 4), "direct", shares=(0.9, 0.1), hint_share=1.0).test_problems(20)  # neither is for tests
+    assert [problem.solution for problem in direct] == [problem.answer for problem in sums[81:]]
+    assert [problem.prompt for problem in direct] == [problem.prompt for problem in sums[81:]]
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"form": "poem"}, "poem"),
-        ({"digits": ()}, "digits"),
-        ({"digits": (0, 1)}, "at least 1"),
-        ({"digits": (1, 2), "shares": (1.0,)}, "1 shares for 2"),
+        (["--task.form", "poem"], "--task.form poem: one of scratchpad, direct"),
+        (["--task.digits="], "digits: at least one length"),
+        (["--task.digits", "0,1"], "--task.digits 0: must be at least 1"),
+        (["--task.digits", "1,2", "--task.shares", "1"], "shares: one share for each of 2 lengths"),
+        (["--task.digits", "1,2", "--task.shares", "0,0"], "shares: one share for each of 2 lengths"),
+        (["--task.digits", "1,2", "--task.hinted-shares", "1"], "hinted_shares: one share for each of 2 lengths"),
+        (["--task.hint-share", "1.5"], "--task.hint_share 1.5: must be at least 0 and at most 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
-        Addition(**settings)
+        parse_config(sft.PRESETS, ["--task", "addition", *settings], "sft")
 
 
 # ------------------------------------------------------------------------------------------------------- judging
@@ -284,14 +280,12 @@ def test_the_budget_holds_every_worked_response_and_its_eos_and_not_much_more(pa
     a, b = pair
     problem = Problem("", spaced(a + b), scratchpad(a, b), {"digits": len(str(a))})
     needed = len(tokenizer().encode(problem.solution)) + 1
-    assert needed <= budget(problem) == longest_response(len(str(a)))
-    assert budget(problem) <= needed + 1  # the answer may have one digit more
+    assert needed <= Addition().max_tokens(problem) == longest_response(len(str(a)))
+    assert Addition().max_tokens(problem) <= needed + 1  # the answer may have one digit more
 
 
 def test_the_longest_sum_fits_into_the_default_context():
-    from nanoreason.recipes.star import PRESETS
-
-    config = PRESETS["cpu"]
-    problem = hinted(Problem(f"Input:\n{spaced(9999999999)} + {spaced(9999999999)}\nTarget:\n", spaced(19999999998),
-                             scratchpad(9999999999, 9999999999), {"digits": 10}))  # fmt: skip
-    assert len(demonstration(tokenizer(), problem).tokens) <= config.context
+    a = 9999999999
+    problem = Addition().hint(Problem(f"Input:\n{spaced(a)} + {spaced(a)}\nTarget:\n", spaced(2 * a),
+                                      scratchpad(a, a), {"digits": 10}))  # fmt: skip
+    assert len(demonstration(tokenizer(), problem).tokens) <= sft.PRESETS["cpu"].context

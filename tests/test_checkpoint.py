@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nanoreason import checkpoint, learn
-from nanoreason.checkpoint import existing, load_checkpoint, load_training, resume, save_checkpoint
+from nanoreason.checkpoint import existing, load_checkpoint, load_extra, load_training, resume, save_checkpoint
 from nanoreason.learn import make_optimizer, update
 from nanoreason.recipes import sft, star
 from nanoreason.rollout import demonstration
@@ -120,8 +121,7 @@ def test_nothing_in_a_checkpoint_is_pickled(make_model, words, finished, tmp_pat
     update(model, optimizer, finished(4), lr=1e-2)
     save_checkpoint(tmp_path / "c", model, words, optimizer, {"step": 1})
     names = sorted(path.name for path in (tmp_path / "c").iterdir())
-    assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json",
-                     "training.safetensors"]  # fmt: skip
+    assert names == ["checksums.json", *FILES]
     for path in (tmp_path / "c").iterdir():
         if path.suffix == ".json":
             json.loads(path.read_text())
@@ -231,12 +231,71 @@ def test_weights_of_another_shape_are_named(good, tmp_path):
     assert "unknown weight model.layers.1" in error_of_loading(folder)
 
 
-def test_a_shard_that_is_missing_or_not_listed_is_named(good, tmp_path):
-    folder = shutil.copytree(good, tmp_path / "policy")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "shard-7.safetensors"}}))
-    assert "shard-7.safetensors" in error_of_loading(folder)
-    (folder / "model.safetensors.index.json").write_text("{}")
-    assert "model.safetensors.index.json" in error_of_loading(folder)
+def sharded(good: Path, folder: Path, weight_map: dict | None = None) -> Path:
+    """The same checkpoint with its weights in two shards, and no checksums."""
+    shutil.copytree(good, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "checksums.json").unlink()
+    names = sorted(tensors)
+    for shard, part in (("one.safetensors", names[:5]), ("two.safetensors", names[5:])):
+        save_file({name: tensors[name] for name in part}, folder / shard)
+    right = {name: "one.safetensors" if name in names[:5] else "two.safetensors" for name in names}
+    index = {"weight_map": {**right, **(weight_map or {})}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../policy/model.safetensors", "/etc/passwd", "/tmp/model.safetensors", "a/b.safetensors", "..\\x.safetensors",
+     "C:\\x.safetensors", "C:x.safetensors", "..", ".", "", "model.bin", 7, None, ["one.safetensors"], {}],
+    ids=str,
+)  # fmt: skip
+def test_a_shard_outside_the_folder_or_without_a_name_is_refused(good, tmp_path, name):
+    folder = sharded(good, tmp_path / "c", {"model.norm.weight": name})
+    message = error_of_loading(folder)
+    assert "index.json: the shard of 'model.norm.weight' is" in message and "\n" not in message
+
+
+def test_a_shard_that_is_missing_or_no_map_at_all_is_named(good, tmp_path):
+    folder = sharded(good, tmp_path / "c", {"a": "shard-7.safetensors"})
+    assert "shard-7.safetensors is missing" in error_of_loading(folder)
+    for content in ({}, {"weight_map": {}}, {"weight_map": ["one.safetensors"]}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+        assert "model.safetensors.index.json" in error_of_loading(folder)
+
+
+def test_one_weight_in_two_shards_is_refused_by_name(good, tmp_path):
+    folder = sharded(good, tmp_path / "c")
+    one, two = load_file(folder / "one.safetensors"), load_file(folder / "two.safetensors")
+    name = min(one)
+    save_file({**two, name: one[name] + 1}, folder / "two.safetensors")
+    assert f"two.safetensors holds {name}, and so does another shard" in error_of_loading(folder)
+
+
+def test_an_index_left_beside_a_single_file_does_not_count(good, tmp_path, assert_same_weights):
+    folder = sharded(good, tmp_path / "c")
+    assert_same_weights(load_checkpoint(folder)[0], load_checkpoint(good)[0])
+    for shard in ("one.safetensors", "two.safetensors"):
+        save_file({name: tensor + 1 for name, tensor in load_file(folder / shard).items()}, folder / shard)
+    shutil.copy(good / "model.safetensors", folder)
+    assert_same_weights(load_checkpoint(folder)[0], load_checkpoint(good)[0])
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert (logits_of(load_checkpoint(folder)[0]) - logits_of(theirs)).abs().max() < 1e-4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "training.json", "training.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(good, tmp_path, name):
+    folder = shutil.copytree(good, tmp_path / "c")
+    (folder / "checksums.json").unlink()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    message = error_of_loading(folder)
+    assert f"{name} is not a regular file" in message
 
 
 def test_pickled_weights_are_not_loaded_but_explained(good, tmp_path):
@@ -248,7 +307,7 @@ def test_pickled_weights_are_not_loaded_but_explained(good, tmp_path):
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(good, tmp_path):
     folder = shutil.copytree(good, tmp_path / "policy")
     word_tokenizer([f"w{i}" for i in range(30)]).save(folder)
-    assert "31 tokens" in error_of_loading(folder)
+    assert "needs a head of 31 tokens, the model has only 24" in error_of_loading(folder)
 
 
 def test_a_model_of_another_shape_does_not_resume(good, make_model):
@@ -260,6 +319,271 @@ def test_resuming_from_nothing_is_a_fresh_start(tmp_path, make_model, assert_sam
     model = make_model(5)
     assert resume(tmp_path / "nothing", model, make_optimizer(model)) == {}
     assert_same_weights(model, make_model(5))
+
+
+# ------------------------------------------------------------------------------------- what counts, what is kept
+
+
+def foreign(make_model, words, folder: Path, change: dict | None = None, files: dict | None = None, **shape) -> Path:
+    """A checkpoint as somebody else would have written it: other fields in config.json, other files, no checksums."""
+    save_checkpoint(folder, make_model(5, **shape), words)
+    (folder / "checksums.json").unlink()
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **(change or {})}))
+    for name, content in (files or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("head", ["another", "the same", "alone"])
+def test_tied_weights_with_a_head_in_the_file_are_what_transformers_makes_of_them(make_model, words, tmp_path, head):
+    from transformers import AutoModelForCausalLM
+
+    folder = foreign(make_model, words, tmp_path / "c", {"tie_word_embeddings": True}, tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    if head == "the same":
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    if head == "alone":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model, tokenizer = load_checkpoint(folder)
+    expected = logits_of(AutoModelForCausalLM.from_pretrained(folder))
+    assert (logits_of(model) - expected).abs().max() < 1e-4
+    assert model.config.tie_word_embeddings == (model.lm_head.weight is model.model.embed_tokens.weight)
+    assert model.config.tie_word_embeddings == (head != "another")
+    save_checkpoint(tmp_path / "again", model, tokenizer)
+    assert (logits_of(load_checkpoint(tmp_path / "again")[0]) - expected).abs().max() < 1e-4
+
+
+KEPT = {
+    "tokenizer_config.json": {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w3", "bos_token": "w4", "pad_token": "w5",
+        "model_max_length": 77, "extra_special_tokens": {"image_token": "w6"}, "padding_side": "left",
+        "chat_template": "{% for m in messages %}w1 {{ m.content }} w2 {% endfor %}",
+    },
+    "special_tokens_map.json": {"eos_token": "w3", "bos_token": "w4"},
+    "generation_config.json": {"eos_token_id": [4, 0], "temperature": 0.6, "top_p": 0.95, "do_sample": True},
+    "chat_template.jinja": "{% for m in messages %}w7 {{ m.content }} w8 {% endfor %}",
+    "additional_chat_templates/tools.jinja": "w9",
+    "merges.txt": "#version: 0.2\n",
+}  # fmt: skip
+
+
+def test_what_was_not_changed_survives_saving_byte_for_byte(make_model, words, finished, tmp_path):
+    from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
+
+    fields = {"bos_token_id": 7, "eos_token_id": [4, 9], "pad_token_id": 6, "initializer_range": 0.01}
+    folder = foreign(make_model, words, tmp_path / "c", fields, KEPT)
+    model, tokenizer = load_checkpoint(folder)
+    assert tokenizer.eos_ids == (4, 9, 0)  # w3, then the rest of config.json, then of generation_config.json
+    model = copy.deepcopy(model)  # as recipes do
+    update(model, make_optimizer(model), finished(4), lr=1e-2)
+    shutil.rmtree(folder)
+    save_checkpoint(tmp_path / "c", model, tokenizer)  # over it
+    save_checkpoint(tmp_path / "again", *load_checkpoint(tmp_path / "c"))
+    for saved in (tmp_path / "c", tmp_path / "again"):
+        for name, content in KEPT.items():
+            assert (saved / name).read_text() == (content if isinstance(content, str) else json.dumps(content)), name
+        config = AutoConfig.from_pretrained(saved)
+        assert {key: getattr(config, key) for key in fields} == fields
+        theirs = PreTrainedTokenizerFast.from_pretrained(saved)
+        assert (theirs.eos_token, theirs.bos_token, theirs.pad_token, theirs.model_max_length) == ("w3", "w4", "w5", 77)
+        text = theirs.apply_chat_template([{"role": "user", "content": "w10"}], tokenize=False)
+        assert text == "w7 w10 w8 "
+        assert GenerationConfig.from_pretrained(saved).eos_token_id == [4, 0]
+        assert load_checkpoint(saved)[1].eos_ids == (4, 9, 0)
+
+
+def test_a_chat_template_in_the_tokenizers_config_survives_saving(make_model, words, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    folder = foreign(make_model, words, tmp_path / "c", files={"tokenizer_config.json": KEPT["tokenizer_config.json"]})
+    save_checkpoint(tmp_path / "again", *load_checkpoint(folder))
+    template = PreTrainedTokenizerFast.from_pretrained(tmp_path / "again").chat_template
+    assert template == KEPT["tokenizer_config.json"]["chat_template"]
+
+
+def test_the_tensors_of_a_loaded_checkpoint_do_not_hang_on_its_files(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "c")
+    model, _ = load_checkpoint(folder)
+    optimizer = make_optimizer(model)
+    load_training(folder, model, optimizer)
+    tensors = [
+        *model.state_dict().values(),
+        *(moment for state in optimizer.state.values() for moment in state.values()),
+    ]
+    before = [tensor.clone() for tensor in tensors]
+    for name in ("model.safetensors", "training.safetensors"):
+        if Path("/proc/self/maps").exists():
+            assert str(folder / name) not in Path("/proc/self/maps").read_text()
+        raw = (folder / name).read_bytes()
+        with open(folder / name, "r+b") as file:  # the same file, other bytes
+            file.write(raw[:-4000] + bytes(4000))
+    assert all(torch.equal(*pair) for pair in zip(before, tensors, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(make_model, words, tmp_path, name, value):
+    model, folder = make_model(6, tie_word_embeddings=False), tmp_path / "c"
+    save_checkpoint(folder, model, words, state={"step": 1})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[3] = value
+    with pytest.raises(FloatingPointError, match=f"{name} holds values that are not finite"):
+        save_checkpoint(folder, model, words, state={"step": 2})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    message = error_of_loading(folder)
+    assert "model.safetensors" in message and name in message and "not finite" in message
+
+
+def test_moments_that_are_not_finite_are_not_saved(make_model, words, finished, tmp_path):
+    model = make_model(6)
+    optimizer = make_optimizer(model)
+    update(model, optimizer, finished(4), lr=1e-2)
+    next(iter(optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = float("inf")
+    with pytest.raises(FloatingPointError, match=r"exp_avg_sq holds values that are not finite"):
+        save_checkpoint(tmp_path / "c", model, words, optimizer)
+
+
+def test_weights_of_whole_numbers_are_refused(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {**tensors, "model.norm.weight": tensors["model.norm.weight"].to(torch.int8)}, folder / "model.safetensors"
+    )
+    assert "model.norm.weight is of type torch.int8" in error_of_loading(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- checksums
+
+
+def flipped(path: Path, byte: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[byte] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99999])
+def test_a_flipped_bit_in_a_tensor_is_refused(good, tmp_path, name, share):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    flipped(folder / name, int(share * (folder / name).stat().st_size))
+    message = error_of_loading(folder)
+    assert name in message and "\n" not in message
+
+
+def test_a_permuted_tokenizer_is_refused(good, tmp_path, words):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = raw["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    assert "tokenizer.json is not the file that was saved" in error_of_loading(folder)
+    (folder / "checksums.json").unlink()  # as the message says: now it is the user's own
+    permuted = load_checkpoint(folder)[1]
+    assert permuted.encode("w1") == words.encode("w2")
+    model, _ = load_checkpoint(folder)
+    assert resume(folder, model, tokenizer=permuted)["step"] == 7
+    with pytest.raises(ValueError, match="another tokenizer"):
+        resume(folder, model, tokenizer=words)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_part_that_was_changed_or_lost_is_refused_by_name(good, tmp_path, name):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    raw = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**raw, "rms_norm_eps": 1e-5}))
+    assert f"{name} is not the file that was saved" in error_of_loading(folder)
+    (folder / name).unlink()
+    assert name in error_of_loading(folder)
+
+
+def test_a_checkpoint_without_its_training_state_still_loads(good, tmp_path):
+    """As it is handed on: half as large."""
+    folder = shutil.copytree(good, tmp_path / "policy")
+    (folder / "training.safetensors").unlink()
+    (folder / "training.json").unlink()
+    load_checkpoint(folder)
+
+
+STATES = [{}, {"step": -5}, {"step": None}, {"step": "7"}, {"step": 7.0}, {"step": True}, {"round": -1}, {"seen": 3},
+          {"step": 7, "round": []}]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES, ids=str)
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_training_state_that_does_not_say_where_the_run_stood_is_refused(good, tmp_path, state, summed):
+    folder = shutil.copytree(good, tmp_path / "policy")
+    if not summed:
+        (folder / "checksums.json").unlink()
+    (folder / "training.json").write_text(json.dumps(state))
+    message = error_of_loading(folder)
+    assert "training.json" in message and "\n" not in message
+    (folder / "training.json").write_text(json.dumps({"step": 8}))
+    if summed:
+        assert "training.json is not the file that was saved" in error_of_loading(folder)
+
+
+def test_every_file_has_the_mode_that_the_umask_gives(make_model, words, tmp_path):
+    model = make_model(1)
+    optimizer = make_optimizer(model)
+    for umask in (0o022, 0o077, 0o002):
+        before = os.umask(umask)
+        try:
+            save_checkpoint(tmp_path / "c", model, words, optimizer, {"step": 1}, {"task": "t"})
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "c").iterdir()} == {0o666 & ~umask}
+
+
+def test_everything_is_on_the_disk_before_the_folder_gets_its_name(make_model, words, tmp_path, monkeypatch):
+    flushed, real_sync, real_replace, model = set(), os.fsync, os.replace, make_model(1)
+
+    def fsync(descriptor):
+        flushed.add(os.fstat(descriptor).st_ino)
+        real_sync(descriptor)
+
+    def renamed(source, target):
+        if str(source).endswith(".tmp"):
+            wanted = {path.stat().st_ino for path in [Path(source), *Path(source).iterdir()]}
+            assert wanted <= flushed and len(wanted) == 8
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", renamed)
+    save_checkpoint(tmp_path / "c", model, words, make_optimizer(model), {"step": 1})
+    assert tmp_path.stat().st_ino in flushed
+
+
+def test_what_a_recipe_wants_to_be_known_comes_back_and_only_when_asked_for(make_model, words, tmp_path):
+    extra = {"task": {"name": "addition", "digits": [1, 2]}, "template": "r1"}
+    save_checkpoint(tmp_path / "c", make_model(1), words, extra=extra)
+    assert load_extra(tmp_path / "c") == extra
+    load_checkpoint(tmp_path / "c")
+    save_checkpoint(tmp_path / "c", make_model(1), words)
+    assert load_extra(tmp_path / "c") == {}
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load_extra(tmp_path / "nowhere")
+
+
+# --------------------------------------------------------------------------------------- a head wider than the text
+
+
+def test_ids_without_a_token_are_known_after_loading(make_model, words, tmp_path):
+    save_checkpoint(tmp_path / "c", make_model(1, vocab_size=40), words)
+    model, tokenizer = load_checkpoint(tmp_path / "c")
+    assert model.no_token.tolist() == [False] * 24 + [True] * 16
+    assert "no_token" not in model.state_dict()
+    assert copy.deepcopy(model).no_token.tolist() == model.no_token.tolist()
+    save_checkpoint(tmp_path / "again", model, tokenizer)
+    assert load_checkpoint(tmp_path / "again")[0].no_token.tolist() == model.no_token.tolist()
+    save_checkpoint(tmp_path / "whole", make_model(1), words)
+    assert load_checkpoint(tmp_path / "whole")[0].no_token is None
 
 
 # ------------------------------------------------------------------------------------------- a kill at any moment
@@ -287,7 +611,7 @@ class Stop:
 
 
 EVENTS = [(checkpoint, "save_file"), (checkpoint.os, "replace"), (checkpoint.shutil, "rmtree"), (Path, "write_text"),
-          (Path, "mkdir")]  # fmt: skip
+          (Path, "mkdir"), (Path, "write_bytes"), (checkpoint.os, "fsync")]  # fmt: skip
 
 
 def before_every_event(patch: pytest.MonkeyPatch, action) -> None:

@@ -8,21 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoreason.rewards import safe_arithmetic
-from nanoreason.rollout import Problem
-from nanoreason.tasks.countdown import (
-    SPLITS,
-    Countdown,
+from nanoreason.arithmetic import safe_arithmetic
+from nanoreason.countdown import (
     apply,
+    as_expression,
     before,
     check_expression,
     check_operations,
     combine,
     count_solutions,
     find_solution,
-    held_out_lines,
     is_solvable,
+    same_answer,
 )
+from nanoreason.recipes import sft
+from nanoreason.rollout import Problem
+from nanoreason.run import parse_config
+from nanoreason.tasks import countdown
+from nanoreason.tasks.countdown import SPLITS, Countdown, held_out_lines, held_out_targets
 
 DATA = Path(__file__).parents[1] / "data" / "countdown"
 SMALL = Countdown(inputs=3, max_input=20, targets=(10, 50))
@@ -69,21 +72,31 @@ def test_splits_are_disjoint_and_hold_what_they_say(task):
         targets = {k[-1] for k in its_keys}
         assert all(task.split_of(k[:-1][::-1], k[-1]) == split for k in its_keys)  # in whatever order
         assert targets <= set(range(task.targets[0], task.targets[1] + 1))
-        assert (targets <= task.held_out_targets) == (split == "test_targets")
+        assert (targets <= held_out_targets(*task.targets)) == (split == "test_targets")
         assert all(1 <= number <= task.max_input for k in its_keys for number in k[:-1])
 
 
 def test_a_tenth_of_the_targets_is_held_out():
-    assert len(Countdown().held_out_targets) == 9 and len(SMALL.held_out_targets) == 4
-    assert len(Countdown(targets=(10, 12)).held_out_targets) == 1
-    assert set(Countdown().seen_targets) | Countdown().held_out_targets == set(range(10, 101))
+    assert len(held_out_targets(10, 100)) == 9 and len(held_out_targets(*SMALL.targets)) == 4
+    assert len(held_out_targets(10, 12)) == 1
+    assert held_out_targets(10, 100) < set(range(10, 101))
+    seen = {Countdown().problem("train", index).info["target"] for index in range(800)}
+    assert seen | held_out_targets(10, 100) == set(range(10, 101))
 
 
 def test_easy_targets_are_not_over_represented():
     # 24 has many times the solutions of 97; drawn with the inputs, it would dominate
     counts = [Countdown().problem("train", index).info["target"] for index in range(1640)]
-    per_target = [counts.count(target) for target in Countdown().seen_targets]
+    per_target = [counts.count(target) for target in range(10, 101) if target not in held_out_targets(10, 100)]
     assert min(per_target) >= 6 and max(per_target) <= 40  # 20 expected each
+
+
+def test_any_other_split_is_a_stream_of_training_problems_and_test_is_the_inputs_held_out():
+    for index in range(60):
+        problem = Countdown().problem("rl-3", index)
+        assert Countdown().split_of(problem.info["numbers"], problem.info["target"]) == "train"
+        assert Countdown().problem("test", index) == Countdown().problem("test_inputs", index)
+    assert [Countdown().problem("rl-3", i) for i in range(9)] != [Countdown().problem("train", i) for i in range(9)]
 
 
 def test_unique_problems_skip_repeats():
@@ -108,11 +121,10 @@ def test_the_solution_of_every_problem_is_rewarded(inputs, form):
 
 
 def test_impossible_settings_are_refused():
-    for settings_ in (dict(inputs=1), dict(inputs=7), dict(max_input=0), dict(targets=(10, 10)), dict(form="prose")):
-        with pytest.raises(ValueError):
-            Countdown(**settings_)
-    with pytest.raises(ValueError, match="split"):
-        Countdown().problem("valid", 0)
+    for flag, value in (("inputs", "1"), ("inputs", "7"), ("max_input", "0"), ("targets", "10,10"), ("targets", "10"),
+                        ("form", "prose")):  # fmt: skip
+        with pytest.raises(ValueError, match=flag):
+            parse_config(sft.PRESETS, ["--task", "countdown", f"--task.{flag}", value], "sft")
     with pytest.raises(ValueError, match="no solvable problem"):
         Countdown(inputs=2, max_input=2, targets=(50, 60)).problem("train", 0)
 
@@ -266,6 +278,63 @@ def test_bombs_are_rejected_in_under_a_millisecond(bomb):
             assert min(seconds) < 1e-3
 
 
+# ------------------------------------------------------------------------------------------------ equal answers
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("9-3=6, 4*6=24", " 9 - 3 = 6\n6*4=24 ", True),
+        ("9-3=6, 4*6=24", "4*(9-3)", True),
+        ("1+2=3, 4+5=9, 3*9=27", "4+5=9, 2+1=3, 9*3=27", True),  # steps that do not need one another
+        ("1+2+3", "3+(1+2)", True),
+        ("9-3=6, 4*6=24", "9-3=6, 4*6=24.", True),
+        ("9-3=6, 4*6=24", "4*6=24, 9-3=6", False),  # the 6 is used before it is there
+        ("9-3=5, 4*5=24", "9-3=6, 4*6=24", False),  # false sums
+        ("9-3", "3-9", False),
+        ("4*6", "24", False),
+        ("(1+2)*3", "1+2*3", False),
+        ("8/(3-8/3)", "8/3-8/3", False),
+        ("6+6=12, 12+12=24", "6+6+6+6", False),  # one 12 used twice is not four sixes
+    ],
+)
+def test_two_answers_are_the_same_if_they_compute_the_same_thing(one, other, same):
+    assert (same_answer(one) == same_answer(other)) == same
+    assert (Countdown().answer(one) == Countdown().answer(f"<answer>{other}</answer>")) == same
+
+
+@given(expressions, expressions)
+@settings(max_examples=100, deadline=None)
+def test_the_same_answer_has_the_same_value_and_the_same_numbers(left, right):
+    swapped = [join(right, sign, left, True)[0] for sign in "+*"]
+    for text, turned in zip([join(left, sign, right, False)[0] for sign in "+*"], swapped, strict=True):
+        assert same_answer(text) == same_answer(turned)
+    if same_answer(left[0]) == same_answer(right[0]):
+        assert left[1] == right[1] and sorted(left[2]) == sorted(right[2])
+
+
+@given(st.integers(2, 5), st.integers(0, 300), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_right_steps_in_any_order_that_still_works_are_the_same_answer_as_the_expression(inputs, index, rng):
+    info = Countdown(inputs).problem("train", index).info
+    steps, numbers = info["operations"], info["numbers"]
+    mixed = rng.sample(steps, len(steps))
+    text = ", ".join(str(step) for step in mixed)
+    if check_operations(numbers, steps[-1].result, text) and len({step.result for step in steps} & set(numbers)) == 0:
+        assert same_answer(text) == same_answer(", ".join(map(str, steps)))
+        assert same_answer(text) == same_answer(as_expression(numbers, steps))
+
+
+def test_the_lenient_judge_overlooks_a_full_stop_and_the_strict_one_does_not():
+    for answer, strict, lenient in (
+        ("9-3=6, 4*6=24", 1, True), ("9-3=6, 4*6=24.", 0, True), ("9-3=6, 4*6=25.", 0, False), ("", 0, False),
+    ):  # fmt: skip
+        for response in (answer, f"<answer> {answer} </answer>"):
+            assert Countdown().reward(PROBLEM, response) == strict
+            assert Countdown().is_right_leniently(PROBLEM, response) == lenient
+    assert Countdown(form="expression").is_right_leniently(PROBLEM, "4*(9-3).")
+
+
 # ------------------------------------------------------------------------------------------------ checked-in data
 
 
@@ -274,3 +343,12 @@ def test_checked_in_problems_are_what_the_command_writes(split):
     lines = (DATA / f"{split}.jsonl").read_bytes().decode().splitlines(keepends=True)
     assert len(lines) == 1000
     assert lines == list(held_out_lines(Countdown(), split, 1000))
+
+
+def test_the_command_writes_the_lines_of_both_splits_byte_for_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["countdown", "--out", str(tmp_path / "new"), "--count", "30"])
+    countdown.main()
+    assert sorted(path.stem for path in (tmp_path / "new").iterdir()) == ["test_inputs", "test_targets"]
+    for path in (tmp_path / "new").iterdir():
+        checked_in = (DATA / path.name).read_bytes()
+        assert path.read_bytes() == b"".join(checked_in.splitlines(keepends=True)[:30])

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoreason import evaluate
-from nanoreason.evaluate import accuracy_by, bootstrap_interval, grade, maj_at_k, pass_at_k, respond
+from nanoreason.environment import by_difficulty, evaluate, judge, sample
+from nanoreason.evaluate import bootstrap_interval, maj_at_k, pass_at_k
 from nanoreason.learn import make_optimizer, update
 from nanoreason.model import Transformer, small_config
-from nanoreason.rollout import demonstration
+from nanoreason.rollout import Task, demonstration
 from nanoreason.tasks import addition
-from nanoreason.tasks.addition import Addition, digits_of
+from nanoreason.tasks.addition import Addition
 
 # ---------------------------------------------------------------------------------------------------- pass@k, maj@k
 
@@ -73,6 +73,17 @@ def test_maj_at_k_is_close_to_the_mean_over_all_subsets_and_the_same_each_time()
     assert maj_at_k(answers, right, 1, draws=4000) == pytest.approx(3 / 8, abs=0.03)
 
 
+def test_three_wordings_of_a_right_answer_outvote_two_equal_wrong_ones():
+    task, problem = Addition((2,)), Addition((2,)).parse("47 + 38")
+    responses = ["8 5", "85", "8 5.", "8 6", "8 6"]
+    answers, right = [task.answer(text) for text in responses], [task.reward(problem, text) == 1 for text in responses]
+    assert right == [True, False, False, False, False]  # the strict judge takes one of the three
+    assert [task.is_right_leniently(problem, text) for text in responses] == [True] * 3 + [False] * 2
+    for order in itertools.permutations(range(5)):
+        assert maj_at_k([answers[i] for i in order], [right[i] for i in order], 5) == 1.0
+    assert maj_at_k(answers[1:], right[1:], 4) == 0.0  # no wording of it was right
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_maj_at_k_of_more_answers_than_there_are_is_an_error(k):
     with pytest.raises(ValueError, match="maj@k"):
@@ -113,44 +124,67 @@ def test_an_interval_of_nothing_is_an_error():
 # ------------------------------------------------------------------------------------------------------- grading
 
 
+def marks(task, problem, texts):
+    """(right, right through valid work, right however it is written) of each text."""
+    return [
+        (task.reward(problem, text), task.reward(problem, text) * task.work_is_valid(problem, text),
+         float(task.is_right_leniently(problem, text)))
+        for text in texts
+    ]  # fmt: skip
+
+
 def test_lenient_marks_ask_for_the_answer_and_strict_ones_for_the_work_too():
     words, task = addition.tokenizer(), Addition((3,))
     problem = task.problem("train", 0)
     lines = problem.solution.split("\n")
     responses = {
-        problem.solution: (1.0, 1.0),
-        "\n".join([*lines[:2], *lines[3:]]): (1.0, 0.0),  # right answer, wrong work
-        problem.solution + " 1": (0.0, 0.0),
-        "\n".join([*lines[:-1], "0"]): (0.0, 0.0),
+        problem.solution: (1.0, 1.0, 1.0),
+        "\n".join([*lines[:2], *lines[3:]]): (1.0, 0.0, 1.0),  # right answer, wrong work
+        problem.solution + " 1": (0.0, 0.0, 0.0),
+        "\n".join([*lines[:-1], "0"]): (0.0, 0.0, 0.0),
     }
-    marks = grade(task, words, [demonstration(words, problem, text) for text in responses])
-    assert [mark.text for mark in marks] == list(responses)
-    assert [(mark.lenient, mark.strict) for mark in marks] == list(responses.values())
-    assert [mark.tokens for mark in marks] == [len(words.encode(text)) + 1 for text in responses]
+    assert marks(task, problem, responses) == list(responses.values())
+    scored = judge(task, words, [[demonstration(words, problem, text) for text in responses]])
+    assert [one.text for one in scored] == list(responses)
+    assert [one.verdict for one in scored] == [right for right, _, _ in responses.values()]
+    assert [one.tokens for one in scored] == [len(words.encode(text)) + 1 for text in responses]
 
 
 def test_a_task_without_a_check_of_the_work_has_strict_equal_to_lenient():
-    class Lenient:
+    class Plain(Task):
         def reward(self, problem, response):
             return float(response == problem.answer)
 
-    words, problem = addition.tokenizer(), Addition((2,)).problem("train", 0)
-    rows = [demonstration(words, problem, text) for text in (problem.answer, "0")]
-    assert [(mark.lenient, mark.strict) for mark in grade(Lenient(), words, rows)] == [(1.0, 1.0), (0.0, 0.0)]
+    problem = Addition((2,)).problem("train", 0)
+    assert marks(Plain(), problem, [problem.answer, "0"]) == [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0)]
 
 
-def test_accuracy_is_counted_apart_for_each_difficulty_lenient_and_strict():
-    words, task = addition.tokenizer(), Addition((2, 1))
-    rows = []
-    for i in range(20):
-        problem = task.problem("train", i)
+def policy_that_says(monkeypatch, text_of):
+    """From here on a rollout is the text `text_of(place of the problem, its problem, place in its group)`."""
+
+    def said(task, policy, tokenizer, problems, *, group_size=1, **how):
+        return [
+            [demonstration(tokenizer, problem, text_of(i, problem, g)) for g in range(group_size)]
+            for i, problem in enumerate(problems)
+        ]
+
+    monkeypatch.setattr("nanoreason.environment.sample", said)
+
+
+def test_accuracy_is_counted_apart_for_each_difficulty_lenient_and_strict(monkeypatch):
+    words, task = addition.tokenizer(), Addition((3, 2))
+
+    def text_of(i, problem, g):
         wrong_work = problem.solution.replace("C: 0", "C: 1", 1)
-        rows.append(demonstration(words, problem, [problem.solution, wrong_work, "0", "0"][i // 2 % 4]))
-    marks = grade(task, words, rows)
-    lenient, strict = accuracy_by(marks, digits_of), accuracy_by(marks, digits_of, strict=True)
-    assert list(lenient) == [1, 2]
-    assert lenient == {1: 0.6, 2: 0.6}
-    assert strict == {1: 0.3, 2: 0.3}
+        return [problem.solution, wrong_work, problem.solution[: -len(problem.answer)] + "0", "0"][i % 4]
+
+    policy_that_says(monkeypatch, text_of)
+    # places 0 to 9, of three digits: 0 4 8 through valid work, 1 5 9 too by another; 10 to 19, of two: 12 16, 13 17
+    expected = {"acc/2": 0.4, "acc_strict/2": 0.2, "acc_lenient/2": 0.4,
+                "acc/3": 0.6, "acc_strict/3": 0.3, "acc_lenient/3": 0.6}  # fmt: skip
+    assert evaluate(task, None, words, 10) == expected
+    assert list(by_difficulty(task, judge(task, words, [[demonstration(words, p)] for p in task.test_problems(2)]))) \
+        == [2, 3]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -166,43 +200,52 @@ def memoriser():
     return model, words, problems
 
 
-def test_a_policy_that_knows_its_sums_scores_one_on_them_and_not_on_others(memoriser):
+@pytest.mark.trains
+def test_a_policy_that_knows_its_sums_scores_one_on_them_and_not_on_others(memoriser, monkeypatch):
     model, words, problems = memoriser
 
     def scores(problems):
-        return evaluate.test_accuracy(model, words, Addition(), problems, budget=addition.budget, key=digits_of)
+        monkeypatch.setattr(Addition, "test_problems", lambda self, count: problems)
+        return evaluate(Addition(), model, words, 1)
 
-    assert scores(problems) == {"acc/1": 1.0, "acc/2": 1.0, "acc_strict/1": 1.0, "acc_strict/2": 1.0}
-    others = [problem for problem in addition.test_sums((1, 2), 10) if problem not in problems]
-    assert all(score < 0.5 for score in scores(others).values())
+    expected = [f"{name}/{n}" for n in (1, 2) for name in ("acc", "acc_strict", "acc_lenient")]
+    assert scores(problems) == dict.fromkeys(expected, 1.0)
+    others = [Addition((1, 2)).problem("test", i) for i in range(20)]
+    assert all(score < 0.5 for score in scores([problem for problem in others if problem not in problems]).values())
 
 
+@pytest.mark.trains
 def test_responses_come_in_the_order_of_their_problems_with_each_group_together(memoriser):
     model, words, problems = memoriser
-    rows = respond(model, words, problems, budget=addition.budget, group_size=3, temperature=1.0)
-    assert [row.problem for row in rows] == [problem for problem in problems for _ in range(3)]
+    groups = sample(Addition(), model, words, problems, group_size=3, temperature=1.0)
+    assert [[row.problem for row in group] for group in groups] == [[problem] * 3 for problem in problems]
+    rows = [row for group in groups for row in group]
     assert all(row.stop_reason for row in rows)
     assert len({row.seed for row in rows}) == len(rows)
 
 
-def test_responses_end_within_the_budget_of_their_problem(memoriser):
+@pytest.mark.trains
+def test_responses_end_within_the_budget_of_their_problem(memoriser, monkeypatch):
     model, words, problems = memoriser
-    rows = respond(model, words, problems, budget=lambda problem: 3 * digits_of(problem))
-    assert [len(row.response) for row in rows] == [3 * digits_of(row.problem) for row in rows]
+    monkeypatch.setattr(Addition, "max_tokens", lambda self, problem: 3 * self.difficulty(problem))
+    groups = sample(Addition(), model, words, problems, temperature=0.0)
+    assert [len(row.response) for (row,) in groups] == [3 * row.problem.info["digits"] for (row,) in groups]
+    groups = sample(Addition(), model, words, problems, temperature=0.0, max_new_tokens=2)
+    assert [len(row.response) for (row,) in groups] == [2] * 4
 
 
+@pytest.mark.trains
 def test_the_seed_decides_sampled_responses(memoriser):
     model, words, problems = memoriser
 
     def texts(seed):
-        rows = respond(
-            model, words, problems, budget=addition.budget, group_size=4, temperature=2.0, seed=seed
-        )  # fmt: skip
-        return [row.tokens for row in rows]
+        groups = sample(Addition(), model, words, problems, group_size=4, temperature=2.0, seed=seed)
+        return [row.tokens for group in groups for row in group]
 
     assert texts(1) == texts(1) != texts(2)
 
 
-def test_no_problems_have_no_accuracy(memoriser):
-    model, words, _ = memoriser
-    assert evaluate.test_accuracy(model, words, Addition(), [], budget=addition.budget, key=digits_of) == {}
+def test_no_problems_have_no_accuracy(make_model):
+    words = addition.tokenizer()
+    model = make_model(0, vocab_size=words.vocab_size)
+    assert evaluate(Addition((2,)), model, words, 0) == {}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from nanoreason.learn import (
     clipped_policy_loss,
     collate,
     fit,
-    from_stream,
     group_advantages,
     in_epochs,
     kl_estimate,
@@ -25,6 +25,8 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.optim import SGD
+from nanoreason.recipes import sft
+from nanoreason.recipes.grpo import over_updates
 from nanoreason.rollout import Problem, Rollout, demonstration
 from nanoreason.run import learning_rate
 from nanoreason.tasks.addition import Addition, tokenizer
@@ -174,7 +176,7 @@ def test_one_step_on_a_hand_made_group_moves_right_up_and_wrong_down(make_model,
         for token in response:
             row.sampled(token, 0.0)
     with_true_logprobs(model, rows)
-    for row, advantage in zip(rows, group_advantages([1.0, 1.0, 0.0, 0.0], 4), strict=True):
+    for row, advantage in zip(rows, group_advantages([[1.0, 1.0, 0.0, 0.0]])[0], strict=True):
         row.advantage = advantage
     before = [sum(row.logprobs) for row in rows]
     weights = token_weights(rows, average, constant=8)
@@ -496,7 +498,9 @@ def test_the_weights_of_a_step_sum_to_one(counts, average):
 def test_constant_weights_sum_to_one_when_every_row_uses_its_budget_and_to_less_otherwise(counts):
     weights = token_weights([of_length(count) for count in counts], "constant", constant=60)
     assert math.fsum(w for row in weights for w in row) == pytest.approx(sum(counts) / (60 * len(counts)))
-    assert math.fsum(w for row in token_weights([of_length(60)] * 3, "constant", 60) for w in row) == pytest.approx(1)
+    assert math.fsum(
+        w for row in token_weights([of_length(60) for _ in range(3)], "constant", 60) for w in row
+    ) == pytest.approx(1)
 
 
 def test_a_row_without_loss_tokens_has_weight_zero_and_is_no_division_by_zero():
@@ -516,8 +520,9 @@ def test_an_average_that_is_not_known_or_lacks_its_constant_is_an_error():
 
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.booleans())
 def test_advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero(rewards, divide):
-    advantages = group_advantages(rewards, 3, "group" if divide else "none")
-    for group, members in ((advantages[:3], rewards[:3]), (advantages[3:], rewards[3:])):
+    groups = [rewards[:3], rewards[3:]]
+    advantages = group_advantages(groups, "group" if divide else "none")
+    for group, members in zip(advantages, groups, strict=True):
         assert sum(group) == pytest.approx(0, abs=1e-6)
         if max(members) == min(members):
             assert group == [0.0] * 3
@@ -528,13 +533,12 @@ def test_advantages_of_a_group_have_mean_zero_and_unit_deviation_or_are_all_zero
 
 
 def test_a_group_is_judged_by_itself_alone():
-    assert group_advantages([1.0, 0.0, 5.0, 5.0], 2) == [1.0, -1.0, 0.0, 0.0]
-    assert group_advantages([3.0, 4.0], 1) == [0.0, 0.0]
+    assert group_advantages([[1.0, 0.0], [5.0, 5.0]]) == [[1.0, -1.0], [0.0, 0.0]]
+    assert group_advantages([[3.0], [4.0]]) == [[0.0], [0.0]]
 
 
-def test_rewards_that_do_not_fall_into_groups_are_an_error():
-    with pytest.raises(ValueError, match="5 rewards"):
-        group_advantages([1.0] * 5, 2)
+def test_groups_need_not_be_equally_large():
+    assert group_advantages([[1.0, 0.0], [2.0], [0.0, 4.0, 8.0]], "none") == [[0.5, -0.5], [0.0], [-4.0, 0.0, 4.0]]
 
 
 # -------------------------------------------------------------------------------------------------- broken numbers
@@ -603,46 +607,191 @@ def test_the_rows_of_a_step_are_a_function_of_the_step_alone(steps):
 
 
 def test_a_stream_never_repeats_an_index_and_starts_anywhere():
+    """The stream that `sft` learns from."""
     words, task = tokenizer(), Addition((3,))
-    rows_of = from_stream(words, task, "train", 4)
+    config = sft.SftConfig(task=task, rows_per_step=4, seed=5)
+    rows_of = sft.task_rows(config, words, 256, Counter())
     stream = [row.problem for step in range(3) for row in rows_of(step)]
-    assert stream == [task.problem("train", i) for i in range(12)]
-    assert [row.problem for row in from_stream(words, task, "train", 4)(2)] == stream[8:]
+    assert stream == [task.problem("sft-5", i) for i in range(12)]
+    assert [row.problem for row in sft.task_rows(config, words, 256, Counter())(2)] == stream[8:]
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_fitting_in_two_halves_equals_fitting_at_once(make_model, finished, assert_same_weights, stop):
     rows = finished(20)
-    options = {"lr": 1e-2, "warmup": 2, "decay": True}
-
+    options = {"lr": 1e-2, "warmup": 2, "decay": "cosine"}
     rows_of = in_epochs(rows, 6, 0)
-
-    def stop_here(step, metrics):
-        if step + 1 == stop:
-            raise KeyboardInterrupt
-
     whole, halves = make_model(14), make_model(14)
-    fit(whole, make_optimizer(whole), rows_of, steps=7, **options)
+    steps = list(fit(whole, make_optimizer(whole), rows_of, steps=7, **options))
+    assert [done for done, _ in steps] == list(range(1, 8))
     optimizer = make_optimizer(halves)
-    with pytest.raises(KeyboardInterrupt):
-        fit(halves, optimizer, rows_of, steps=7, **options, after=stop_here)
-    fit(halves, optimizer, rows_of, steps=7, first_step=stop, **options)
+    for done, _ in fit(halves, optimizer, rows_of, steps=7, **options):
+        if done == stop:
+            break
+    again = list(fit(halves, optimizer, rows_of, steps=7, first_step=stop, **options))
+    assert again == steps[stop:]
     assert_same_weights(whole, halves)
 
 
-def test_fit_reports_every_step_with_the_learning_rate_it_used(make_model, finished, monkeypatch):
-    used, reported = [], []
+@pytest.mark.parametrize("decay", ["none", "cosine", "linear"])
+def test_fit_reports_every_step_with_the_learning_rate_it_used(make_model, finished, monkeypatch, decay):
+    used = []
     monkeypatch.setattr(learn, "update", lambda *args, lr, **options: used.append(lr) or {"loss": 1.0})
     model = make_model(15)
-    fit(model, make_optimizer(model), lambda step: finished(2), steps=9, lr=0.5, warmup=4, decay=True,
-        after=lambda step, metrics: reported.append((step, metrics["learning_rate"])))  # fmt: skip
-    assert reported == list(enumerate(used))
-    assert used == [learning_rate(step, 9, 0.5, 4, True) for step in range(9)]
+    steps = fit(model, make_optimizer(model), lambda step: finished(2), steps=9, lr=0.5, warmup=4, decay=decay)
+    reported = [(done, metrics["learning_rate"]) for done, metrics in steps]
+    assert reported == list(enumerate(used, 1))
+    assert used == [learning_rate(step, 9, 0.5, 4, decay) for step in range(9)]
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_a_tenth_of_it():
-    rates = [learning_rate(step, 100, 2.0, 10, True) for step in range(101)]
+    rates = [learning_rate(step, 100, 2.0, 10, "cosine") for step in range(101)]
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert rates[10] == pytest.approx(2.0) and rates[100] == pytest.approx(0.2)
-    assert [learning_rate(step, 100, 2.0, 10, False) for step in (10, 99)] == [2.0, 2.0]
+    assert [learning_rate(step, 100, 2.0, 10, "none") for step in (10, 99)] == [2.0, 2.0]
+
+
+def test_the_linear_rate_falls_in_a_line_and_reaches_zero_behind_the_last_step():
+    rates = [learning_rate(step, 100, 2.0, 10, "linear") for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert rates[10:] == pytest.approx([2.0 * (100 - step) / 90 for step in range(10, 101)])
+    assert rates[99] > 0 == rates[100]
+
+
+# --------------------------------------------------------------------- rollouts of several rows, rows of one rollout
+
+
+def cut_into_threads(row: Rollout) -> list[Rollout]:
+    """The row's rollout as three rows: the first third stays with the root, its child and grandchild have the rest.
+
+    A thread's prompt is all that stands before it, so the same tokens are predicted from the same context.
+    """
+    n = len(row.response)
+    cuts = [row.prompt_len, row.prompt_len + n // 3, row.prompt_len + 2 * n // 3, len(row.tokens)]
+    threads: list[Rollout] = []
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        mask = [False] * first + row.loss_mask[first:last]
+        logprobs = [0.0] * first + row.logprobs[first:last]
+        threads.append(Rollout(row.problem, row.tokens[:last], mask, logprobs, first))
+        threads[-1].parent = threads[-2] if len(threads) > 1 else None
+        threads[-1].advantage = 99.0  # what a thread says of itself does not count
+    threads[0].advantage, threads[0].reward = row.advantage, row.reward
+    return threads
+
+
+def test_the_root_of_a_row_is_the_first_of_its_line():
+    root, child, grandchild = (of_length(2) for _ in range(3))
+    child.parent, grandchild.parent = root, child
+    assert [row.root for row in (root, child, grandchild)] == [root] * 3
+
+
+def test_threads_have_the_advantage_of_their_root(finished):
+    row = finished(1, longest=12)[0]
+    threads = cut_into_threads(row)
+    batch = collate([*threads[1:], threads[0]], token_weights(threads), CPU)
+    assert batch.advantages.tolist() == [pytest.approx([row.advantage])] * 3
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+def test_weights_count_rollouts_and_not_rows(average):
+    """One rollout of three rows with 2 + 3 + 5 tokens beside one of a single row with 10, by hand."""
+    root, child, grandchild, single = (of_length(count) for count in (2, 3, 5, 10))
+    child.parent, grandchild.parent = root, child
+    rows = [child, single, root, grandchild]
+    found = token_weights(rows, average, constant=40)
+    assert [len(weights) for weights in found] == [len(row.tokens) for row in rows]
+    each = {"token": 1 / 20, "sequence": 1 / (2 * 10), "constant": 1 / (2 * 40)}[average]
+    for row, weights in zip(rows, found, strict=True):
+        assert weights == pytest.approx([each * counted for counted in row.loss_mask])
+    short, *_ = token_weights([root, single], average, constant=40)
+    assert short[1] == pytest.approx({"token": 1 / 12, "sequence": 1 / (2 * 2), "constant": 1 / (2 * 40)}[average])
+
+
+def test_the_number_of_rollouts_can_be_that_of_a_whole_step_of_which_some_are_left_out():
+    rows = [of_length(4), of_length(6)]
+    for average, expected in (("sequence", 1 / (5 * 4)), ("constant", 1 / (5 * 8)), ("token", 1 / 10)):
+        assert token_weights(rows, average, constant=8, rollouts=5)[0][1] == pytest.approx(expected)
+        assert token_weights(rows, average, constant=8, rollouts=2) == token_weights(rows, average, constant=8)
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("loss_of", [sft_loss, policy_loss])
+def test_a_rollout_of_threads_has_the_gradient_of_the_single_row_that_they_make_together(
+    model, finished, average, loss_of
+):
+    rows = finished(5, seed=2)
+    threads = [thread for row in rows for thread in cut_into_threads(row)]
+    gradients = []
+    for some in (rows, threads):
+        weights = token_weights(some, average, constant=30)
+        gradients.append(gradient_of(model, some, loss_of, weights=weights, micro_tokens=120))
+    scale = max(g.abs().max().item() for g in gradients[0].values())
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).abs().max() < 1e-5 * scale, name
+
+
+def test_a_step_without_a_token_that_counts_is_an_error_before_any_weight_or_moment_changes(
+    make_model, finished, assert_same_weights
+):
+    """A momentum would move the weights although the gradient is 0."""
+    model = make_model(16)
+    optimizer = make_optimizer(model)
+    update(model, optimizer, finished(4), lr=1e-2)
+    before = copy.deepcopy(model)
+    moments = {key: value.clone() for state in optimizer.state.values() for key, value in state.items()}
+    rows = finished(3)
+    for row in rows:
+        row.loss_mask = [False] * len(row.tokens)
+    with pytest.raises(ValueError, match="none of 3 rows has a token that counts"):
+        update(model, optimizer, rows, lr=1e-2)
+    assert_same_weights(model, before)
+    now = {key: value for state in optimizer.state.values() for key, value in state.items()}
+    assert all(torch.equal(now[key], moments[key]) for key in moments)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_token_advantages_of_another_length_than_the_row_are_an_error(finished, wrong):
+    rows = finished(3)
+    rows[0].token_advantages = [0.5] * len(rows[0].tokens)
+    collate(rows, token_weights(rows), CPU)
+    rows[1].token_advantages = [0.5] * (len(rows[1].tokens) + wrong)
+    with pytest.raises(ValueError, match=f"{len(rows[1].tokens) + wrong} token_advantages for a row of"):
+        collate(rows, token_weights(rows), CPU)
+
+
+def test_token_advantages_are_added_to_the_rows_own_and_rows_without_them_have_that_alone(finished):
+    rows = finished(3)
+    rows[1].token_advantages = [0.1 * t for t in range(len(rows[1].tokens))]
+    batch = collate(rows, token_weights(rows), CPU)
+    assert batch.advantages.shape == batch.tokens.shape
+    n = len(rows[1].tokens)
+    torch.testing.assert_close(batch.advantages[1, :n], rows[1].advantage + 0.1 * torch.arange(n))
+    assert batch.advantages[0, : len(rows[0].tokens)].tolist() == pytest.approx(
+        [rows[0].advantage] * len(rows[0].tokens)
+    )
+
+
+def test_metrics_over_updates_are_weighted_by_their_tokens_and_maxima_are_maxima():
+    found = [
+        {"loss": 1.0, "logp_diff/max": 0.5, "num_tokens": 30},
+        {"loss": 5.0, "logp_diff/max": 0.2, "num_tokens": 10},
+    ]
+    assert over_updates(found) == {"loss": pytest.approx(2.0), "logp_diff/max": 0.5}
+    assert over_updates([]) == {}
+
+
+def test_metrics_of_minibatches_together_are_those_of_one_update_on_all_their_tokens(model, finished):
+    rows = finished(9)
+
+    def measure(logprobs, batch):
+        return {"nll": -logprobs, "nll/max": -logprobs}
+
+    def metrics_of(some):
+        frozen = copy.deepcopy(model)
+        return update(frozen, SGD(frozen), some, lr=0.0, measure=measure, entropy_coef=0.0)
+
+    together = metrics_of(rows)
+    parts = over_updates([metrics_of(rows[:2]), metrics_of(rows[2:])])
+    for name in ("loss", "nll", "nll/max", "entropy"):
+        assert parts[name] == pytest.approx(together[name], rel=1e-4)

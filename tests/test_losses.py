@@ -1,5 +1,6 @@
 """The losses of GRPO's family: by hand on four numbers, against finite differences, exact sums and TRL's trainer."""
 
+import copy
 import itertools
 import math
 from collections import defaultdict
@@ -15,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoreason import learn
 from nanoreason.learn import (
+    Algorithm,
     ChunkedHead,
-    PolicyLoss,
     collate,
     group_advantages,
+    is_zero_variance,
     kl_estimate,
     logprobs_and_entropy,
     policy_ratio,
@@ -46,7 +48,7 @@ def batch_of(old, advantage, mask=None, ref=None, sampler=None) -> Batch:
                  row(sampler), row(ref))  # fmt: skip
 
 
-def value_and_slope(loss: PolicyLoss, logprobs: torch.Tensor, batch: Batch, weights=None):
+def value_and_slope(loss: Algorithm, logprobs: torch.Tensor, batch: Batch, weights=None):
     """Per-token losses and d (losses * weights).sum() / d log-prob, as lists; weights default to 1 on loss tokens."""
     x = logprobs.clone().requires_grad_(True)
     losses = loss(x, batch)
@@ -59,12 +61,13 @@ def value_and_slope(loss: PolicyLoss, logprobs: torch.Tensor, batch: Batch, weig
 
 def test_advantages_by_hand_for_every_divisor():
     """Two groups with one and with three right answers of four; over all eight rewards the deviation is 1/2."""
-    rewards = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
-    assert group_advantages(rewards, 4, "none") == [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75]
-    assert group_advantages(rewards, 4, "batch") == [1.5, -0.5, -0.5, -0.5, 0.5, 0.5, 0.5, -1.5]
+    rewards = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+    assert group_advantages(rewards, "none") == [[0.75, -0.25, -0.25, -0.25], [0.25, 0.25, 0.25, -0.75]]
+    assert group_advantages(rewards, "batch") == [[1.5, -0.5, -0.5, -0.5], [0.5, 0.5, 0.5, -1.5]]
     root = math.sqrt(3)
-    expected = [root, -1 / root, -1 / root, -1 / root, 1 / root, 1 / root, 1 / root, -root]
-    assert group_advantages(rewards, 4, "group") == pytest.approx(expected)
+    first, second = group_advantages(rewards, "group")
+    assert first == pytest.approx([root, -1 / root, -1 / root, -1 / root])
+    assert second == pytest.approx([1 / root, 1 / root, 1 / root, -root])
 
 
 @given(st.integers(2, 12), st.data())
@@ -72,7 +75,7 @@ def test_with_rewards_0_and_1_the_advantages_are_those_of_the_share_that_is_righ
     """A+ = sqrt((1-p)/p), A- = -sqrt(p/(1-p)): a rare success counts much more than a common one."""
     right = data.draw(st.integers(1, size - 1))
     p = right / size
-    advantages = group_advantages([1.0] * right + [0.0] * (size - right), size)
+    (advantages,) = group_advantages([[1.0] * right + [0.0] * (size - right)])
     assert advantages[0] == pytest.approx(math.sqrt((1 - p) / p))
     assert advantages[-1] == pytest.approx(-math.sqrt(p / (1 - p)))
 
@@ -80,15 +83,16 @@ def test_with_rewards_0_and_1_the_advantages_are_those_of_the_share_that_is_righ
 @pytest.mark.parametrize("divide_by", ["group", "batch", "none"])
 def test_a_group_without_variance_has_no_advantages_even_where_rounding_differs(divide_by):
     """0.1 + 0.2 is not 0.3 in floating point; divided by their deviation these three would be +-1."""
-    flat = [0.1 + 0.2, 0.3, 0.3]
-    assert max(flat) != min(flat)
-    assert group_advantages([*flat, 1.0, 0.0, 0.0], 3, divide_by)[:3] == [0.0] * 3
-    assert group_advantages([0.5] * 6, 3, divide_by) == [0.0] * 6
+    equal = [0.1 + 0.2, 0.3, 0.3]
+    assert max(equal) != min(equal)
+    assert group_advantages([equal, [1.0, 0.0, 0.0]], divide_by)[0] == [0.0] * 3
+    assert group_advantages([[0.5] * 3] * 2, divide_by) == [[0.0] * 3] * 2
+    assert is_zero_variance(equal) and not is_zero_variance([0.0, 1e-6])
 
 
 def test_an_unknown_divisor_is_an_error():
     with pytest.raises(ValueError, match="'std'"):
-        group_advantages([1.0, 0.0], 2, "std")
+        group_advantages([[1.0, 0.0]], "std")
 
 
 # --------------------------------------------------------------------------------------- by hand, on four numbers
@@ -97,17 +101,17 @@ RATIOS = [1.5, 0.5, 1.0, 1.1]
 OLD = [-1.0, -2.0, -0.5, -3.0]
 NOW = torch.tensor([[old + math.log(ratio) for old, ratio in zip(OLD, RATIOS, strict=True)]], dtype=torch.float64)
 BY_HAND = {  # settings, advantage -> losses, slopes
-    "grpo, right": (PolicyLoss(), 2, [-2.4, -1.0, -2.0, -2.2], [0, -1.0, -2.0, -2.2]),
-    "grpo, wrong": (PolicyLoss(), -2, [3.0, 1.6, 2.0, 2.2], [3.0, 0, 2.0, 2.2]),
-    "clip higher, right": (PolicyLoss(clip_high=0.6), 2, [-3.0, -1.0, -2.0, -2.2], [-3.0, -1.0, -2.0, -2.2]),
-    "clip higher, wrong": (PolicyLoss(clip_high=0.6), -2, [3.0, 1.6, 2.0, 2.2], [3.0, 0, 2.0, 2.2]),
-    "two-sided, right": (PolicyLoss(cap=1.3), 2, [-2.4, -1.0, -2.0, -2.2], [0, -1.0, -2.0, -2.2]),
-    "two-sided, wrong": (PolicyLoss(cap=1.3), -2, [2.6, 1.6, 2.0, 2.2], [0, 0, 2.0, 2.2]),
-    "unclipped": (PolicyLoss(clip_low=INF, clip_high=INF), 2, [-3.0, -1.0, -2.0, -2.2], [-3.0, -1.0, -2.0, -2.2]),
-    "cispo, right": (PolicyLoss(level="detached"), 2, None, [-2.4, -1.0, -2.0, -2.2]),
-    "cispo, wrong": (PolicyLoss(level="detached"), -2, None, [2.4, 1.0, 2.0, 2.2]),
-    "reinforce": (PolicyLoss(level="detached", on_policy=True), 2, None, [-2.0] * 4),
-    "on-policy": (PolicyLoss(on_policy=True), 2, [-2.0] * 4, [-2.0] * 4),
+    "grpo, right": (Algorithm(), 2, [-2.4, -1.0, -2.0, -2.2], [0, -1.0, -2.0, -2.2]),
+    "grpo, wrong": (Algorithm(), -2, [3.0, 1.6, 2.0, 2.2], [3.0, 0, 2.0, 2.2]),
+    "clip higher, right": (Algorithm(clip_high=0.6), 2, [-3.0, -1.0, -2.0, -2.2], [-3.0, -1.0, -2.0, -2.2]),
+    "clip higher, wrong": (Algorithm(clip_high=0.6), -2, [3.0, 1.6, 2.0, 2.2], [3.0, 0, 2.0, 2.2]),
+    "two-sided, right": (Algorithm(cap=1.3), 2, [-2.4, -1.0, -2.0, -2.2], [0, -1.0, -2.0, -2.2]),
+    "two-sided, wrong": (Algorithm(cap=1.3), -2, [2.6, 1.6, 2.0, 2.2], [0, 0, 2.0, 2.2]),
+    "unclipped": (Algorithm(clip_low=INF, clip_high=INF), 2, [-3.0, -1.0, -2.0, -2.2], [-3.0, -1.0, -2.0, -2.2]),
+    "cispo, right": (Algorithm(ratio="detached"), 2, None, [-2.4, -1.0, -2.0, -2.2]),
+    "cispo, wrong": (Algorithm(ratio="detached"), -2, None, [2.4, 1.0, 2.0, 2.2]),
+    "reinforce": (Algorithm(ratio="detached", on_policy=True), 2, None, [-2.0] * 4),
+    "on-policy": (Algorithm(on_policy=True), 2, [-2.0] * 4, [-2.0] * 4),
 }
 
 
@@ -135,7 +139,7 @@ def test_gspo_by_hand_with_the_ratio_of_the_whole_row(ratios, advantage, slopes)
     """With the sequence average a row's loss is -s * A, s the geometric mean of its tokens' ratios."""
     now = torch.tensor([OLD], dtype=torch.float64) + torch.tensor([ratios], dtype=torch.float64).log()
     batch = batch_of(OLD, advantage)
-    _, slope = value_and_slope(PolicyLoss(level="sequence"), now, batch, weights=batch.weights / 4)
+    _, slope = value_and_slope(Algorithm(ratio="sequence"), now, batch, weights=batch.weights / 4)
     assert slope == pytest.approx(slopes)
 
 
@@ -147,18 +151,18 @@ def test_the_ratio_of_a_row_is_the_mean_over_its_loss_tokens_alone():
     assert policy_ratio(now, torch.zeros(1, 3), "sequence", torch.zeros_like(mask)).tolist() == [[1.0] * 3]
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("of", ["token", "sequence"])
 @pytest.mark.parametrize(
     ("advantage", "ratio", "stops"), [(1, 1.5, True), (1, 0.5, False), (-1, 1.5, False), (-1, 0.5, True)]
 )
-def test_the_four_cases_of_the_sign_table(level, advantage, ratio, stops):
+def test_the_four_cases_of_the_sign_table(of, advantage, ratio, stops):
     """It stops where the policy has gone far enough in the right direction; CISPO's gradient never stops."""
     now, batch = torch.tensor([[math.log(ratio) - 1]], dtype=torch.float64), batch_of([-1.0], advantage)
-    _, slope = value_and_slope(PolicyLoss(level=level), now, batch)
+    _, slope = value_and_slope(Algorithm(ratio=of), now, batch)
     assert slope == pytest.approx([0.0 if stops else -advantage * ratio])
-    _, slope = value_and_slope(PolicyLoss(level="detached"), now, batch)
+    _, slope = value_and_slope(Algorithm(ratio="detached"), now, batch)
     assert slope == pytest.approx([-advantage * min(ratio, 1.2)])
-    measured = PolicyLoss(level=level).measure(now, batch)
+    measured = Algorithm(ratio=of).measure(now, batch)
     assert measured["clip_ratio/high_mean"].item() == (stops and advantage > 0)
     assert measured["clip_ratio/low_mean"].item() == (stops and advantage < 0)
     assert measured["clip_ratio/region_mean"].item() == stops
@@ -167,9 +171,9 @@ def test_the_four_cases_of_the_sign_table(level, advantage, ratio, stops):
 def test_the_weight_between_sampler_and_learner_is_cut_and_leaves_the_kl_alone():
     sampler = [old - math.log(ratio) for old, ratio in zip(OLD, [3.0, 0.5, 1.0, 1.0], strict=True)]
     batch = batch_of(OLD, 1, sampler=sampler, ref=[-1.0] * 4)
-    _, slope = value_and_slope(PolicyLoss(sampler_cap=2.0, on_policy=False), torch.tensor([OLD]).double(), batch)
+    _, slope = value_and_slope(Algorithm(sampler_cap=2.0, on_policy=False), torch.tensor([OLD]).double(), batch)
     assert slope == pytest.approx([-2.0, -0.5, -1.0, -1.0])
-    loss = PolicyLoss(sampler_cap=2.0, kl_coef=0.5)
+    loss = Algorithm(sampler_cap=2.0, kl_coef=0.5)
     with_kl, _ = value_and_slope(loss, NOW, batch)
     without, _ = value_and_slope(replace(loss, kl_coef=0.0), NOW, batch)
     kl = kl_estimate(NOW, batch.ref_logprobs)[0]
@@ -178,13 +182,13 @@ def test_the_weight_between_sampler_and_learner_is_cut_and_leaves_the_kl_alone()
 
 
 DIFFERENTIABLE = {
-    "grpo": PolicyLoss(kl_coef=0.1),
-    "dapo": PolicyLoss(clip_high=0.28),
-    "two-sided": PolicyLoss(cap=1.35),
-    "gspo": PolicyLoss(level="sequence", clip_low=0.01, clip_high=0.01),
-    "k2": PolicyLoss(kl_coef=0.3, kl_estimator="k2"),
-    "k3, corrected": PolicyLoss(kl_coef=0.3, kl_correction=True),
-    "truncated importance": PolicyLoss(sampler_cap=1.1),
+    "grpo": Algorithm(kl_coef=0.1),
+    "dapo": Algorithm(clip_high=0.28),
+    "two-sided": Algorithm(cap=1.35),
+    "gspo": Algorithm(ratio="sequence", clip_low=0.01, clip_high=0.01),
+    "k2": Algorithm(kl_coef=0.3, kl_estimator="k2"),
+    "k3, corrected": Algorithm(kl_coef=0.3, kl_correction=True),
+    "truncated importance": Algorithm(sampler_cap=1.1),
 }
 
 
@@ -204,12 +208,12 @@ def test_every_gradient_equals_finite_differences(name):
 
 
 ONE_UPDATE = {
-    "none": PolicyLoss(clip_low=INF, clip_high=INF),
-    "grpo": PolicyLoss(),
-    "dapo": PolicyLoss(clip_high=0.28),
-    "two-sided": PolicyLoss(cap=4.0),
-    "cispo": PolicyLoss(level="detached", clip_high=4.0),
-    "reinforce": PolicyLoss(level="detached", clip_high=INF),
+    "none": Algorithm(clip_low=INF, clip_high=INF),
+    "grpo": Algorithm(),
+    "dapo": Algorithm(clip_high=0.28),
+    "two-sided": Algorithm(cap=4.0),
+    "cispo": Algorithm(ratio="detached", clip_high=4.0),
+    "reinforce": Algorithm(ratio="detached", clip_high=INF),
 }
 
 
@@ -229,7 +233,7 @@ def test_with_one_update_per_rollout_all_clip_variants_have_the_same_gradient_bi
         assert torch.equal(slope(replace(loss, on_policy=True)), -A * batch.weights), name
         assert not torch.equal(slope(loss), -A * batch.weights), f"{name} off-policy"
     row_mean = (-A * batch.weights).mean(1, keepdim=True).expand(4, 9)  # GSPO spreads a row's weights evenly
-    torch.testing.assert_close(slope(PolicyLoss(level="sequence", on_policy=True)), row_mean)
+    torch.testing.assert_close(slope(Algorithm(ratio="sequence", on_policy=True)), row_mean)
 
 
 # ------------------------------------------------------------------------------------------ KL, on three tokens
@@ -250,23 +254,23 @@ def gradient(function, at=LOGITS):
     return logits.grad
 
 
-def expected_kl_term(loss: PolicyLoss):
+def expected_kl_term(loss: Algorithm):
     """The mean of the loss's KL term over tokens that the OLD policy drew."""
     return lambda x: (OLD_POLICY.exp() * loss.kl(x.log_softmax(-1), OLD_POLICY, REFERENCE)).sum()
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_corrected_by_the_ratio_the_kl_gradient_is_exact_for_any_old_policy(estimator):
-    loss = PolicyLoss(kl_coef=1.0, kl_estimator=estimator, kl_correction=True)
+    loss = Algorithm(kl_coef=1.0, kl_estimator=estimator, kl_correction=True)
     torch.testing.assert_close(gradient(expected_kl_term(loss)), gradient(exact_kl))
     plain = replace(loss, kl_correction=False)
     assert (gradient(expected_kl_term(plain)) - gradient(exact_kl)).abs().max() > 0.05
 
 
 def test_the_mean_of_the_corrected_k3_is_the_exact_kl_for_any_old_policy():
-    loss = PolicyLoss(kl_correction=True)
+    loss = Algorithm(kl_correction=True)
     assert expected_kl_term(loss)(LOGITS).item() == pytest.approx(exact_kl(LOGITS).item(), rel=1e-12)
-    assert expected_kl_term(PolicyLoss())(LOGITS).item() != pytest.approx(exact_kl(LOGITS).item(), rel=0.05)
+    assert expected_kl_term(Algorithm())(LOGITS).item() != pytest.approx(exact_kl(LOGITS).item(), rel=0.05)
 
 
 def test_on_policy_the_corrected_k3_has_the_exact_gradient_too_and_the_plain_one_that_of_the_reversed_kl():
@@ -275,13 +279,13 @@ def test_on_policy_the_corrected_k3_has_the_exact_gradient_too_and_the_plain_one
 
     def corrected(x):  # the old policy is the policy, held fixed
         logp = x.log_softmax(-1)
-        return (logp.exp().detach() * PolicyLoss(kl_correction=True).kl(logp, logp.detach(), REFERENCE)).sum()
+        return (logp.exp().detach() * Algorithm(kl_correction=True).kl(logp, logp.detach(), REFERENCE)).sum()
 
     def reversed_kl(x):
         return (REFERENCE.exp() * (REFERENCE - x.log_softmax(-1))).sum()
 
     torch.testing.assert_close(gradient(corrected), gradient(exact_kl))
-    torch.testing.assert_close(gradient(term(PolicyLoss())), gradient(reversed_kl))
+    torch.testing.assert_close(gradient(term(Algorithm())), gradient(reversed_kl))
 
 
 def test_k1_in_the_reward_is_the_exact_gradient_of_the_kl():
@@ -298,7 +302,7 @@ def test_k1_in_the_reward_is_the_exact_gradient_of_the_kl():
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 @pytest.mark.parametrize("corrected", [True, False])
 def test_without_advantages_a_step_on_the_whole_loss_brings_the_policy_closer_to_its_reference(estimator, corrected):
-    loss = PolicyLoss(kl_coef=0.5, kl_estimator=estimator, kl_correction=corrected, on_policy=True)
+    loss = Algorithm(kl_coef=0.5, kl_estimator=estimator, kl_correction=corrected, on_policy=True)
     logits = LOGITS.clone()
     for _ in range(20):
 
@@ -369,14 +373,14 @@ def test_stars_filter_is_the_policy_gradient_with_reward_0_or_1_and_no_baseline(
     for row in rows:
         row.advantage = row.reward
     weights = [[chance * counted for counted in row.loss_mask] for chance, row in zip(p, rows, strict=True)]
-    reinforce = loss_gradient(model, rows, weights, PolicyLoss(level="detached", clip_high=INF, on_policy=True))
+    reinforce = loss_gradient(model, rows, weights, Algorithm(ratio="detached", clip_high=INF, on_policy=True))
     kept = [i for i, row in enumerate(rows) if row.reward]
     star = loss_gradient(model, [rows[i] for i in kept], [weights[i] for i in kept], sft_loss)
     assert close(reinforce, exact) and close(star, exact)
     # on a sample of rows as well: STaR averages over the kept tokens, reinforce over all rows and their budget
-    sample = [rows[i] for i in (0, 3, 5, 5, 7, *kept)]
+    sample = [copy.copy(rows[i]) for i in (0, 3, 5, 5, 7, *kept)]  # of one row twice: two rollouts
     found = loss_gradient(
-        model, sample, token_weights(sample, "constant", 3), PolicyLoss(level="detached", on_policy=True)
+        model, sample, token_weights(sample, "constant", 3), Algorithm(ratio="detached", on_policy=True)
     )
     kept = [row for row in sample if row.reward]
     star = loss_gradient(model, kept, token_weights(kept), sft_loss)
@@ -391,7 +395,7 @@ def test_a_baseline_changes_no_expected_gradient(enumerated):
     for baseline in (0.0, 0.7):
         for row in rows:
             row.advantage = row.reward - baseline
-        gradients.append(loss_gradient(model, rows, weights, PolicyLoss(on_policy=True)))
+        gradients.append(loss_gradient(model, rows, weights, Algorithm(on_policy=True)))
     assert close(*gradients, rel=1e-3)
 
 
@@ -407,7 +411,7 @@ def test_the_gradient_and_all_metrics_of_the_whole_loss_do_not_depend_on_the_mic
     for row in rows:
         row.old_logprobs = [0.9 * x for x in row.logprobs]
         row.ref_logprobs = [0.5 * x - 0.1 for x in row.logprobs]
-    loss = PolicyLoss(level="sequence", kl_coef=0.3, kl_correction=True, sampler_cap=1.5)
+    loss = Algorithm(ratio="sequence", kl_coef=0.3, kl_correction=True, sampler_cap=1.5)
     results = []
     for micro_tokens in (10_000, 90, 1):
         optimizer = SGD(model)
@@ -520,17 +524,17 @@ def test_in_chunks_the_log_probs_need_less_than_a_quarter_of_the_memory_of_full_
 
 BUDGET = 9
 AGAINST_TRL = {  # ours, our average -> TRL's settings
-    "grpo": (PolicyLoss(kl_coef=0.04), "sequence", dict(loss_type="grpo", beta=0.04)),
-    "dr_grpo": (PolicyLoss(), "constant", dict(loss_type="dr_grpo")),
-    "dapo": (PolicyLoss(clip_high=0.28), "token", dict(loss_type="dapo", epsilon_high=0.28)),
-    "gspo": (PolicyLoss(level="sequence", clip_low=0.03, clip_high=0.04), "sequence",
+    "grpo": (Algorithm(kl_coef=0.04), "sequence", dict(loss_type="grpo", beta=0.04)),
+    "dr_grpo": (Algorithm(), "constant", dict(loss_type="dr_grpo")),
+    "dapo": (Algorithm(clip_high=0.28), "token", dict(loss_type="dapo", epsilon_high=0.28)),
+    "gspo": (Algorithm(ratio="sequence", clip_low=0.03, clip_high=0.04), "sequence",
              dict(loss_type="grpo", importance_sampling_level="sequence", epsilon_low=0.03, epsilon_high=0.04)),
-    "cispo": (PolicyLoss(level="detached", clip_high=0.3), "token", dict(loss_type="cispo", epsilon_high=1.3)),
-    "two-sided": (PolicyLoss(cap=1.3), "sequence", dict(loss_type="grpo", delta=1.3)),
-    "corrected kl": (PolicyLoss(kl_coef=0.04, kl_correction=True), "token",
+    "cispo": (Algorithm(ratio="detached", clip_high=0.3), "token", dict(loss_type="cispo", epsilon_high=1.3)),
+    "two-sided": (Algorithm(cap=1.3), "sequence", dict(loss_type="grpo", delta=1.3)),
+    "corrected kl": (Algorithm(kl_coef=0.04, kl_correction=True), "token",
                      dict(loss_type="dapo", beta=0.04, use_bias_correction_kl=True)),
-    "sampler weight": (PolicyLoss(sampler_cap=1.2), "sequence", dict(loss_type="grpo", use_vllm=True)),
-    "on-policy": (PolicyLoss(on_policy=True), "sequence", dict(loss_type="grpo", on_policy=True)),
+    "sampler weight": (Algorithm(sampler_cap=1.2), "sequence", dict(loss_type="grpo", use_vllm=True)),
+    "on-policy": (Algorithm(on_policy=True), "sequence", dict(loss_type="grpo", on_policy=True)),
 }  # fmt: skip
 
 

@@ -3,43 +3,113 @@
 import dataclasses
 import importlib
 import json
+import math
 import re
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from nanoreason import run as settings_code
 from nanoreason.__main__ import RECIPES as RECIPE_NAMES
 from nanoreason.__main__ import SECTIONS
-from nanoreason.recipes import star
-from nanoreason.run import Run, RunConfig, field_comments, parse_config, pick_device, read_jsonl, replace_text, table
+from nanoreason.learn import ALGORITHMS, Algorithm
+from nanoreason.recipes import grpo, sft, star
+from nanoreason.rewards import REWARDS, Accuracy, Cosine, Format
+from nanoreason.run import (
+    FREE,
+    Range,
+    Run,
+    RunConfig,
+    Schedule,
+    bare,
+    check,
+    field_comments,
+    flatten,
+    from_flat,
+    hints_of,
+    parse_config,
+    parts_of,
+    pick_device,
+    read_jsonl,
+    replace_text,
+    shown,
+    spec_of,
+    table,
+    tables,
+    task_flags,
+)
+from nanoreason.search import STRATEGIES
+from nanoreason.tasks import TASKS, Addition, ThinkingAddition
+from nanoreason.tasks.wrappers import WRAPPERS, AskedLength, Templated
 
 RECIPES = {name: importlib.import_module(f"nanoreason.recipes.{name}") for name in RECIPE_NAMES}
+WORDS = st.text("abc/_.-", min_size=1).filter(lambda text: text != "--")  # argparse drops it, even behind a "="
+
+
+def range_of(kind) -> Range | None:
+    """The range that a number's type declares."""
+    return next((arg for arg in getattr(kind, "__metadata__", ()) if isinstance(arg, Range)), None)
+
+
+@st.composite
+def schedules(draw):
+    steps = sorted(draw(st.sets(st.integers(1, 500), max_size=3)))
+    return Schedule(draw(st.integers(1, 999)), tuple((step, draw(st.integers(1, 999))) for step in steps))
 
 
 def values_of(kind):
-    """A hypothesis strategy for a field's type."""
-    words = st.text("abc/_.-", min_size=1).filter(lambda text: text != "--")  # argparse drops it, even behind a "="
-    numbers = {int: st.integers(-5, 10**6), float: st.floats(-1e3, 1e3), str: words, bool: st.booleans()}
-    if kind in numbers:
-        return numbers[kind]  # else a tuple
-    return st.lists(numbers[typing.get_args(kind)[0]], min_size=1, max_size=4).map(tuple)
+    """A hypothesis strategy for all that a field's type allows."""
+    plain, range_ = bare(kind), range_of(kind) or Range()
+    low, high = max(-1e9, range_.low), min(1e9, range_.high)
+    if typing.get_origin(plain) is tuple:
+        items = typing.get_args(plain)
+        size = dict(max_size=4) if Ellipsis in items else dict(min_size=len(items), max_size=len(items))
+        return st.lists(values_of(items[0]), **size).map(tuple)
+    if typing.get_origin(plain) is typing.Literal:
+        return st.sampled_from(typing.get_args(plain))
+    if plain is int:
+        return st.integers(math.ceil(low), math.floor(high))
+    if plain is float:
+        return st.floats(low, high, exclude_min=range_.low_open)
+    return {bool: st.booleans(), str: WORDS, Schedule: schedules()}[plain]
 
 
-def flags_of(config, names) -> list[str]:
-    """The flags that set these fields to the values they have in `config`."""
-    flags = []
-    for name in names:
-        value, flag = getattr(config, name), name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+def flag_of(name: str, value) -> str:
+    """The flag that sets this field to this value."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={shown(value)}"
+
+
+def settings_of(config) -> dict[str, tuple]:
+    """{flag: (kind, value)} of all fields that hold no object, those inside objects too."""
+    known, hints = tables(config), hints_of(type(config))
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in known:
+            found[field.name] = (hints[field.name], value)
         else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            flags.append(f"--{flag}={text}")
-    return flags
+            for flag, (owner, part) in parts_of(field.name, value, known[field.name]).items():
+                found[flag] = (hints_of(type(owner))[part], getattr(owner, part))
+    return found
+
+
+def parsed(recipe: str, *flags: str):
+    return parse_config(RECIPES[recipe].PRESETS, list(flags), "x")
+
+
+def refused(recipe: str, *flags: str) -> str:
+    """What is said about flags that are refused: always one line."""
+    with pytest.raises(ValueError) as error:
+        parsed(recipe, *flags)
+    assert str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------- command line
@@ -51,10 +121,11 @@ def test_flags_set_exactly_the_fields_they_name_and_the_preset_the_rest(recipe, 
     module = RECIPES[recipe]
     preset = data.draw(st.sampled_from(list(module.PRESETS)))
     start = module.PRESETS[preset]
-    types = typing.get_type_hints(type(start))
-    names = data.draw(st.lists(st.sampled_from([field.name for field in dataclasses.fields(start)]), unique=True))
-    wanted = dataclasses.replace(start, **{name: data.draw(values_of(types[name])) for name in names})
-    assert parse_config(module.PRESETS, [f"--preset={preset}", *flags_of(wanted, names)], "x") == wanted
+    kinds = {name: kind for name, (kind, _) in settings_of(start).items() if "." not in name}
+    names = data.draw(st.lists(st.sampled_from(list(kinds)), unique=True))
+    wanted = replace(start, **{name: data.draw(values_of(kinds[name])) for name in names})
+    flags = [flag_of(name, getattr(wanted, name)) for name in names]
+    assert parse_config(module.PRESETS, [f"--preset={preset}", *flags], "x") == wanted
     assert module.PRESETS[preset] is start  # and the preset itself is not touched
 
 
@@ -66,58 +137,409 @@ def test_without_flags_the_first_preset_is_taken(recipe):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--stepz", "3"], ["--round", "3"], ["--digits", "1,x"], ["--seed", "one"], ["--preset", "huge"], ["stray"],
-     ["--rationalize=yes"], ["--rounds"]],
+    [["--stepz", "3"], ["--round", "3"], ["--task.digits", "1,x"], ["--seed", "one"], ["--preset", "huge"], ["stray"],
+     ["--rationalize=yes"], ["--rounds"], ["--task.template", "r1"], ["--late-from", "1e3"]],
     ids=" ".join,
 )  # fmt: skip
-def test_an_unknown_or_abbreviated_flag_or_a_value_of_the_wrong_kind_is_an_error(flags, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse_config(star.PRESETS, flags, "x")
-    assert stopped.value.code == 2
-    assert flags[0].split("=")[0].lstrip("-") in capsys.readouterr().err
+def test_an_unknown_or_abbreviated_flag_or_a_value_of_the_wrong_kind_is_an_error(flags):
+    assert flags[0].split("=")[0].lstrip("-") in refused("star", *flags)
 
 
-def help_of(module, capsys) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        parse_config(module.PRESETS, ["--help"], "train.py x")
-    assert stopped.value.code == 0
-    return re.sub(r"\s+", " ", capsys.readouterr().out)
+def test_dashes_and_underscores_are_the_same():
+    assert parsed("star", "--late_from", "3").late_from == parsed("star", "--late-from", "3").late_from == 3
+    a, b = (parsed("grpo", f"--{name}.digits", "2") for name in ("eval-task", "eval_task"))
+    assert a.eval_task.digits == b.eval_task.digits == (2,)
+
+
+# --------------------------------------------------------------------------------------------------------- ranges
+
+# Numbers that may be anything finite, or whose bounds depend on each other and are checked where they are used.
+UNBOUNDED = {"seed", "algorithm.entropy_coef", "targets", "tokens", "right", "wrong", "exceed", "penalty"}
+
+
+def everything_of(recipe: str) -> list:
+    """Configs of a recipe that together hold each of its objects: every task, wrapper, reward and algorithm."""
+    config = next(iter(RECIPES[recipe].PRESETS.values()))
+    specs = {
+        "task": [name if name not in WRAPPERS else f"addition,{name}" for name in TASKS],
+        "rewards": [",".join(REWARDS)],
+        "algorithm": list(ALGORITHMS),
+    }
+    flags = [[f"--{name}={spec}"] for name in tables(config) if name in specs for spec in specs[name]]
+    return [(some, parsed(recipe, *some)) for some in [[], *flags]]
+
+
+def outside(range_: Range, whole: bool) -> list[float]:
+    """Numbers next to the range on each side, and what is no number."""
+    step = 1 if whole else 1e-6
+    values = [] if whole else [math.nan, -math.inf, *([] if range_.infinite else [math.inf])]
+    if range_.low > -math.inf:
+        values += [range_.low - step, range_.low - 1000, *([range_.low] if range_.low_open else [])]
+    if range_.high < math.inf:
+        values += [range_.high + step, range_.high + 1000]
+    return [int(value) if whole else value for value in values]
+
+
+def inside(range_: Range, whole: bool) -> list[float]:
+    values = [range_.low + (1e-6 if range_.low_open else 0)] if range_.low > -math.inf else [-3.0, 0.0]
+    values += [range_.high] if range_.high < math.inf or range_.infinite else [12345.0]
+    return [int(value) if whole else value for value in values]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_help_shows_every_field_with_its_comment_and_its_defaults(recipe, capsys):
-    presets = RECIPES[recipe].PRESETS
-    template = next(iter(presets.values()))
-    text, comments = help_of(RECIPES[recipe], capsys), field_comments(type(template))
-    for field in dataclasses.fields(template):
-        assert f"--{field.name.replace('_', '-')}" in text
-        comment = comments.get(field.name, "")
-        assert len(comment) > 5, f"{field.name} has no comment"
-        values = {name: repr(getattr(preset, field.name)) for name, preset in presets.items()}
-        shown = [f"{name}: {value}" for name, value in values.items()]  # where presets differ, all are shown
-        default = ", ".join(shown) if len(set(values.values())) > 1 else next(iter(values.values()))
-        # argparse breaks lines at hyphens too
-        assert f"{comment} (default: {default})".replace(" ", "") in text.replace(" ", "")
+def test_every_number_has_one_range_and_what_lies_outside_is_refused_in_one_line_that_names_the_flag(recipe):
+    tested = set()
+    for start, config in everything_of(recipe):
+        for name, (kind, _) in settings_of(config).items():
+            items = typing.get_args(bare(kind)) if typing.get_origin(bare(kind)) is tuple else (kind,)
+            if name in tested or bare(items[0]) not in (int, float):
+                continue
+            tested.add(name)
+            whole, range_ = bare(items[0]) is int, range_of(items[0])
+            loose = name in UNBOUNDED or name.rpartition(".")[2] in UNBOUNDED
+            assert (range_ is None) == loose, f"{recipe} --{name} declares no range"
+            size = 1 if Ellipsis in items or len(items) == 1 else len(items)
+            for bad in outside(range_ or Range(), whole):
+                flag = name.replace("_", "-")
+                message = refused(recipe, *start, f"--{flag}={','.join([str(bad)] * size)}")
+                assert f"--{flag}" in message or f"--{name}" in message, message
+            for good in inside(range_ or Range(), whole):
+                check((good,) * size if len(items) > 1 else good, kind, name)
+                if "." not in name:
+                    assert getattr(parsed(recipe, flag_of(name, good if len(items) == 1 else (good,))), name)  \
+                        == (good if len(items) == 1 else (good,))  # fmt: skip
+            for text in ("", "x", "1,", "nan", "--1"):
+                if len(items) == 1:
+                    refused(recipe, *start, f"--{name}={text}")
+    assert len(tested) >= 3
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e999", "0x1", "1.2.3"])
+def test_a_weight_is_a_finite_number(weight):
+    assert "--rewards" in refused("grpo", f"--rewards=accuracy,format:{weight}")
+
+
+NO_SCHEDULES = ["0", "-3", "x", "", "50,", "50,31", "50,31:0", "50,31:x", "50,9:4,9:5", "50,9:4,8:5", "1.5"]
+
+
+@pytest.mark.parametrize("text", NO_SCHEDULES)
+def test_what_is_no_schedule_is_refused_with_an_example(text):
+    message = refused("grpo", f"--max-new-tokens={text}")
+    assert "--max-new-tokens" in message and "50,31:112" in message
+
+
+@given(schedules())
+def test_a_schedule_changes_at_its_steps_and_is_read_back_as_it_is_shown(schedule):
+    assert Schedule.parse(str(schedule)) == schedule
+    value = schedule.first
+    changes = dict(schedule.changes)
+    assert schedule.at(0) == schedule.first
+    for step in range(1, 502):
+        value = changes.get(step, value)
+        assert schedule.at(step) == value
+    assert schedule.largest == max([schedule.first, *changes.values()])
+
+
+# -------------------------------------------------------------------------------------------------------- objects
+
+
+@st.composite
+def tasks(draw, wrapped=True):
+    """Any task with any settings it allows, perhaps in wrappers."""
+    kind = TASKS[draw(st.sampled_from([name for name in TASKS if name not in WRAPPERS]))]
+    values = {}
+    for field in dataclasses.fields(kind):
+        if draw(st.booleans()):
+            values[field.name] = draw(values_of(hints_of(kind)[field.name]))
+    if "digits" in values or "shares" in values or "hinted_shares" in values:
+        values["digits"] = values.get("digits") or (1, 2)
+        for name in [name for name in values if name.endswith("shares")]:
+            weights = st.floats(0.001, 10)
+            values[name] = tuple(draw(weights) for _ in values["digits"]) if draw(st.booleans()) else ()
+    if "targets" in values:
+        values["targets"] = tuple(sorted(draw(st.sets(st.integers(0, 999), min_size=2, max_size=2))))
+    if "strategies" in values:
+        values["strategies"] = tuple(draw(st.lists(st.sampled_from(list(STRATEGIES)), unique=True)))
+    try:
+        task = kind(**values)
+    except ValueError:
+        assume(False)
+    for wrapper in draw(st.permutations(list(WRAPPERS.values()))) if wrapped else ():
+        if draw(st.booleans()):
+            own = {}
+            for field in dataclasses.fields(wrapper):
+                if field.name not in ("task", "tokens") and draw(st.booleans()):
+                    own[field.name] = draw(values_of(hints_of(wrapper)[field.name]))
+            if wrapper is AskedLength:
+                own["tokens"] = tuple(sorted(draw(st.tuples(st.integers(1, 99), st.integers(1, 99)))))
+            task = wrapper(task, **own)
+    return task
+
+
+@given(tasks())
+def test_a_task_is_the_same_after_it_was_written_to_json_and_read_back(task):
+    flat = json.loads(json.dumps(flatten(sft.SftConfig(task=task))))
+    assert from_flat("task", flat, TASKS) == task
+    assert from_flat("task", task_flags(flat), TASKS) == task  # what a checkpoint records suffices
+    assert task_flags(flat).keys() == {name for name in flat if name.split(".")[0] == "task"}
+
+
+@given(tasks())
+def test_the_flags_of_a_task_make_this_task(task):
+    config = sft.SftConfig(task=task)
+    parts = {flag: value for flag, (_, value) in settings_of(config).items() if flag.startswith("task.")}
+    flags = [f"--task={spec_of(task, TASKS)}", *(flag_of(flag, value) for flag, value in parts.items())]
+    assert parsed("sft", *flags).task == task
+
+
+@given(st.lists(st.sampled_from(list(REWARDS)), unique=True, min_size=1), st.data())
+def test_the_flags_of_rewards_make_these_rewards(names, data):
+    wanted = []
+    for name in names:
+        kind = REWARDS[name]
+        values = {field.name: data.draw(values_of(hints_of(kind)[field.name])) for field in dataclasses.fields(kind)}
+        wanted.append(kind(**values))
+    config = grpo.GrpoConfig(rewards=tuple(wanted))
+    parts = {flag: value for flag, (_, value) in settings_of(config).items() if flag.startswith("rewards.")}
+    flags = [f"--rewards={spec_of(tuple(wanted), REWARDS)}", *(flag_of(flag, value) for flag, value in parts.items())]
+    assert parsed("grpo", *flags).rewards == tuple(wanted)
+
+
+@given(st.sampled_from(list(ALGORITHMS)), st.data())
+def test_the_flags_of_an_algorithm_change_what_they_name_and_leave_the_rest_as_it_sets_it(name, data):
+    start = ALGORITHMS[name]
+    fields = [field.name for field in dataclasses.fields(Algorithm) if not field.metadata.get("hidden")]
+    chosen = data.draw(st.lists(st.sampled_from(fields), unique=True))
+    wanted = replace(start, **{field: data.draw(values_of(hints_of(Algorithm)[field])) for field in chosen})
+    flags = [flag_of(f"algorithm.{field}", getattr(wanted, field)) for field in chosen]
+    config = parsed("grpo", f"--algorithm={name}", *flags)
+    assert config.algorithm == wanted and ALGORITHMS[name] is start
+    assert from_flat("algorithm", json.loads(json.dumps(flatten(config))), ALGORITHMS) == wanted
+
+
+def test_numbers_are_stored_without_rounding():
+    third = 1 / 3
+    config = parsed("grpo", f"--rewards=format:{third}", f"--task.shares={third},{third},1", f"--lr={third}")
+    assert config.rewards == (Format(third),) and config.lr == third and config.task.shares == (third, third, 1.0)
+    flat = json.loads(json.dumps(flatten(config)))
+    assert from_flat("task", flat, TASKS) == config.task
+
+
+def test_a_dotted_flag_changes_the_object_that_is_there_or_the_one_that_is_named_beside_it():
+    assert parsed("grpo", "--task.digits", "7").task == Addition((7,))
+    assert parsed("grpo", "--task.digits", "7", "--task", "thinking").task == ThinkingAddition((7,))
+    assert parsed("grpo", "--task", "addition", "--preset", "tiny").task == Addition((1,))  # of its kind: as it is
+    assert "task.inputs" in refused("grpo", "--task.inputs", "3")  # a setting of another task
+
+
+def test_wrappers_go_around_a_task_in_the_order_given_and_their_fields_are_its_fields():
+    config = parsed("grpo", "--task=thinking,asked_length,templated", "--task.tokens=8,40", "--task.template=r1",
+                    "--task.digits=3")  # fmt: skip
+    assert config.task == Templated(AskedLength(ThinkingAddition((3,)), tokens=(8, 40)), "r1")
+    assert flatten(config)["task"] == "thinking,asked_length,templated"
+    assert "wraps a task" in refused("grpo", "--task", "templated")
+    assert "wraps nothing" in refused("grpo", "--task", "thinking,addition")
+    assert "'template'" in refused("grpo", "--task", "thinking,templated,templated")
+    assert "one of addition" in refused("grpo", "--task", "thinking,poem")
+
+
+def test_rewards_keep_their_settings_where_they_are_named_again_and_none_is_named_twice():
+    presets = {"x": grpo.GrpoConfig(rewards=(Cosine(exceed=-3.0), Accuracy()))}
+    config = parse_config(presets, ["--rewards", "cosine:0.5,format"], "x")
+    assert config.rewards == (Cosine(0.5, exceed=-3.0), Format())
+    assert parsed("grpo", "--rewards=cosine,accuracy:-2", "--rewards.cosine.wrong=-10,-1").rewards == (
+        Cosine(wrong=(-10.0, -1.0)), Accuracy(-2.0))  # fmt: skip
+    assert "twice" in refused("grpo", "--rewards", "accuracy,format,accuracy:2")
+    assert "one of accuracy" in refused("grpo", "--rewards", "acuracy")
+    assert "rewards.cosine.wrong" in refused("grpo", "--rewards.cosine.wrong=1,2")  # it is not among them
+
+
+def test_a_second_task_starts_from_the_first_one_and_is_another_object():
+    config = parsed("grpo", "--task.digits", "1,2", "--eval-task.digits", "5")
+    assert (config.task.digits, config.eval_task.digits) == ((1, 2), (5,))
+    config = parsed("grpo", "--eval-task.digits", "5")
+    assert (config.task, config.eval_task) == (Addition((1, 2, 3)), Addition((5,)))
+    config = parsed("grpo", "--task", "thinking", "--task.error-prob", "0.5", "--eval-task.digits", "4")
+    assert config.task == ThinkingAddition(error_prob=0.5)
+    assert config.eval_task == ThinkingAddition((4,), error_prob=0.5)  # like the task, but for what is said of it
+    config = parsed("grpo", "--task.digits", "1,2", "--eval-task", "thinking", "--eval-task.digits", "5")
+    assert (config.task, config.eval_task) == (Addition((1, 2)), ThinkingAddition((5,)))
+    config = parsed("grpo", "--task.digits", "1,2", "--eval-task", "addition")
+    assert config.eval_task == Addition()  # chosen by itself
+    assert parsed("grpo", "--task.digits", "1,2").eval_task is None
+
+
+OWN = '''
+from dataclasses import dataclass
+from typing import Annotated
+from nanoreason.rollout import Problem, Task
+from nanoreason.run import Range
+from nanoreason.tasks import Addition
+from nanoreason.tasks.wrappers import Wrapper
+
+@dataclass(frozen=True)
+class Echo(Task):
+    """Say it again."""
+    word: str = "1"  # what is to be said
+    times: Annotated[int, Range(1, 9)] = 2  # how often
+
+    def tokenizer(self):
+        return Addition().tokenizer()
+
+    def problem(self, split, index):
+        return Problem(self.word, " ".join([self.word] * self.times))
+
+    def reward(self, problem, response):
+        return float(response == problem.answer)
+
+@dataclass(frozen=True)
+class Short:
+    weight: float = 1.0
+    most: Annotated[int, Range(0)] = 5  # tokens
+
+    def __call__(self, scored):
+        return float(scored.tokens <= self.most)
+
+@dataclass(frozen=True)
+class Loud(Wrapper):
+    task: Task
+    mark: str = "!"  # behind the prompt
+
+    def wrap(self, problem, split, index):
+        return Problem(problem.prompt + self.mark, problem.answer)
+
+@dataclass(frozen=True)
+class NoWeight:
+    most: int = 5
+
+    def __call__(self, scored):
+        return 1.0
+
+@dataclass(frozen=True)
+class NoDefault:
+    weight: float
+
+    def __call__(self, scored):
+        return 1.0
+
+class NoData:
+    weight = 1.0
+
+an_object = Short(2.0)
+'''
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return str(path)
+
+
+def test_a_task_and_a_reward_of_ones_own_are_chosen_by_file_and_name_and_their_fields_are_flags(own):
+    config = parsed("grpo", f"--task={own}:Echo,templated", "--task.times=3", "--task.template=r1",
+                    f"--rewards=accuracy,{own}:Short:0.25", "--rewards.Short.most=7")  # fmt: skip
+    task, (_, short) = config.task.task, config.rewards
+    assert (type(task).__name__, task.times, task.problem("train", 0).answer) == ("Echo", 3, "1 1 1")
+    assert (short.weight, short.most) == (0.25, 7)
+    flat = json.loads(json.dumps(flatten(config)))
+    assert flat["task"] == f"{own}:Echo,templated" and flat["rewards"] == f"accuracy,{own}:Short:0.25"
+    again = from_flat("task", flat, TASKS)
+    assert flatten(replace(config, task=again)) == flatten(config)
+    assert parsed("grpo", f"--task=addition,{own}:Loud", "--task.mark=?").task.mark == "?"
+    assert "--task.times" in refused("grpo", f"--task={own}:Echo", "--task.times=10")
+    assert "--rewards.Short.most" in refused("grpo", f"--rewards={own}:Short", "--rewards.Short.most=-1")
+    assert "--task.times" in settings_code.help_text(config, "cpu", ["cpu"], "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Missing", "defines no Missing"), ("NoData", "dataclass"), ("an_object", "dataclass"), ("NoDefault", "default"),
+     ("NoWeight", "weight")],
+)  # fmt: skip
+def test_what_is_wrong_with_an_entry_of_ones_own_is_said_in_one_line(own, name, said):
+    message = refused("grpo", f"--rewards={own}:{name}")
+    assert said in message and name in message
+
+
+def test_a_file_that_is_not_there_or_cannot_be_imported_is_named(tmp_path):
+    assert "nowhere.py" in refused("sft", f"--task={tmp_path}/nowhere.py:Mine")
+    (tmp_path / "broken.py").write_text("import\n")
+    assert "broken.py cannot be imported: SyntaxError" in refused("sft", f"--task={tmp_path}/broken.py:Mine").replace(
+        str(tmp_path) + "/", ""
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- help
+
+
+def help_of(recipe: str, capsys, *flags: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(RECIPES[recipe].PRESETS, [*flags, "--help"], f"train.py {recipe}")
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_shows_every_field_with_its_comment_and_its_value_in_the_preset(recipe, capsys):
+    for preset, config in RECIPES[recipe].PRESETS.items():
+        text = help_of(recipe, capsys, f"--preset={preset}")
+        assert f"Values are those of --preset {preset}" in text
+        words = re.sub(r"\s+", " ", text)
+        for field in dataclasses.fields(config):
+            comment = field_comments(type(config))[field.name][0]
+            assert len(comment) > 5, f"{field.name} has no comment"
+            assert comment in words
+        for name, (_, value) in settings_of(config).items():
+            assert re.search(rf"^  --{re.escape(name.replace('_', '-'))} {re.escape(shown(value))}", text, re.MULTILINE)
+        for name, entries in tables(config).items():
+            assert ", ".join(entries) in words and f"--{name.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_fits_on_100_lines_of_at_most_120_columns(recipe, capsys):
+    flags = [[f"--preset={preset}"] for preset in RECIPES[recipe].PRESETS]
+    known = tables(next(iter(RECIPES[recipe].PRESETS.values())))
+    if "task" in known:
+        flags.append(["--task=thinking,asked_length,unanswerable,templated"])
+    if "rewards" in known:
+        flags.append(["--rewards=accuracy,format,cosine,repetition"])
+    for some in flags:
+        lines = help_of(recipe, capsys, *some).split("\n")
+        assert len(lines) <= 100 and max(map(len, lines)) <= 120
+
+
+def test_help_shows_the_fields_of_the_task_that_is_named(capsys):
+    text = help_of("sft", capsys, "--task", "countdown")
+    assert "--task.inputs 4" in text and "--task.digits" not in text
 
 
 def test_a_comment_is_that_of_the_field_in_the_most_derived_class():
-    assert "samples" in field_comments(star.StarConfig)["out"]
-    assert field_comments(star.StarConfig)["seed"] == field_comments(RunConfig)["seed"] != ""
+    assert "samples" in field_comments(star.StarConfig)["out"][0]
+    assert field_comments(star.StarConfig)["seed"] == field_comments(RunConfig)["seed"] != ("", "")
+    assert field_comments(star.StarConfig)["rounds"][1] == "rounds"  # the heading above it
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_settings_are_flat_and_their_defaults_are_json(recipe):
+def test_settings_are_flat_and_are_json_without_infinity(recipe):
     for preset in RECIPES[recipe].PRESETS.values():
-        for field in dataclasses.fields(preset):
-            value = getattr(preset, field.name)
-            assert isinstance(value, (int, float, str, bool, tuple)), field.name
-            json.dumps(value)
+        flat = flatten(preset)
+        assert json.loads(json.dumps(flat, allow_nan=False)) == flat
+        assert all(isinstance(value, (int, float, str, bool, list, type(None))) for value in flat.values())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipes_own_config_has_few_fields(recipe):
+    """What belongs to the task, the loss, the rewards or the sampler lives there."""
+    config = next(iter(RECIPES[recipe].PRESETS.values()))
+    assert len(dataclasses.fields(config)) - len(dataclasses.fields(RunConfig)) <= 25
 
 
 def test_every_recipe_and_section_has_the_presets_that_the_command_line_promises():
     sections = [importlib.import_module(f"nanoreason.experiments.{name}") for name in SECTIONS]
     for module in [*RECIPES.values(), *sections]:
-        assert {"tiny", "cpu", "gpu"} <= module.PRESETS.keys(), module.__name__
+        wanted = {"tiny", "cpu"} if module is RECIPES["grpo_minimal"] else {"tiny", "cpu", "gpu"}
+        assert wanted <= module.PRESETS.keys(), module.__name__
 
 
 # ------------------------------------------------------------------------------------------------- the run folder
@@ -129,6 +551,7 @@ class Settings(RunConfig):
 
     rate: float = 0.5  # a number
     sizes: tuple[int, ...] = (1, 2)  # a tuple
+    steps: int = 10  # a number that may change
 
 
 def test_the_folder_and_its_config_exist_before_the_first_step(tmp_path):
@@ -157,6 +580,52 @@ def test_resuming_with_changed_settings_is_refused_by_the_name_of_the_setting(tm
     assert (tmp_path / "a" / "config.json").read_text() == before
 
 
+def test_resuming_lists_all_settings_that_changed_with_what_they_were_and_are(tmp_path):
+    config = grpo.GrpoConfig(out=str(tmp_path / "a"))
+    Run(config).log(0)
+    changed = replace(
+        config,
+        resume=True,
+        lr=0.5,
+        seed=8,
+        task=Addition((4,)),
+        rewards=(Accuracy(0.5), Format()),
+        algorithm=Algorithm(clip_high=0.3),
+        max_new_tokens=Schedule(9),
+        eval_task=Addition(),
+    )
+    with pytest.raises(ValueError) as error:
+        Run(changed)
+    parts = [
+        "lr=0.0001, not 0.5",
+        "seed=0, not 8",
+        "task.digits=[1, 2, 3], not [4]",
+        "algorithm.clip_high=0.2, not 0.3",
+        "rewards='accuracy', not 'accuracy:0.5,format'",
+        "max_new_tokens='64', not '9'",
+        "eval_task=None",
+    ]
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_does_not_change_a_step_may_change_and_everything_else_may_not(tmp_path_factory, recipe):
+    start = next(iter(RECIPES[recipe].PRESETS.values()))
+    for name, (_, value) in settings_of(start).items():
+        if "." in name or not isinstance(value, (bool, int, float)):
+            continue
+        config = replace(start, out=str(tmp_path_factory.mktemp("run") / "a"))
+        Run(config).log(0)
+        other = replace(config, **{"resume": True, name: not value if isinstance(value, bool) else value + 1})
+        if name in FREE:
+            Run(other)
+        else:
+            with pytest.raises(ValueError, match=f"cannot resume .*{name}="):
+                Run(other)
+
+
 def test_resuming_as_another_recipe_is_refused(tmp_path):
     Run(Settings(out=str(tmp_path / "a"))).log(0)
     with pytest.raises(ValueError, match="cannot resume"):
@@ -167,7 +636,7 @@ def test_resuming_with_the_same_settings_elsewhere_is_fine(tmp_path):
     config = Settings(out=str(tmp_path / "a"))
     Run(config).log(0)
     (tmp_path / "a").rename(tmp_path / "b")
-    Run(dataclasses.replace(config, out=str(tmp_path / "b"), resume=True, threads=2, device="cpu"))
+    Run(dataclasses.replace(config, out=str(tmp_path / "b"), resume=True, threads=2, device="cpu", steps=20))
 
 
 def test_every_line_is_on_disk_when_it_was_logged(tmp_path):

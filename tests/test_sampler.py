@@ -2,16 +2,19 @@
 
 import math
 import random
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from nanoreason import sampler as sampling
 from nanoreason.learn import collate, make_optimizer, token_logprobs, token_weights, update
-from nanoreason.rollout import Problem
-from nanoreason.sampler import Sampler, draw, uniforms
+from nanoreason.rollout import Problem, seed_of
+from nanoreason.sampler import Sampler, completes, draw, generate, may_complete, uniforms
+from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 EOS = 0
 LARGEST_U = 1 - 2**-24  # the largest float32 below 1
@@ -545,17 +548,17 @@ def test_settings_out_of_range_are_an_error(model, options):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_must_go_on_draws_from_what_is_left_without_its_stops(model, ragged, copy_rows, temperature):
-    """No stop before `go_on_until` tokens; until then the log-prob is that of the distribution without stops."""
+    """No stop before `min_tokens` tokens; until then the log-prob is that of the distribution without stops."""
     stops = (0, 7, 11, 3, 4)
     rows = ragged(60, seed=21)
     for row in rows[::2]:
-        row.go_on_until = len(row.tokens) + 3
+        row.min_tokens = len(row.tokens) + 3
     free = sample(model, copy_rows(rows), stop_ids=stops, temperature=temperature)
     sample(model, rows, stop_ids=stops, temperature=temperature)
     held = 0
     for row, unhindered in zip(rows, free, strict=True):
-        assert all(token not in stops for token in row.tokens[row.prompt_len : row.go_on_until - 1])
-        if not row.go_on_until:
+        assert all(token not in stops for token in row.tokens[row.prompt_len : row.min_tokens - 1])
+        if not row.min_tokens:
             assert contents([row]) == contents([unhindered])
             continue
         held += unhindered.stop_reason != "length" and len(unhindered.response) < 3
@@ -565,3 +568,256 @@ def test_a_row_that_must_go_on_draws_from_what_is_left_without_its_stops(model, 
         expected = (logits / (temperature or 1)).log_softmax(-1)[row.response[0]]
         assert row.logprobs[row.prompt_len] == pytest.approx(expected.item(), abs=1e-4)
     assert held > 5
+
+
+# ------------------------------------------------------------------------------------------------------ stop texts
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """A byte-pair vocabulary: "</b>" is one token, and may be spelled by others; some tokens reach beyond it."""
+    tokens = [
+        "<eos>",
+        "<",
+        "/",
+        "b",
+        ">",
+        "a",
+        " ",
+        "</",
+        "b>",
+        "</b",
+        "</b>",
+        "b>a",
+        ">a",
+        "a<",
+        "ab",
+        "</b>a",
+        "é",
+        "ba",
+    ]
+    merges = [("<", "/"), ("b", ">"), ("</", "b"), ("</b", ">"), ("b>", "a"), (">", "a"), ("a", "<"), ("a", "b"),
+              ("</b>", "a"), ("b", "a")]  # fmt: skip
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(["<eos>"])
+    return TextTokenizer(backend, "<eos>")
+
+
+def written(model, rows, pairs, **options):
+    return Sampler(model, pairs, **options).finish(rows)
+
+
+def first_stop(pairs, response, text="</b>"):
+    """Tokens of a response up to the one that completes the text first, or None."""
+    counts = [pairs.decode(response[:t]).count(text) for t in range(len(response) + 1)]
+    return next((t for t in range(1, len(counts)) if counts[t] > counts[t - 1]), None)
+
+
+@pytest.fixture(scope="module")
+def speller(make_model, pairs):
+    """A model of that vocabulary that likes the pieces of "</b>", and seldom its EOS."""
+    model = make_model(31, vocab_size=pairs.vocab_size, tie_word_embeddings=False)
+    hidden = model.hidden
+
+    def biased(tokens, *context):  # one more direction of the hidden state, always on, for a bias of the head
+        out = hidden(tokens, *context).clone()
+        out[..., 0] = 1.0
+        return out
+
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5)
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[[7, 3, 4], 0] = 3.5
+        model.lm_head.weight[[8, 9, 10, 15], 0] = 2.5
+        model.lm_head.weight[0, 0] = -3.0
+    model.hidden = biased
+    return model
+
+
+def spelled(prompt_only, count=80, budget=24, seed=0):
+    return [prompt_only([5, 6], seed=1000 * seed + i, max_new_tokens=budget) for i in range(count)]
+
+
+def test_a_stop_text_ends_a_row_however_it_is_spelled_and_is_not_cut_from_it(speller, pairs, prompt_only):
+    rows, free = spelled(prompt_only), spelled(prompt_only)
+    written(speller, rows, pairs, stop=("</b>",))
+    written(speller, free, pairs)
+    spellings, beyond = set(), 0
+    for row, unhindered in zip(rows, free, strict=True):
+        cut = first_stop(pairs, unhindered.response)
+        assert row.response == unhindered.response[:cut]
+        assert row.stop_reason == ("stop" if cut else unhindered.stop_reason)
+        assert row.loss_mask[row.prompt_len :] == [True] * len(row.response)
+        if cut:
+            text = pairs.decode(row.response)
+            beyond += not text.endswith("</b>")
+            start = max(t for t in range(cut) if "</b>" in pairs.decode(row.response[t:]))
+            spellings.add(tuple(row.response[start:]))
+    assert (10,) in spellings and (15,) in spellings  # one token for all of it, and one that holds more
+    assert any(len(spelling) == 2 for spelling in spellings) and any(len(spelling) > 2 for spelling in spellings)
+    assert beyond > 0
+
+
+def test_a_token_that_only_could_have_completed_the_text_is_not_handed_out(speller, pairs, prompt_only):
+    """ ">" behind anything but "</b" goes on inside the sampler, so nobody sees the row before it really stops."""
+    rows = spelled(prompt_only, seed=1)
+    sampler = Sampler(speller, pairs, stop=("</b>",))
+    sampler.submit(rows)
+    handed_out = list(sampler)
+    assert sorted(map(id, handed_out)) == sorted(map(id, rows))  # each of them once
+    candidates = set(may_complete(pairs, "</b>"))
+    assert {4, 8, 10, 11, 12, 15} <= candidates and not {0, 1, 2, 5, 6, 7, 9, 16} & candidates
+    assert sum(token in candidates for row in rows for token in row.response[:-1]) > 20
+
+
+def test_at_the_budgets_end_a_row_says_whether_it_completed_the_text_or_was_cut(speller, pairs, prompt_only):
+    """Its last token is allowed to complete the text; one that only could have is a cut."""
+    free = written(speller, spelled(prompt_only, seed=2), pairs)
+    cuts = [(i, cut) for i, row in enumerate(free) if (cut := first_stop(pairs, row.response))]
+    assert len(cuts) > 20
+    for budget_of, reason in ((lambda cut: cut, "stop"), (lambda cut: cut - 1, "length")):
+        rows = spelled(prompt_only, seed=2)
+        kept = [(rows[i], budget_of(cut)) for i, cut in cuts if budget_of(cut)]
+        for row, budget in kept:
+            row.max_new_tokens = budget
+        written(speller, [row for row, _ in kept], pairs, stop=("</b>",))
+        assert {row.stop_reason for row, _ in kept} == {reason}
+        assert all(len(row.response) == budget for row, budget in kept)
+
+
+def test_min_tokens_keeps_a_stop_text_from_being_completed(speller, pairs, prompt_only):
+    rows = spelled(prompt_only, seed=3)
+    for row in rows:
+        row.min_tokens = row.prompt_len + 6
+    written(speller, rows, pairs, stop=("</b>",))
+    candidates = set(may_complete(pairs, "</b>")) | {0}
+    early = 0
+    for row in rows:
+        assert not candidates & set(row.response[:6])
+        early += len(row.response) == 7
+    assert early > 5  # and right behind it they may
+    blocked = recomputed_without(speller, rows[0], candidates)
+    assert rows[0].logprobs[rows[0].prompt_len] == pytest.approx(blocked, abs=1e-4)
+
+
+def recomputed_without(model, row, tokens):
+    """The log-prob of the row's first sampled token, from the distribution without `tokens`."""
+    with torch.no_grad():
+        logits = model(torch.tensor([row.tokens[: row.prompt_len]]))[0, -1].float()
+    logits[list(tokens)] = -torch.inf
+    return logits.log_softmax(-1)[row.response[0]].item()
+
+
+@given(order=st.permutations(range(12)), max_rows=st.integers(1, 13), seed=st.integers(4, 6))
+def test_with_stop_texts_too_a_sample_depends_on_no_neighbour(speller, pairs, prompt_only, order, max_rows, seed):
+    rows, alone = spelled(prompt_only, 12, seed=seed), spelled(prompt_only, 12, seed=seed)
+    for one in (rows, alone):
+        for row in one[::3]:
+            row.min_tokens = 5
+    for row in alone:
+        written(speller, [row], pairs, stop=("</b>", "aa"))
+    written(speller, [rows[i] for i in order], pairs, stop=("</b>", "aa"), max_rows=max_rows)
+    assert contents(rows) == contents(alone)
+
+
+def test_a_row_that_stopped_at_a_text_goes_on_to_the_next_one_as_if_it_had_never_stopped(speller, pairs, prompt_only):
+    rows, free = spelled(prompt_only, seed=7), spelled(prompt_only, seed=7)
+    sampler = Sampler(speller, pairs, stop=("</b>",))
+    sampler.submit(rows)
+    stops = 0
+    for row in sampler:
+        if row.stop_reason == "stop" and len(row.response) < row.max_new_tokens:
+            stops += 1
+            sampler.submit([row])
+    written(speller, free, pairs)
+    assert stops > 40
+    assert [row.tokens for row in rows] == [row.tokens for row in free]
+    assert sum(pairs.decode(row.response).count("</b>") > 1 for row in rows) > 5
+
+
+@given(st.lists(st.integers(1, 17), max_size=12), st.sampled_from(["</b>", "b>", "a", "é", " a", "<a"]))
+def test_the_last_token_of_a_text_is_always_among_those_that_may_complete_it(pairs, response, text):
+    stop = first_stop(pairs, response, text)
+    complete = [t for t in range(1, len(response) + 1) if completes(pairs, response[:t], (text,))]
+    assert complete[:1] == ([stop] if stop else [])
+    assert all(response[t - 1] in may_complete(pairs, text) for t in complete)
+
+
+def test_texts_of_a_vocabulary_of_words_stop_with_the_word_and_with_its_neighbours(make_model, prompt_only):
+    words = word_tokenizer(["so", "</t>", "x", "y"])
+    model = make_model(3, vocab_size=words.vocab_size)
+    rows = [prompt_only([1, 3], seed, 30) for seed in range(200)]
+    Sampler(model, words, stop=("x </t>", "</t> </t>"), temperature=3.0).finish(rows)
+    ends = [row.response[-2:] for row in rows if row.stop_reason == "stop"]
+    assert [3, 2] in ends and [2, 2] in ends
+    assert all(end in ([3, 2], [2, 2]) for end in ends)
+
+
+# -------------------------------------------------------------------------------------------------------- generate
+
+
+def test_without_a_rule_generate_is_sampling_to_the_end(model, ragged, copy_rows):
+    rows = ragged(20, seed=30)
+    twins = copy_rows(rows)
+    returned = generate(Sampler(model, eos_id=EOS, max_rows=4), rows)
+    assert all(a is b for a, b in zip(returned, rows, strict=True))
+    assert contents(rows) == contents(sample(model, twins))
+
+
+def test_generate_goes_on_with_what_on_stop_returns_and_returns_the_first_rows_in_order(model, prompt_only):
+    """Each row is kept from stopping twice, by a word; every row is asked until nothing is returned."""
+    rows = [prompt_only([1, 2, 3], seed, 25) for seed in range(12)]
+    asked = Counter()
+
+    def on_stop(row):
+        asked[id(row)] += 1
+        if asked[id(row)] > 2 or row.stop_reason == "length":
+            return []
+        row.retract()
+        row.force([9, 9])
+        return [row] if len(row.response) < 25 else []
+
+    returned = generate(Sampler(model, eos_id=EOS, max_rows=5), rows, on_stop)
+    assert all(a is b for a, b in zip(returned, rows, strict=True))
+    assert set(asked) == set(map(id, rows)) and max(asked.values()) == 3
+    for row in rows:
+        assert row.loss_mask.count(False) - row.prompt_len <= 4
+        forced = [t for t, counted in enumerate(row.loss_mask) if not counted and t >= row.prompt_len]
+        assert all(row.tokens[t] == 9 and row.logprobs[t] == 0.0 for t in forced)
+        for t in range(row.prompt_len, len(row.tokens)):
+            if row.loss_mask[t]:
+                assert recomputed(model, row, 1.0)[t].item() == pytest.approx(row.logprobs[t], abs=1e-4)
+
+
+def test_rows_that_on_stop_spawns_are_sampled_too_and_their_parent_waits_for_them(model, prompt_only):
+    """A parent that stops at token 7 spawns two children, takes in what they say as context, and goes on."""
+    parents = [prompt_only([1, 2], seed, 30) for seed in range(40)]
+    open_children: dict[int, list] = {}
+    children = []
+
+    def on_stop(row):
+        if row.parent is not None:
+            waiting = open_children[id(row.parent)]
+            waiting.remove(row)
+            row.parent.force(row.response[:1])
+            joined = not waiting and len(row.parent.response) < 30
+            return [row.parent] if joined else []
+        if row.stop_reason != "stop" or len(row.response) > 20:
+            return []
+        spawned = [prompt_only([3, k], seed_of(row.seed, row.draws, k), 4) for k in (4, 5)]
+        for child in spawned:
+            child.parent = row
+        children.extend(spawned)
+        open_children[id(row)] = list(spawned)
+        return spawned
+
+    returned = generate(Sampler(model, eos_id=EOS, stop_ids=(7,), max_rows=3), parents, on_stop)
+    assert all(a is b for a, b in zip(returned, parents, strict=True))
+    assert len(children) > 10 and not any(open_children.values())
+    for child in children:
+        assert child.stop_reason and child.root in parents
+        twin = prompt_only(child.tokens[: child.prompt_len], child.seed, 4)
+        sample(model, [twin], stop_ids=(7,))
+        assert contents([child]) == contents([twin])  # beside others or alone
+    assert any(row.loss_mask[row.prompt_len :].count(False) >= 4 for row in parents)

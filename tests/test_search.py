@@ -1,12 +1,18 @@
 """Search: the strategies are the described ones, writers and reader are inverse, and the reader cannot be fooled."""
 
+import builtins
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanoreason import search as reader
+from nanoreason.countdown import Operation, check_operations
+from nanoreason.recipes import sft
 from nanoreason.rollout import demonstration
+from nanoreason.run import parse_config
 from nanoreason.search import (
     COMPACT_WORDS,
     LANGUAGES,
@@ -18,10 +24,8 @@ from nanoreason.search import (
     Generate,
     Move,
     State,
-    StreamOfSearch,
     Unreadable,
     expand,
-    generate,
     max_nodes,
     optimal_path,
     prompt,
@@ -29,7 +33,7 @@ from nanoreason.search import (
     search,
     write,
 )
-from nanoreason.tasks.countdown import Countdown, Operation, check_operations
+from nanoreason.tasks.countdown import Countdown, StreamOfSearch
 from nanoreason.tokenizer import word_tokenizer
 
 # Share of problems solved: 1,000 solvable problems each, inputs 1..99, targets 10..100 (reference, section 2.3).
@@ -230,7 +234,7 @@ def test_the_reader_undoes_the_writer(problem, name, seed, lang):
 @given(st.integers(2, 5), st.integers(0, 500), language)
 @settings(max_examples=100, deadline=None)
 def test_optimal_paths_reach_the_goal_without_error(inputs, index, lang):
-    task = StreamOfSearch(Countdown(inputs=inputs, max_input=30, targets=(4, 60)), lang)
+    task = StreamOfSearch(inputs, 30, (4, 60), data="op", language=lang)
     problem = task.problem("train", index)
     reading = task.read(problem, problem.solution)
     assert reading.solved and reading.solution == problem.info["operations"] and not any(reading.errors.values())
@@ -329,10 +333,11 @@ def test_a_search_can_recover_from_an_error():
 
 
 def test_ratings_fall_with_the_nodes():
-    task = StreamOfSearch(Countdown(inputs=3))
+    task = StreamOfSearch(inputs=3, data="op")
     problem = task.problem("train", 0)
     reading = task.read(problem, problem.solution)
     assert reading.rating == 1 - 3 / 48 and task.reward(problem, problem.solution) == 1.0
+    assert task.metrics(problem, problem.solution)["rating"] == 1 - 3 / 48
     assert task.read(problem, "N").rating == task.reward(problem, "N") == 0.0
 
 
@@ -378,45 +383,133 @@ def test_long_nonsense_is_read_too(bomb):
     assert not read_trace((9, 4, 3), 24, bomb).solved
 
 
+CHAINS = {  # texts whose every statement looks at something that the ones before made long
+    "nodes": "".join(f"E {i} + 1 = {i + 1} > {i + 1} G 0 {i} M 0 {i} " for i in range(20_000)),
+    "numbers": f"E 9 - 3 = 6 > {'1 ' * 20_000}G 0 0 M 0 0 " + "E 1 + 1 = 2 > 3 S 1 | G 0 1 M 0 0 X " * 1_000,
+    "paths": "".join(f"G {'0 ' * 50}{i} M 0 {i} M 0 " for i in range(1_000)),
+    "paper": "".join(
+        f"Exploring Operation: {i}+1={i + 1}, Resulting Numbers: [{i + 1}]\n"
+        f"Generated Node #0,{i}: 24:[{i + 1}] Operation: {i}+1={i + 1}\nMoving to Node #0,{i}\n"
+        for i in range(5_000)
+    ),
+}
+
+
+def work_of(text, monkeypatch):
+    """(elements that pass through sorted, list, tuple and reversed; bytes held at the peak) while the text is read."""
+    elements = 0
+
+    def counted(kind):
+        def call(values=()):
+            nonlocal elements
+            found = kind(values)
+            elements += len(found) if hasattr(found, "__len__") else 0
+            return found
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("sorted", "list", "tuple"):
+            patch.setattr(reader, name, counted(getattr(builtins, name)), raising=False)
+        tracemalloc.start()
+        read_trace((9, 4, 3), 24, text)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return elements, peak
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_reading_takes_work_and_memory_in_proportion_to_the_text(kind, monkeypatch):
+    text = CHAINS[kind]
+    half, whole = (work_of(text[: len(text) // k], monkeypatch) for k in (2, 1))
+    assert whole[0] < 2.5 * half[0] and whole[1] < 2.5 * half[1]  # quadratic: 4
+    assert whole[0] < len(text) and whole[1] < 150 * len(text)
+
+
+def test_nothing_long_is_remembered_from_one_trace_to_the_next():
+    read_trace((9, 4, 3), 24, CHAINS["numbers"])
+    held = reader._short_numbers.cache_info().currsize
+    read_trace((9, 4, 3), 24, f"E 9 - 3 = 6 > {'7 ' * 500}N")
+    assert reader._short_numbers.cache_info().currsize == held
+
+
 # ------------------------------------------------------------------------------------------------ data
 
-TASK = StreamOfSearch(Countdown(inputs=3))
+TASK = StreamOfSearch(inputs=3)
 
 
-def test_trajectories_do_not_depend_on_workers_or_start():
-    alone = list(generate(TASK, "train", 0, 230, workers=1))
-    assert alone == list(generate(TASK, "train", 0, 230, workers=2))
-    assert alone[50:60] == list(generate(TASK, "train", 50, 10))
-    assert alone[:10] != list(generate(TASK, "train", 0, 10, seed=1))
+def drawn(task, count, split="train", start=0):
+    return [task.problem(split, index) for index in range(start, start + count)]
 
 
-def test_trajectories_are_what_they_say():
-    trajectories = list(generate(TASK, "train", 0, 400))
-    for trajectory in trajectories:
-        reading = TASK.read(trajectory.problem, trajectory.text)
-        assert (reading.solved, reading.nodes) == (trajectory.solved, trajectory.nodes)
+def test_searches_do_not_depend_on_the_order_in_which_they_are_asked_for_and_differ_by_split():
+    alone = drawn(TASK, 60)
+    assert alone[50:60] == drawn(StreamOfSearch(inputs=3), 10, start=50)
+    assert alone[:10] == [TASK.problem("train", index) for index in reversed(range(10))][::-1]
+    first, second = drawn(TASK, 40, "sft-0"), drawn(TASK, 40, "sft-1")
+    assert all(a.solution != b.solution for a, b in zip(first, second, strict=True) if a.info["nodes"] > 1)
+
+
+def test_solutions_are_what_they_say():
+    problems = drawn(TASK, 400)
+    for problem in problems:
+        reading = TASK.read(problem, problem.solution)
+        assert (reading.solved, reading.nodes) == (problem.info["solved"], problem.info["nodes"])
         assert not any(reading.errors.values())
-    drawn = [trajectory.strategy for trajectory in trajectories]
-    assert set(drawn) == set(STRATEGIES)
-    assert 160 <= sum(name.startswith("dfs") for name in drawn) <= 240  # half, give or take four standard errors
+        counted = TASK.metrics(problem, problem.solution)
+        assert (counted["nodes"], counted["lenient"]) == (problem.info["nodes"], problem.info["solved"])
+    names = [problem.info["strategy"] for problem in problems]
+    assert set(names) == set(STRATEGIES)
+    assert 160 <= sum(name.startswith("dfs") for name in names) <= 240  # half, give or take four standard errors
+
+
+def test_the_kinds_of_data_ask_the_same_problems_and_differ_in_what_is_a_solution():
+    sos, correct, op = (drawn(StreamOfSearch(inputs=3, data=data), 60) for data in ("sos", "correct", "op"))
+    for search_, kept, optimal in zip(sos, correct, op, strict=True):
+        assert search_.prompt == kept.prompt == optimal.prompt
+        assert kept.solution == (search_.solution if search_.info["solved"] else "")
+        assert TASK.read(optimal, optimal.solution).nodes == 3 and TASK.reward(optimal, optimal.solution) == 1
+    assert 0 < sum(problem.info["solved"] for problem in sos) < 60
 
 
 def test_strategies_can_be_listed():
-    drawn = {trajectory.strategy for trajectory in generate(TASK, "train", 0, 50, ["bfs1-sum", "dfs-mult"])}
-    assert drawn == {"bfs1-sum", "dfs-mult"}
+    some = StreamOfSearch(inputs=3, strategies=("bfs1-sum", "dfs-mult"))
+    assert {problem.info["strategy"] for problem in drawn(some, 50)} == {"bfs1-sum", "dfs-mult"}
+    assert some.mixture() == {"bfs1-sum": 0.5, "dfs-mult": 0.5} and TASK.mixture() == MIXTURE
     with pytest.raises(ValueError, match="bfs6-sum"):
-        next(generate(TASK, "train", 0, 1, ["bfs6-sum"]))
-    with pytest.raises(ValueError, match="language"):
-        StreamOfSearch(language="prose")
+        StreamOfSearch(strategies=("bfs6-sum",))
+    with pytest.raises(ValueError, match="--task.language prose: one of compact, paper"):
+        parse_config(sft.PRESETS, ["--task", "search", "--task.language", "prose"], "sft")
+
+
+def test_searches_that_reach_the_goal_by_the_same_sums_vote_for_the_same():
+    direct = MOVED + "E 4 * 6 = 24 > 24 W"
+    longer = "E 9 + 3 = 12 > 4 12 G 0 0 E 9 - 3 = 6 > 4 6 G 0 1 M 0 1 S 4 6 | 9 - 3 = 6 E 6 * 4 = 24 > 24 W"
+    assert TASK.answer(direct) == TASK.answer(longer) == TASK.answer(PAPER_MOVED + GOAL) == "((9 - 3) * 4)"
+    assert TASK.answer(direct + " X N") == TASK.answer(direct)  # what follows the claim is no part of it
+    assert TASK.answer(MOVED + "E 4 + 6 = 10 > 10 W") == "(4 + 9 - 3)"
+    assert TASK.answer(MOVED) is TASK.answer("N") is TASK.answer("W") is None
+    false = TASK.answer(MOVED + "E 4 * 6 = 25 > 25 W")
+    assert false not in (None, TASK.answer(direct))
+
+
+def test_the_lenient_judge_of_searches_is_the_released_one():
+    problem = TASK.pose((9, 4, 3), 24, ())
+    for text, strict, lenient in (
+        (MOVED + "E 4 * 6 = 24 > 24 W", 1, True),
+        ("E 4 * 3 = 12 > 9 12 G 0 0 M 0 0 S 9 12 | 4 * 3 = 12 E 12 + 12 = 24 > 24 W", 0, True),
+        (MOVED + "E 4 + 6 = 10 > 10 W", 0, False),
+    ):
+        assert (TASK.reward(problem, text), TASK.is_right_leniently(problem, text)) == (strict, lenient)
 
 
 def test_compact_traces_are_one_token_per_word():
-    task = StreamOfSearch(Countdown(inputs=3, max_input=9))
+    task = StreamOfSearch(inputs=3, max_input=9)
     tokenizer = word_tokenizer([*COMPACT_WORDS, *map(str, range(1000))])
-    for trajectory in generate(task, "train", 0, 20):
-        row = demonstration(tokenizer, trajectory.problem, trajectory.text)
-        assert len(row.response) == len(trajectory.text.split()) + 1
-        assert tokenizer.decode(row.response[:-1]) == trajectory.text
+    for problem in drawn(task, 20):
+        row = demonstration(tokenizer, problem)
+        assert len(row.response) == len(problem.solution.split()) + 1
+        assert tokenizer.decode(row.response[:-1]) == problem.solution
 
 
 def test_a_shuffle_changes_the_order_but_not_the_set():

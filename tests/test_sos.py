@@ -9,31 +9,44 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.experiments import sos as section
-from nanoreason.experiments.reproduce import reproduce
-from nanoreason.learn import collate, score, token_logprobs, token_weights, update
-from nanoreason.optim import SGD, AdamW
-from nanoreason.recipes import sos, sos_improve
-from nanoreason.rollout import demonstration
-from nanoreason.run import read_jsonl
-from nanoreason.search import ERRORS, MIXTURE, STRATEGIES, StreamOfSearch, generate, read_trace, tokenizer
-from nanoreason.tasks.countdown import Countdown
-from nanoreason.trajectories import (
-    SearchConfig,
+from nanoreason.environment import judge
+from nanoreason.learn import (
+    ALGORITHMS,
+    apa_loss,
+    collate,
+    compute_logprobs,
+    make_optimizer,
+    token_logprobs,
+    token_weights,
+    update,
+)
+from nanoreason.optim import SGD
+from nanoreason.recipes import grpo, search_test, sft, star
+from nanoreason.recipes.search_test import (
+    SearchTestConfig,
     correctness_alignment,
     hard_problems,
-    held_out,
     measure,
     solves,
     state_alignment,
     summary,
+    symbolic,
 )
+from nanoreason.rewards import Metric
+from nanoreason.rollout import demonstration, seed_of
+from nanoreason.run import Run, Schedule, read_jsonl
+from nanoreason.search import ERRORS, STRATEGIES, read_trace
+from nanoreason.tasks import Addition, StreamOfSearch
+from nanoreason.tasks.countdown import held_out_targets, search_tokenizer
 
-TINY = sos.PRESETS["tiny"]
-IMPROVE = sos_improve.PRESETS["tiny"]
-WORDS = tokenizer()
-TASK = StreamOfSearch(Countdown(inputs=3, max_input=99))
+WORDS = search_tokenizer()
+TASK = StreamOfSearch(inputs=3, max_input=99)
+EASY = StreamOfSearch(3, 9, (10, 40))
+TINY = replace(sft.PRESETS["tiny"], task=EASY, context=256, steps=12, rows_per_step=8, save_every=6, log_every=2,
+               eval_problems=4)  # fmt: skip
+DATA = ("sos", "correct", "op")
 
 
 # ----------------------------------------------------------------------------------------------------- tokens
@@ -41,34 +54,37 @@ TASK = StreamOfSearch(Countdown(inputs=3, max_input=99))
 
 @pytest.mark.parametrize("inputs", [3, 4])
 def test_traces_survive_the_round_trip_through_tokens(inputs):
-    for trajectory in generate(StreamOfSearch(Countdown(inputs)), "train", 0, 30, workers=1):
-        for text in (trajectory.problem.prompt, trajectory.text, trajectory.problem.solution):
-            ids = WORDS.encode(text)
-            assert WORDS.decode(ids) == text
-            parts = text.replace("\n", " \n").split(" ")  # one token each, but one for each digit after the second
-            assert len(ids) == sum(max(1, len(part) - 1) if part.isdecimal() else 1 for part in parts)
+    for data in ("sos", "op"):
+        task = StreamOfSearch(inputs, data=data)
+        for problem in (task.problem("train", index) for index in range(30)):
+            for text in (problem.prompt, problem.solution):
+                ids = WORDS.encode(text)
+                assert WORDS.decode(ids) == text
+                # one token for each word, but one for each digit after the second of a number
+                parts = text.replace("\n", " \n").split(" ") if text else []
+                assert len(ids) == sum(max(1, len(part) - 1) if part.isdecimal() else 1 for part in parts)
 
 
 def test_every_number_is_made_of_tokens_that_training_has_seen():
     """A held-out target has no token of its own that would stay untrained."""
     trained = set()
-    for trajectory in generate(TASK, "train", 0, 100, workers=1):
-        trained |= set(WORDS.encode(trajectory.problem.prompt + trajectory.text))
-    for target in TASK.countdown.held_out_targets:
+    for problem in (TASK.problem("train", index) for index in range(100)):
+        trained |= set(WORDS.encode(problem.prompt + problem.solution))
+    for target in held_out_targets(*TASK.targets):
         assert set(WORDS.encode(f"T {target} : 4")) <= trained
 
 
 # ------------------------------------------------------------------------------------------------ training data
 
 
-def rows_of(config: sos.SosConfig, steps: int = 6) -> tuple[list, Counter]:
+def rows_of(config: sft.SftConfig, steps: int = 6) -> tuple[list, Counter]:
     seen = Counter()
-    at = sos.demonstrations(config, WORDS, seen)
+    at = sft.task_rows(config, WORDS, config.context, seen)
     return [row for step in range(steps) for row in at(step)], seen
 
 
 def test_searches_beyond_the_context_are_dropped_and_counted_never_cut():
-    wide = replace(TINY, inputs=3, max_input=99, context=2048)
+    wide = replace(TINY, task=TASK, context=2048)
     narrow = replace(wide, context=150)
     every, _ = rows_of(wide)
     kept, seen = rows_of(narrow)
@@ -80,19 +96,18 @@ def test_searches_beyond_the_context_are_dropped_and_counted_never_cut():
         assert reading.ending and not any(reading.errors.values())
 
 
-@pytest.mark.parametrize("data", sos.DATA)
+@pytest.mark.parametrize("data", DATA)
 def test_the_end_of_a_search_is_in_the_loss_and_the_prompt_is_not(data):
-    for row in rows_of(replace(TINY, data=data), 2)[0]:
+    for row in rows_of(replace(TINY, task=replace(EASY, data=data)), 2)[0]:
         assert row.tokens[-1] == WORDS.eos_id and row.loss_mask[-1]
         assert row.loss_mask == [False] * row.prompt_len + [True] * len(row.response)
 
 
 def test_the_gradient_reaches_the_end_of_a_search(make_model):
     """Trained on one row alone, the model comes to expect EOS where the search ends."""
-    (trajectory,) = generate(TASK, "train", 0, 1, ["bfs1-sum"], workers=1)
-    row = demonstration(WORDS, trajectory.problem, trajectory.text)
+    row = demonstration(WORDS, replace(TASK, strategies=("bfs1-sum",)).problem("train", 0))
     model = make_model(0, vocab_size=WORDS.vocab_size, max_position_embeddings=256)
-    optimizer = AdamW(model)
+    optimizer = make_optimizer(model)
     batch = collate([row], token_weights([row]), model.device)
 
     def end() -> float:
@@ -105,38 +120,37 @@ def test_the_gradient_reaches_the_end_of_a_search(make_model):
 
 
 def test_each_kind_of_data_is_what_it_says():
-    config = replace(TINY, inputs=3, max_input=99, context=1024)
-    rows = {data: rows_of(replace(config, data=data))[0] for data in sos.DATA}
-    readings = {
-        data: [TASK.read(row.problem, WORDS.decode(row.response[:-1])) for row in rows[data]] for data in sos.DATA
-    }
+    config = replace(TINY, task=TASK, context=1024)
+    rows = {data: rows_of(replace(config, task=replace(TASK, data=data)))[0] for data in DATA}
+    readings = {data: [TASK.read(row.problem, WORDS.decode(row.response[:-1])) for row in rows[data]] for data in DATA}
     assert all(reading.solved and reading.nodes == 3 for reading in readings["op"])
     assert all(reading.solved for reading in readings["correct"])
     assert 0.5 < sum(reading.solved for reading in readings["sos"]) / len(rows["sos"]) < 1
     assert max(reading.nodes for reading in readings["sos"]) > 10
     solved = [row.tokens for row, reading in zip(rows["sos"], readings["sos"], strict=True) if reading.solved]
     assert [row.tokens for row in rows["correct"]] == solved
-    prompts = {data: [row.problem.prompt for row in rows[data]] for data in sos.DATA}
+    prompts = {data: [row.problem.prompt for row in rows[data]] for data in DATA}
     assert prompts["op"] == prompts["sos"]
 
 
 def test_training_data_holds_no_held_out_target_and_no_test_problem():
-    config = replace(TINY, inputs=3, max_input=20, targets=(10, 50), context=256)
-    keys = {
-        split: {
-            (*sorted(p.info["numbers"]), p.info["target"]) for p in held_out(replace(config, eval_problems=50), split)
-        }
-        for split in ("test_inputs", "test_targets")
-    }
-    practice = [config.task().problem("train", i) for i in range(300)]  # sos_improve practises on these
-    for problem in [row.problem for data in sos.DATA for row in rows_of(replace(config, data=data), 30)[0]] + practice:
-        assert problem.info["target"] not in config.task().countdown.held_out_targets
-        key = (*sorted(problem.info["numbers"]), problem.info["target"])
-        assert key not in keys["test_inputs"] | keys["test_targets"]
+    task = StreamOfSearch(3, 20, (10, 50))
+
+    def key(problem):
+        return (*sorted(problem.info["numbers"]), problem.info["target"])
+
+    tested = {key(p) for split in search_test.SPLITS for p in task.unique_problems(split, 50)}
+    tested |= {key(p) for p in task.test_problems(50)}
+    practice = [task.problem(split, i) for split in ("train-0", "rl-0") for i in range(300)]
+    config = replace(TINY, context=256)
+    trained = [row.problem for data in DATA for row in rows_of(replace(config, task=replace(task, data=data)), 30)[0]]
+    for problem in trained + practice:
+        assert problem.info["target"] not in held_out_targets(*task.targets)
+        assert key(problem) not in tested
 
 
 def test_a_context_too_small_for_any_search_is_a_clear_error():
-    with pytest.raises(ValueError, match="longer --context"):
+    with pytest.raises(ValueError, match="no solution of 8 problems fits into the context of 12 tokens"):
         rows_of(replace(TINY, context=12))
 
 
@@ -168,8 +182,8 @@ def test_correctness_alignment_is_pearsons_correlation():
 
 
 def test_the_summary_counts_what_the_reader_says():
-    (trajectory,) = generate(TASK, "train", 0, 1, workers=1)
-    rows = [demonstration(WORDS, trajectory.problem, "N") for _ in range(4)]
+    problem = TASK.problem("train", 0)
+    rows = [demonstration(WORDS, problem, "N") for _ in range(4)]
     rows[3].stop_reason = "length"
     numbers = summary(rows, [SOLVED, WANDERS, ERRS, NOTHING])
     assert (numbers["acc"], numbers["cut"], numbers["tokens"]) == (0.5, 0.25, 2)
@@ -178,32 +192,37 @@ def test_the_summary_counts_what_the_reader_says():
 
 
 def test_unsolved_are_those_whose_drawn_strategy_failed_and_difficult_those_that_all_twelve_fail():
-    config = SearchConfig(seed=3, max_input=20, targets=(10, 50), hard_problems=8)
-    unsolved, difficult = hard_problems(config)
+    task = StreamOfSearch(3, 20, (10, 50))
+    unsolved, difficult = hard_problems(task, "sft-3", 8)
     assert len(unsolved) == 8 and 0 < len(difficult) <= 8
-    drawn = [t for t in generate(config.task(), "train", 0, 200, MIXTURE, workers=1, seed=3) if not t.solved]
-    assert unsolved == [t.problem for t in drawn[:8]]
+    drawn = [problem for problem in (task.problem("sft-3", i) for i in range(200)) if not problem.info["solved"]]
+    assert unsolved == drawn[:8]
     assert not any(solves(problem, name) for problem in difficult for name in STRATEGIES)
     assert any(solves(problem, name) for problem in unsolved for name in STRATEGIES)  # not everyone fails on those
-    config = replace(config, strategies=("bfs1-sum",))
-    unsolved, _ = hard_problems(config)
+    unsolved, _ = hard_problems(replace(task, strategies=("bfs1-sum",)), "sft-3", 8)
     assert not any(solves(problem, "bfs1-sum") for problem in unsolved)
 
 
-def test_the_symbolic_baseline_is_given_the_same_context(make_model):
+def test_the_symbolic_baseline_is_given_the_same_context(make_model, tmp_path):
     """A search that needs more tokens than the policy may write does not count as solved within its context."""
-    config = SearchConfig(max_input=20, targets=(10, 50), eval_problems=6, hard_problems=2)
+    config = SearchTestConfig(task=StreamOfSearch(3, 20, (10, 50)), problems=6, hard_problems=2,
+                              out=str(tmp_path / "run"))  # fmt: skip
     model = make_model(0, vocab_size=WORDS.vocab_size, max_position_embeddings=100)
-    numbers = measure(config, model, WORDS, full=True)
-    for split in ("test_inputs", "test_targets"):
-        problems = held_out(config, split)
+    numbers = measure(config, model, WORDS, Run(config))
+    for split in search_test.SPLITS:
+        assert len({p.info["target"] for p in config.task.unique_problems(split, 6)}) > 1
         for name in ("dfs-sum", "bfs3-sum"):
-            seeds = {p.info["target"]: p for p in problems}
-            assert len(seeds) > 1
             assert numbers[f"symbolic_within/{name}/{split}"] <= numbers[f"symbolic/{name}/{split}"]
+            theirs = symbolic(config.task, split, 6, name)
+            assert numbers[f"symbolic/{name}/{split}"] == sum(one.reading.solved for one in theirs) / 6
         assert numbers[f"symbolic_within/dfs-sum/{split}"] < numbers[f"symbolic/dfs-sum/{split}"]
         assert 0 < numbers[f"chance/{split}"] < 0.3
         assert 0 <= numbers[f"states/dfs-sum/{split}"] <= 1
+
+
+def test_only_searches_can_be_tested_as_searches(tmp_path):
+    with pytest.raises(ValueError, match="--task search is the only one"):
+        search_test.run(SearchTestConfig(task=Addition(), out=str(tmp_path / "run")))
 
 
 # -------------------------------------------------------------------------------------------------- improvement
@@ -212,10 +231,10 @@ def test_the_symbolic_baseline_is_given_the_same_context(make_model):
 def test_the_apa_loss_pulls_each_log_prob_to_the_references_plus_half_the_advantage(finished):
     rows = finished(2, seed=5)
     for row, advantage in zip(rows, (1.0, -2.0), strict=True):
-        row.advantage = advantage
+        row.advantage, row.ref_logprobs = advantage, list(row.logprobs)
     batch = collate(rows, token_weights(rows), torch.device("cpu"))
-    logprobs = (batch.old_logprobs + 0.25).requires_grad_()
-    loss = sos_improve.apa_loss(logprobs, batch)
+    logprobs = (batch.ref_logprobs + 0.25).requires_grad_()
+    loss = ALGORITHMS["apa"](logprobs, batch)
     # d/dx (x - ref - A/2)^2 = 2 (x - ref - A/2), with x - ref = 1/4
     torch.testing.assert_close(loss[0], torch.full_like(loss[0], (0.25 - 0.5) ** 2))
     torch.testing.assert_close(loss[1], torch.full_like(loss[1], (0.25 + 1.0) ** 2))
@@ -223,42 +242,58 @@ def test_the_apa_loss_pulls_each_log_prob_to_the_references_plus_half_the_advant
     expected = 2 * torch.tensor([[0.25 - 0.5], [0.25 + 1.0]]) * batch.weights
     torch.testing.assert_close(logprobs.grad, expected)
     assert (logprobs.grad[0][batch.loss_mask[0]] < 0).all()  # a good row becomes more likely
-    at_goal = batch.old_logprobs + 0.5 * batch.advantages
-    assert (sos_improve.apa_loss(at_goal, batch).abs() < 1e-10).all()
+    at_goal = batch.ref_logprobs + 0.5 * batch.advantages
+    assert (apa_loss(at_goal, batch.ref_logprobs, batch.advantages).abs() < 1e-10).all()
 
 
-def test_alignment_compares_with_the_log_probs_of_the_reference(make_model, finished, monkeypatch):
+IMPROVE = replace(
+    grpo.PRESETS["tiny"], task=EASY, rewards=(Metric(name="rating"),), prompts=4, group_size=2, preflight=0, steps=5,
+    max_new_tokens=Schedule(40), eval_problems=0, warmup=0, lr=1e-3,
+)  # fmt: skip
+METHODS = {"pg": replace(ALGORITHMS["grpo"], average="token"), "apa": replace(ALGORITHMS["apa"], reference_every=2)}
+
+
+def test_alignment_compares_with_the_log_probs_of_the_reference(make_model, finished):
     model, reference, rows = make_model(3), make_model(7), finished(4, seed=8)
-    monkeypatch.setattr(sos_improve, "update", lambda *args, **kwargs: {})
     sampled = [list(row.logprobs) for row in rows]
-    sos_improve.reinforce(replace(IMPROVE, method="apa", temperature=0.8), 0, model, None, rows, reference)
+    config = replace(IMPROVE, algorithm=METHODS["apa"], temperature=0.8)
+    grpo.compute_advantages(config, model, reference, [rows])
     for row, values in zip(rows, sampled, strict=True):
         batch = collate([row], token_weights([row]), model.device)
         alone = token_logprobs(reference, batch.tokens, batch.loss_mask, 0.8)
-        torch.testing.assert_close(batch.old_logprobs, alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(batch.ref_logprobs, alone, atol=1e-5, rtol=0)
         assert row.logprobs == values
 
 
-@pytest.mark.parametrize("group_size", [1, 4])
-@pytest.mark.parametrize("method", ["pg", "apa"])
-def test_policy_improvement_raises_the_better_search_and_lowers_the_worse(make_model, finished, method, group_size):
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_policy_improvement_raises_the_better_search_and_lowers_the_worse(make_model, finished, method, grouped):
     model, rows = make_model(3), finished(4, seed=8)
-    for row, logprobs in zip(rows, score(model, rows, 1.0, 1024), strict=True):
+    for row, logprobs in zip(rows, compute_logprobs(model, rows, 1.0, 1024), strict=True):
         row.logprobs = logprobs
     for row, reward in zip(rows, (0.9, 0.0, 0.0, 0.3), strict=True):
         row.reward = reward
-    config = replace(IMPROVE, method=method, group_size=group_size, rows_per_step=4, temperature=1.0, warmup=0, lr=1e-3)
+    groups = [rows] if grouped else [rows[:2], rows[2:]]
+    algorithm = replace(METHODS[method], divide_by="group" if grouped else "batch")
+    config = replace(IMPROVE, algorithm=algorithm)
 
     def total() -> list[float]:
         batch = collate(rows, token_weights(rows), model.device)
         return token_logprobs(model, batch.tokens, batch.loss_mask).sum(1).tolist()
 
     before = total()
-    reference = model if method == "apa" else None
-    sos_improve.reinforce(config, 0, model, SGD(model), rows, reference)
+    grpo.compute_advantages(config, model, model if method == "apa" else None, groups)
+    grpo.update_policy(config, 1, model, SGD(model), groups)
     gain = [after - was for after, was in zip(total(), before, strict=True)]
     assert gain[0] > 0 and gain[0] == max(gain) and gain[1] < gain[0] and gain[2] < gain[0]
     assert sum(row.advantage for row in rows) == pytest.approx(0)
+
+
+def test_the_rating_is_a_reward_by_name():
+    problem = EASY.pose((9, 4, 3), 24, ())
+    texts = ["E 9 - 3 = 6 > 4 6 G 0 0 M 0 0 S 4 6 | 9 - 3 = 6 E 4 * 6 = 24 > 24 W", "N"]
+    scored = judge(EASY, WORDS, [[demonstration(WORDS, problem, text) for text in texts]])
+    assert [Metric(name="rating")(one) for one in scored] == [1 - 3 / 48, 0.0]
 
 
 # ------------------------------------------------------------------------------------------------------- runs
@@ -267,23 +302,28 @@ def test_policy_improvement_raises_the_better_search_and_lowers_the_worse(make_m
 @pytest.fixture(scope="module")
 def searcher(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sos") / "run"
-    sos.run(replace(TINY, out=str(out)))
+    sft.run(replace(TINY, out=str(out)))
     return out
 
 
-def test_a_searcher_is_trained_and_tested(searcher):
+@pytest.mark.trains
+def test_a_searcher_is_trained_and_tested(searcher, tmp_path):
     lines = read_jsonl(searcher / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["problems"] == 96 == lines[-1]["rows"] + lines[-1]["dropped"]
+    assert "acc/3" in lines[-1] and "acc/3" not in lines[2]
+    config = replace(search_test.PRESETS["tiny"], base=str(searcher / "policy"), out=str(tmp_path / "test"))
+    numbers = search_test.run(config)
+    assert read_jsonl(tmp_path / "test" / "metrics.jsonl") == [{"step": 0, **numbers}]
     for split in ("test_inputs", "test_targets", "unsolved"):
         for name in ("acc", "acc_lenient", "nodes", "cut", *(f"errors/{kind}" for kind in ERRORS)):
-            assert lines[-1][f"{name}/{split}"] >= 0
-    assert "acc/test_inputs" in lines[2] and "acc/unsolved" not in lines[2]
+            assert numbers[f"{name}/{split}"] >= 0
 
 
 def without_times(path: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_jsonl(path)]
+    timed = ("time/", "tok_per_s")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in read_jsonl(path)]
 
 
 def interrupted(monkeypatch, module, name: str, calls: int, start) -> None:
@@ -310,74 +350,106 @@ def assert_same_run(one: Path, other: Path, assert_same_weights) -> None:
         assert moments.read_bytes() == (other / "policy" / "training.safetensors").read_bytes()
 
 
+@pytest.mark.trains
 def test_a_stopped_and_resumed_searcher_ends_bit_equal(searcher, tmp_path, monkeypatch, assert_same_weights):
     config = replace(TINY, out=str(tmp_path / "run"))
-    interrupted(monkeypatch, sos, "measure", 2, lambda: sos.run(config))  # at the end, after the checkpoint of step 6
-    sos.run(replace(config, resume=True))
+    interrupted(monkeypatch, sft, "evaluate", 1, lambda: sft.run(config))  # at the end, after the checkpoint of step 6
+    sft.run(replace(config, resume=True))
     assert_same_run(searcher, tmp_path / "run", assert_same_weights)
 
 
-@pytest.mark.parametrize("method", sos_improve.METHODS)
-def test_a_stopped_and_resumed_improvement_ends_bit_equal(searcher, tmp_path, monkeypatch, assert_same_weights, method):
-    # Every third trajectory counts as a solution, so that there is something to learn; the tests cost no time.
-    def attempts(model, words, task, problems, **how):
-        rows, readings = real(model, words, task, problems, **how)
-        return rows, [replace_reading(reading, i) for i, reading in enumerate(readings)]
+@pytest.fixture
+def lucky(monkeypatch):
+    """About every third trajectory counts as a solution, so that there is something to learn for a tiny searcher."""
 
-    def replace_reading(reading, i):
-        return replace(reading, solved=i % 3 == 0, nodes=3 + i)
+    def luck(problem, response) -> int:
+        return seed_of(problem.prompt, response) % 9
 
-    real = sos_improve.attempts
-    monkeypatch.setattr(sos_improve, "attempts", attempts)
-    monkeypatch.setattr(
-        sos_improve, "measure", lambda *_, **__: dict.fromkeys(("acc/test_inputs", "acc/test_targets"), 0.5)
-    )
-    config = replace(
-        IMPROVE, method=method, base=str(searcher / "policy"), out=str(tmp_path / "whole"), rounds=5, temperature=1.0
-    )
-    sos_improve.run(config)
+    def metrics(task, problem, response):
+        return {"rating": luck(problem, response) / 9}
+
+    monkeypatch.setattr(StreamOfSearch, "reward", lambda task, *what: float(luck(*what) % 3 == 0))
+    monkeypatch.setattr(StreamOfSearch, "metrics", metrics)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("method", ["star", *METHODS])
+def test_a_stopped_and_resumed_improvement_ends_bit_equal(
+    searcher, tmp_path, monkeypatch, assert_same_weights, lucky, method
+):
+    base = str(searcher / "policy")
+    if method == "star":
+        recipe, step = star, "one_round"
+        config = replace(star.PRESETS["tiny"], base=base, task=EASY, rounds=4, restart=False, prompt_set=0, problems=8,
+                         temperature=1.0, first_steps=2, eval_problems=2)  # fmt: skip
+    else:
+        recipe, step = grpo, "collect"
+        config = replace(IMPROVE, base=base, algorithm=METHODS[method], updates_per_rollout=1, save_every=2)
+    recipe.run(replace(config, out=str(tmp_path / "whole")))
     config = replace(config, out=str(tmp_path / "run"))
-    # killed in round 4: pg and apa go back to the checkpoint of round 2, where the reference was replaced
-    interrupted(monkeypatch, sos_improve, "practise", 4, lambda: sos_improve.run(config))
-    sos_improve.run(replace(config, resume=True))
+    # killed in the 4th: grpo goes back to the checkpoint of step 2, where apa's reference was replaced
+    interrupted(monkeypatch, recipe, step, 4, lambda: recipe.run(config))
+    recipe.run(replace(config, resume=True))
     assert_same_run(tmp_path / "whole", tmp_path / "run", assert_same_weights)
-    base, _ = load_checkpoint(searcher / "policy")
+    before, _ = load_checkpoint(searcher / "policy")
     after, _ = load_checkpoint(tmp_path / "run" / "policy")
-    assert not torch.equal(base.lm_head.weight, after.lm_head.weight)
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
 
 
-def test_a_round_without_a_solution_leaves_the_policy_alone(make_model, finished):
-    model, rows = make_model(3), finished(4)
-    for row in rows:
-        row.reward = 0.0
+@pytest.mark.trains
+def test_searchers_that_improve_go_on_from_their_last_policy(searcher, tmp_path, monkeypatch, lucky):
+    starts = []
+    real = star.make_optimizer
+
+    def watched(model):
+        starts.append(model.lm_head.weight.detach().clone())
+        return real(model)
+
+    monkeypatch.setattr(star, "make_optimizer", watched)
+    config = replace(star.PRESETS["tiny"], base=str(searcher / "policy"), task=EASY, rounds=2, restart=False,
+                     prompt_set=0, problems=8, temperature=1.0, first_steps=2, eval_problems=2)  # fmt: skip
+    star.run(replace(config, out=str(tmp_path / "run")))
+    assert len(starts) == 2 and not torch.equal(*starts)
+
+
+def test_a_round_without_a_solution_is_one_clear_error_and_leaves_no_policy_behind(make_model, tmp_path):
+    config = replace(star.PRESETS["tiny"], task=EASY, problems=4, prompt_set=0)
+    config = replace(config, out=str(tmp_path / "run"))
+    model = make_model(3, vocab_size=WORDS.vocab_size)
     before = model.lm_head.weight.clone()
-    assert sos_improve.imitate(IMPROVE, 0, model, rows) == {"kept": 0.0, "steps": 0}
+    with pytest.raises(ValueError, match="round 1: no trace was right"):
+        star.one_round(config, 1, model, model, WORDS, Run(config))
     assert torch.equal(before, model.lm_head.weight)
 
 
 @pytest.mark.parametrize(
-    ("module", "change", "message"),
+    ("recipe", "flags", "message"),
     [
-        (sos, {"data": "dreams"}, "--data dreams"),
-        (sos, {"save_every": 5}, "--save-every 5"),
-        (sos, {"targets": (10,)}, "targets"),
-        (sos_improve, {"method": "luck", "base": "x"}, "--method luck"),
-        (sos_improve, {}, "--base is needed"),
+        ("sft", ["--task.data", "dreams"], "--task.data dreams: one of sos, correct, op"),
+        ("sft", ["--task.targets", "10"], "--task.targets 10: 2 values are needed"),
+        ("sft", ["--task.strategies", "bfs9-sum"], "bfs9-sum not among"),
+        ("grpo", ["--algorithm", "luck"], "--algorithm luck: one of grpo"),
+        ("grpo", [], "--base is needed"),
+        ("star", ["--rationalize"], "has no hints"),
     ],
 )
-def test_flags_that_cannot_work_are_one_clear_error(tmp_path, module, change, message):
-    config = replace(module.PRESETS["tiny"], out=str(tmp_path / "run"), **change)
-    with pytest.raises(ValueError, match=message):
-        module.run(config)
+def test_flags_that_cannot_work_are_one_clear_error(tmp_path, capsys, recipe, flags, message):
+    out = ["--preset", "tiny", "--out", str(tmp_path / "run"), "--task", "search", *flags]
+    assert main([recipe, *out]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().split("\n")) == 1
 
 
+@pytest.mark.trains
 def test_reproduce_writes_the_summary_and_the_figure(tmp_path):
+    from nanoreason.experiments import sos as section
+    from nanoreason.experiments.reproduce import reproduce
+
     summary = reproduce("sos", "tiny", 1, tmp_path / "out", device="cpu", workers=1)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert set(summary["arms"]) == {*section.ARMS, "symbolic"}
-    for line in summary["criteria"]:
-        assert set(line) == {"name", "value", "threshold", "passed"}
-    assert 0 < summary["arms"]["symbolic"]["mixture/test_inputs"] <= 1
+    assert set(summary["numbers"]) == {*section.ARMS, "strategies"}
+    assert all(line["mean"] is not None for line in summary["claims"] if "/" not in line["name"])
+    assert 0 < summary["numbers"]["strategies"]["symbolic/test_inputs"]["0"] <= 1
     assert {line["arm"] for line in read_jsonl(tmp_path / "out" / "metrics.jsonl")} == set(section.ARMS)
     pytest.importorskip("matplotlib")
     assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000

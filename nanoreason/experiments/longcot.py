@@ -3,7 +3,7 @@
 One base per seed, which mostly works a sum out once or just answers it, and now and then re-checks. From this base
 
     long-N, short-N     fine-tuning on N demonstrations that re-check until two passes agree, or that make one pass.
-                        Passes of both slip now and then, so that checking pays and a single pass cannot be sure
+                        Passes of both are wrong now and then, so that checking pays and a single pass cannot be sure
     rl-base, rl-short   reinforcement learning with the classic reward from the base and from the largest short-N;
                         from the largest long-N, and it alone, start all others
     classic-W           the classic reward in windows of W = L, 2L and 4L tokens; the last one is "RL on long CoT"
@@ -18,21 +18,24 @@ of some hundred thousand weights, and errors that are slips of sampling, so that
 
 from __future__ import annotations
 
-import functools
 import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job, curve
+from nanoreason.experiments.figure import Line, Panel, shades
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, growth, lead, ratio
+from nanoreason.learn import ALGORITHMS
 from nanoreason.recipes import grpo, sft
-from nanoreason.tasks.addition import MODES, ThinkingAddition, thinking_tokenizer
+from nanoreason.rewards import Classic, Cosine, DenseRepetition, Reward
+from nanoreason.run import Schedule
+from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks.wrappers import Templated, Unanswerable
 
 FORMS = {"long": (0.0, 0.0, 1.0), "short": (0.0, 1.0, 0.0)}  # shares of direct, one pass, re-checking
 NAMES = {"long": "long CoT: re-checks until two passes agree", "short": "short CoT: one pass"}
 SHAPES = {  # values of a right answer of length 0 and of full length, and of a wrong one (the paper's figure 5)
-    "shape-a": dict(cosine_right=(0.0, 10.0), cosine_wrong=(0.0, 0.0)),
-    "shape-b": dict(cosine_right=(6.0, 5.0), cosine_wrong=(-10.0, 0.0)),
-    "shape-c": dict(cosine_right=(10.0, 9.0), cosine_wrong=(-10.0, 0.0)),
+    "shape-a": Cosine(right=(0.0, 10.0), wrong=(0.0, 0.0)),
+    "shape-b": Cosine(right=(6.0, 5.0), wrong=(-10.0, 0.0)),
+    "shape-c": Cosine(right=(10.0, 9.0), wrong=(-10.0, 0.0)),
 }
 
 
@@ -40,50 +43,48 @@ SHAPES = {  # values of a right answer of length 0 and of full length, and of a 
 class Preset:
     base: sft.SftConfig  # the base, and what all fine-tuning has in common with it
     tune: dict  # what fine-tuning on demonstrations has on its own
-    sizes: tuple[int, ...]  # N, demonstrations
+    error_prob: float  # chance that a column of a demonstrated pass is wrong
+    sizes: tuple[int, ...]  # N, demonstrations of each number of digits
     epochs: int  # passes over them
     rl: grpo.GrpoConfig  # what all reinforcement has in common
     window: int  # L, tokens
+    repetition_n: int = 8  # tokens of the n-grams that are penalized
 
 
+REINFORCE = replace(ALGORITHMS["reinforce"], baseline="group", divide_by="batch", average="token")
 PRESETS = {
     "cpu": Preset(
         sft.SftConfig(
-            form="thinking", digits=(2,), modes=(0.3, 0.65, 0.05), slip=0.2, width=64, heads=4, layers=3, context=320,
-            steps=1400, lr=3e-3, warmup=40, rows_per_step=32, eval_digits=(2,), eval_problems=80,
+            task=Templated(ThinkingAddition((2,), modes=(0.3, 0.65, 0.05), error_prob=0.2)), width=64, context=320,
+            steps=1400, lr=3e-3, warmup=40, rows_per_step=32, eval_problems=80,
         ),
-        dict(modes=FORMS["long"], slip=0.15, lr=2e-3, warmup=2, rows_per_step=32),
-        (128, 512, 2048, 8192), 2,
+        dict(lr=2e-3, warmup=2), 0.15, (128, 512, 2048, 8192), 2,
         grpo.GrpoConfig(
-            task="thinking", template="skeleton", digits=(2,), algorithm="reinforce", baseline="group",
-            divide_by="batch", average="token", steps=40, prompts=8, group_size=16, lr=3e-4, warmup=5, preflight=0,
-            save_every=40, eval_every=0, eval_digits=(2,), eval_problems=64, eval_samples=4, repetition_n=8,
+            task=Templated(ThinkingAddition((2,))), algorithm=REINFORCE, steps=40, prompts=8, lr=3e-4, preflight=0,
+            save_every=40, eval_every=0, eval_problems=64, eval_samples=4,
         ),
         64,
     ),
     "tiny": Preset(
         sft.SftConfig(
-            form="thinking", digits=(1,), modes=(0.3, 0.6, 0.1), slip=0.2, width=16, heads=2, layers=1, context=96,
-            steps=8, lr=1e-2, warmup=2, rows_per_step=8, eval_digits=(1,), eval_problems=4,
+            task=Templated(ThinkingAddition((1,), modes=(0.3, 0.6, 0.1), error_prob=0.2)), width=16, heads=2,
+            kv_heads=1, layers=1, context=96, steps=8, lr=1e-2, warmup=2, rows_per_step=8, eval_problems=4,
         ),
-        dict(modes=FORMS["long"], lr=1e-3, warmup=0, rows_per_step=8),
-        (8, 16), 1,
+        dict(lr=1e-3, warmup=0), 0.2, (8, 16), 1,
         grpo.GrpoConfig(
-            task="thinking", template="skeleton", digits=(1,), algorithm="reinforce", baseline="group",
-            divide_by="batch", average="token", steps=2, prompts=2, group_size=4, lr=1e-3, warmup=1, preflight=0,
-            save_every=2, eval_every=0, eval_digits=(1,), eval_problems=3, eval_samples=2, repetition_n=6,
+            task=Templated(ThinkingAddition((1,))), algorithm=REINFORCE, steps=2, prompts=2, group_size=4, lr=1e-3,
+            warmup=1, preflight=0, save_every=2, eval_every=0, eval_problems=3, eval_samples=2,
         ),
-        12,
+        12, 6,
     ),
 }  # fmt: skip
 PRESETS["gpu"] = replace(
     PRESETS["cpu"],
-    base=replace(PRESETS["cpu"].base, width=128, digits=(2, 3), context=1024, steps=3000, lr=1e-3, micro_tokens=32768,
-                 eval_digits=(2, 3)),
-    tune=dict(modes=FORMS["long"], slip=0.15, lr=1e-3, warmup=2, rows_per_step=32),
-    sizes=(512, 2048, 8192, 32768),
-    rl=replace(PRESETS["cpu"].rl, digits=(2, 3), steps=200, prompts=32, save_every=50, micro_tokens=65536,
-               eval_digits=(2, 3), eval_problems=250, repetition_n=8),
+    base=replace(PRESETS["cpu"].base, width=128, context=1024, steps=3000, lr=1e-3, micro_tokens=32768,
+                 task=Templated(ThinkingAddition((2, 3), modes=(0.3, 0.65, 0.05), error_prob=0.2))),
+    tune=dict(lr=1e-3, warmup=2), sizes=(512, 2048, 8192, 32768),
+    rl=replace(PRESETS["cpu"].rl, task=Templated(ThinkingAddition((2, 3))), steps=200, prompts=32, save_every=50,
+               micro_tokens=65536, eval_problems=250),
     window=96,
 )  # fmt: skip
 
@@ -94,256 +95,173 @@ def windows(preset: str) -> dict[str, int]:
     return {f"classic-{L * k}": L * k for k in (1, 2, 4)}
 
 
-def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
-    """The base; fine-tuning on demonstrations; reinforcement, and samples from all that was fine-tuned."""
-    chosen = PRESETS[preset]
-    base = replace(chosen.base, seed=seed, out=str(folder / "base"))
-    tuned = [
-        Job(f"{form}-{size}", "sft", tuning(preset, form, size, seed, folder / f"{form}-{size}", base.out))
-        for form in FORMS
-        for size in chosen.sizes
-    ]
-    largest = max(chosen.sizes)
-    wide = {"max_new_tokens": 4 * chosen.window, "length_reward": "classic"}
-    narrow = {"max_new_tokens": 2 * chosen.window, "length_reward": "cosine"}
-    settings = {
-        "rl-base": ("base", wide),
-        "rl-short": (f"short-{largest}", wide),
-        **{arm: ("", {**wide, "max_new_tokens": window}) for arm, window in windows(preset).items()},
-        "cosine": ("", narrow),
-        "repetition": ("", narrow | {"repetition": "dense"}),
-        **{arm: ("", narrow | values) for arm, values in SHAPES.items()},
-        "hack": ("", narrow | {"unsolvable": 1.0}),
-        "hack-repetition": ("", narrow | {"unsolvable": 1.0, "repetition": "dense"}),
-    }
-    common = replace(chosen.rl, seed=seed)
-
-    def reinforced(arm: str, start: str, changes: dict) -> Job:
-        start = folder / (start or f"long-{largest}") / "policy"
-        return Job(arm, "grpo", replace(common, base=str(start), out=str(folder / arm), **changes))
-
-    samples = [reinforced(f"{job.arm}-samples", job.arm, wide | {"steps": 0}) for job in tuned]
-    return [
-        [Job("base", "sft", base)],
-        tuned,
-        samples + [reinforced(arm, start, changes) for arm, (start, changes) in settings.items()],
-    ]
-
-
-def tuning(preset: str, form: str, size: int, seed: int, out: Path, base: str) -> sft.SftConfig:
+def tuning(preset: str, form: str, size: int) -> sft.SftConfig:
     """Fine-tuning of the base on `size` demonstrations of one form, `epochs` passes over them."""
     chosen = PRESETS[preset]
-    config = replace(chosen.base, **chosen.tune)
-    steps = max(1, round(chosen.epochs * size * len(config.digits) / config.rows_per_step))
-    return replace(config, seed=seed, modes=FORMS[form], base=f"{base}/policy", out=str(out), pool=size, steps=steps)
+    sums = replace(chosen.base.task.task, modes=FORMS[form], error_prob=chosen.error_prob)
+    steps = max(1, round(chosen.epochs * size * len(sums.digits) / chosen.base.rows_per_step))
+    return replace(chosen.base, task=Templated(sums), distinct=size, steps=steps, **chosen.tune)
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+def arms(preset: str, seed: int) -> list[Arm]:
+    """The base; fine-tuning on demonstrations; reinforcement, and samples from all that was fine-tuned."""
+    chosen = PRESETS[preset]
+    largest, sizes = max(chosen.sizes), [(form, size) for form in FORMS for size in chosen.sizes]
+    penalty = DenseRepetition(n=chosen.repetition_n)
+    lost = replace(chosen.rl.task, task=Unanswerable(chosen.rl.task.task))
+
+    def reinforced(arm: str, start: str, window: int, *rewards: Reward, **settings) -> Arm:
+        config = replace(chosen.rl, max_new_tokens=Schedule(window), rewards=rewards, **settings)
+        return Arm(arm, "grpo", config, start, cost=config.steps * window)
+
+    def cosine(arm: str, *rewards: Reward, **settings) -> Arm:
+        return reinforced(arm, f"long-{largest}", 2 * chosen.window, *rewards, **settings)
+
+    wide = 4 * chosen.window
+    return [
+        Arm("base", "sft", chosen.base),
+        *(Arm(f"{form}-{size}", "sft", tuning(preset, form, size), "base") for form, size in sizes),
+        *(reinforced(f"{form}-{size}-samples", f"{form}-{size}", wide, Classic(), steps=0) for form, size in sizes),
+        reinforced("rl-base", "base", wide, Classic()),
+        reinforced("rl-short", f"short-{largest}", wide, Classic()),
+        *(reinforced(arm, f"long-{largest}", window, Classic()) for arm, window in windows(preset).items()),
+        cosine("cosine", Cosine()),
+        cosine("repetition", Cosine(), penalty),
+        *(cosine(arm, shape) for arm, shape in SHAPES.items()),
+        cosine("hack", Cosine(), task=lost),
+        cosine("hack-repetition", Cosine(), penalty, task=lost),
+    ]
 
 
-def first(lines: list[dict], arm: str, key: str) -> float | None:
-    return next(iter(curve(lines, arm, key).values()), None)
+# -------------------------------------------------------------------------------------------------------- claims
+
+ACC, RECHECKS = "eval/pass@1", "eval/thinking/rechecks"
+LENGTH, CUT, REPEATED = "completions/mean_length", "completions/clipped_ratio", "completions/repetition"
 
 
-def last(lines: list[dict], arm: str, key: str, seed: int | None = None) -> float | None:
-    return next(reversed(curve(lines, arm, key, seed).values()), None)
-
-
-def late(lines: list[dict], arm: str, key: str) -> float:
-    """The mean over the last quarter of the steps: single rollouts are noisy."""
-    values = list(curve(lines, arm, key).values())
-    return statistics.fmean(values[-max(1, len(values) // 4) :])
-
-
-def early(lines: list[dict], arm: str, key: str) -> float:
-    """The mean over the first tenth of the steps."""
-    values = list(curve(lines, arm, key).values())
-    return statistics.fmean(values[: max(1, len(values) // 10)])
-
-
-def best(lines: list[dict], arm: str, key: str) -> float:
+def best(values: list[float]) -> float:
     """The largest mean of a quarter of the steps in a row."""
-    values = list(curve(lines, arm, key).values())
     width = max(1, len(values) // 4)
     return max(statistics.fmean(values[i : i + width]) for i in range(len(values) - width + 1))
 
 
-LENGTH, CUT, REPEATED = "completions/mean_length", "completions/clipped_ratio", "completions/repetition"
-
-
-def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
-    """Numbers per arm, and the criteria of "what counts as reproduced"."""
-    chosen = PRESETS[preset]
-    arms: dict[str, dict] = {}
-    for arm in dict.fromkeys(line["arm"] for line in lines):
-        if curve(lines, arm, "eval/pass@1"):
-            keys = {"accuracy": "eval/pass@1", "length": "eval/mean_length", "exceed_rate": "eval/clipped_ratio",
-                    "rechecks": "eval/thinking/rechecks", "repetition": "eval/repetition"}  # fmt: skip
-            arms[arm] = {name: last(lines, arm, key) for name, key in keys.items()}
-            if curve(lines, arm, LENGTH):
-                arms[arm] |= {f"{name}_before": first(lines, arm, key) for name, key in keys.items()}
-                arms[arm]["length_by_step"] = [round(value, 1) for value in curve(lines, arm, LENGTH).values()]
-    for form in FORMS:
-        for size in chosen.sizes:
-            arms[f"{form}-{size}-samples"]["demonstration_tokens"] = demonstration_tokens(preset, form, size)
-    small, half, large = chosen.sizes[0], chosen.sizes[-2], chosen.sizes[-1]
-
-    def accuracy(form: str, size: int) -> float:
-        return arms[f"{form}-{size}-samples"]["accuracy"]
-
-    def gain(arm: str, key: str = "accuracy") -> float:
-        return arms[arm][key] - arms[arm][f"{key}_before"]
-
-    def ratio(arm: str, other: str, key: str) -> float | None:
-        """What the late steps of the other arm have of this one's; None where this one has nothing to speak of."""
-        return late(lines, other, key) / late(lines, arm, key) if late(lines, arm, key) > 0.1 else None
-
+def claims(preset: str) -> list[Claim]:
+    small, half, large = PRESETS[preset].sizes[0], *PRESETS[preset].sizes[-2:]
     narrow, middle, wide = windows(preset)
-    criteria = [
-        Criterion("SFT: long - short, accuracy with most data", accuracy("long", large) - accuracy("short", large),
-                  0.05),
-        Criterion("SFT: short saturates, gain from the last growth of data",
-                  accuracy("short", large) - accuracy("short", half), 0.03, False),
-        Criterion("SFT: long - short, gain from least to most data",
-                  accuracy("long", large) - accuracy("long", small) - accuracy("short", large)
-                  + accuracy("short", small), 0.05),
-        Criterion("RL on long CoT: gain in accuracy", gain(wide), 0.01),
-        Criterion("RL on long - RL on short: gain in accuracy", gain(wide) - gain("rl-short"), 0.01),
-        Criterion("RL on long - RL on short: final accuracy", arms[wide]["accuracy"] - arms["rl-short"]["accuracy"],
-                  0.01),
-        Criterion("RL from base: gain in accuracy", gain("rl-base"), 0.01),
-        Criterion("RL from base: gain in re-checks per response", gain("rl-base", "rechecks"), 0.05, False),
-        Criterion("RL on long - RL from base: final accuracy", arms[wide]["accuracy"] - arms["rl-base"]["accuracy"],
-                  0.01),
-        Criterion("classic: late / early length in the widest window",
-                  late(lines, wide, LENGTH) / early(lines, wide, LENGTH), 1.1),
-        Criterion("classic: late share of the narrowest window that a response takes",
-                  late(lines, narrow, LENGTH) / windows(preset)[narrow], 0.8),
-        Criterion("classic: late exceed rate in the narrowest window, above 0", late(lines, narrow, CUT), 0.01),
-        Criterion("classic: late exceed rate in the narrowest window, below 1", late(lines, narrow, CUT), 0.95, False),
-        Criterion("classic: accuracy lost since its best, worst of the windows",
-                  max(best(lines, arm, "accuracy") - late(lines, arm, "accuracy") for arm in windows(preset)), 0.02),
-        Criterion("cosine: late exceed rate", late(lines, "cosine", CUT), 0.05, False),
-        Criterion("classic - cosine: late exceed rate in the same window",
-                  late(lines, middle, CUT) - late(lines, "cosine", CUT), 0.01),
-        Criterion("shapes: late length of A / of C, right answers gain by length",
-                  ratio("shape-c", "shape-a", LENGTH), 1.05),
-        Criterion("shapes: late length of B / of C, right answers are worth less against wrong ones",
-                  ratio("shape-c", "shape-b", LENGTH), 1.02),
-        Criterion("hack: late / early length", late(lines, "hack", LENGTH) / early(lines, "hack", LENGTH), 1.2),
-        Criterion("hack: growth of the share of repeated n-grams",
-                  late(lines, "hack", REPEATED) - early(lines, "hack", REPEATED), 0.1),
-        Criterion("hack: late share of repeated n-grams, penalty / none", ratio("hack", "hack-repetition", REPEATED),
-                  0.5, False),
-        Criterion("repetition / cosine: late length", ratio("cosine", "repetition", LENGTH), 0.98, False),
-        Criterion("repetition - cosine: final accuracy", arms["repetition"]["accuracy"] - arms["cosine"]["accuracy"],
-                  0.01),
+
+    def more_data(few: int, many: int):
+        """What long gains more than short from more demonstrations."""
+        of = {n: lead(f"long-{n}-samples", f"short-{n}-samples", ACC) for n in (few, many)}
+        return lambda r: of[many](r) - of[few](r)
+
+    def lost(r: Results) -> PerSeed:
+        """Accuracy lost since its best, in the window where that is most."""
+        losses = [r.of_series(best, arm, "accuracy") - r.late(arm, "accuracy") for arm in windows(preset)]
+        return r.per_seed(lambda seed: max((loss[seed] for loss in losses if seed in loss), default=None))
+
+    def late_growth(arm: str, key: str):
+        return lambda r: r.late(arm, key) - r.early(arm, key)
+
+    over_early = {"before": Results.early, "after": Results.late}
+    return [
+        Claim("SFT: long - short, accuracy with most data",
+              lead(f"long-{large}-samples", f"short-{large}-samples", ACC), 0.03),
+        Claim("SFT: long - short, gain from the last growth of data", more_data(half, large), 0.05),
+        Claim("SFT: long - short, gain from least to most data", more_data(small, large), 0.1),
+        Claim("RL on long CoT: gain in accuracy", gain(wide, ACC), 0.03),
+        Claim("RL on long - RL on short: gain in accuracy", lambda r: gain(wide, ACC)(r) - gain("rl-short", ACC)(r),
+              0.03),
+        Claim("RL on long - RL on short: final accuracy", lead(wide, "rl-short", ACC), 0.03),
+        Claim("RL from base: gain in accuracy", gain("rl-base", ACC), 0.03),
+        Claim("RL from base: gain in re-checks per response", gain("rl-base", RECHECKS), 0.1, LESS),
+        Claim("RL on long - RL from base: final accuracy", lead(wide, "rl-base", ACC), 0.03),
+        Claim("classic: late / early length in the widest window", growth(wide, LENGTH, **over_early), 1.1,
+              no_effect=1),
+        Claim("classic: late share of the narrowest window that a response takes",
+              lambda r: r.late(narrow, LENGTH) / windows(preset)[narrow], 0.8, no_effect=0.5),
+        Claim("classic: late - early exceed rate in the narrowest window", late_growth(narrow, CUT), 0.05),
+        Claim("classic: accuracy lost since its best, worst of the windows", lost, 0.05, no_effect=0.02),
+        Claim("classic - cosine: late exceed rate in the same window", lead(middle, "cosine", CUT, Results.late), 0.05),
+        Claim("shapes: late length of A / of C, right answers gain by length", ratio("shape-a", "shape-c", LENGTH), 1.1,
+              no_effect=1),
+        Claim("shapes: late length of B / of C, right answers are worth less against wrong ones",
+              ratio("shape-b", "shape-c", LENGTH), 1.1, no_effect=1),
+        Claim("hack: late / early length", growth("hack", LENGTH, **over_early), 1.2, no_effect=1),
+        Claim("hack: growth of the share of repeated n-grams", late_growth("hack", REPEATED), 0.1),
+        Claim("hack: late share of repeated n-grams, penalty / none", ratio("hack-repetition", "hack", REPEATED), 0.5,
+              LESS, 1),
+        Claim("repetition / cosine: late length", ratio("repetition", "cosine", LENGTH), 0.9, LESS, 1),
+        Claim("repetition - cosine: final accuracy", lead("repetition", "cosine", ACC), 0.03),
     ]  # fmt: skip
-    return arms, criteria
 
 
-@functools.cache
-def demonstration_tokens(preset: str, form: str, size: int) -> int:
-    """Response tokens of all demonstrations of one form, the x axis of the curve."""
-    config = tuning(preset, form, size, 0, Path(), "")
-    words = thinking_tokenizer()
-    forms = dict(zip(MODES, config.modes, strict=True))
-    tasks = {n: ThinkingAddition((n,), (), forms, config.slip, config.doubt) for n in config.digits}
-    solutions = (task.problem(f"train-{n}", i).solution for n, task in tasks.items() for i in range(size))
-    return sum(len(words.encode(solution)) + 1 for solution in solutions)
+def extra(results: Results, preset: str) -> dict:
+    """What every arm came to, before and after its reinforcement."""
+    keys = {"accuracy": ACC, "length": "eval/mean_length", "exceed rate": "eval/clipped_ratio", "re-checks": RECHECKS}
+    numbers = results.table(keys, [arm for arm in results.arms if results.last(arm, ACC)])
+    for arm in numbers:
+        if results.last(arm, LENGTH):
+            numbers[arm] |= {f"{n} before": results.first(arm, key).rounded() for n, key in keys.items()}
+    return numbers
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
 
-def smooth(values: list[float], width: int = 5) -> list[float]:
-    """The mean of each value and its neighbours."""
-    return [statistics.fmean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
+def trained_on(r: Results, arm: str) -> float:
+    """Tokens of all steps of a fine-tuning, mean over seeds."""
+    return (r.mean(arm, "num_tokens") * r.last(arm, "step")).mean
 
 
-def draw(lines: list[dict], preset: str, path: Path) -> None:
+def panels(preset: str) -> list[Panel]:
     """Top: the two kinds of demonstrations, reinforcement on each, windows. Bottom: exceed rates, shapes, hacking."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    chosen, seeds = PRESETS[preset], sorted({line["seed"] for line in lines})
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
-    colors = dict(zip(("long", "short", "base"), ("tab:blue", "tab:orange", "tab:gray"), strict=True))
+    chosen = PRESETS[preset]
     narrow, middle, wide = windows(preset)
+    started = [Line(wide, "from long CoT"), Line("rl-short", "from short CoT"), Line("rl-base", "from the base", "C7")]
+    classic = [Line(arm, f"classic, window {window}", color)
+               for (arm, window), color in zip(windows(preset).items(), shades(3), strict=True)]  # fmt: skip
+    cosine, repetition = (Line("cosine", f"cosine, window {2 * chosen.window}", "C3"),
+                          Line("repetition", "cosine, repetition penalty", "C6"))  # fmt: skip
+    shapes = [Line(f"shape-{name[0].lower()}", name, color) for name, color in
+              (("A: right 0 to 10, wrong 0", "C4"), ("B: right 6 to 5, wrong -10 to 0", "C2"),
+               ("C: right 10 to 9, wrong -10 to 0", "C8"))]  # fmt: skip
 
-    def curves(axis, arms: dict[str, tuple[str, str]], key: str) -> None:
-        """One line per arm {arm: (label, color)}: the mean over seeds, with single seeds thin behind it."""
-        for arm, (label, color) in arms.items():
-            for seed in seeds:
-                found = curve(lines, arm, key, seed)
-                axis.plot(found.keys(), smooth(list(found.values())), color=color, linewidth=0.6, alpha=0.4)
-            found = curve(lines, arm, key)
-            axis.plot(found.keys(), smooth(list(found.values())), color=color, label=label)
-        axis.set_xlabel("step of reinforcement")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    def by_data(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
+        """(tokens trained on, accuracy) of the fine-tuned arms of one form."""
+        found = []
+        for size in chosen.sizes:
+            y = r.last(f"{line.arm}-{size}-samples", key)
+            found.append((trained_on(r, f"{line.arm}-{size}"), y.mean if seed is None else y[seed]))
+        return found
 
-    axis = axes[0][0]
-    for form in FORMS:
-        tokens = [demonstration_tokens(preset, form, size) for size in chosen.sizes]
+    def reinforcement(axis, r: Results) -> None:
+        axis.axhline(r.first("rl-base", ACC).mean, color="C7", linestyle=":", label="the base")
+        for form, arm, color in (("long", wide, "C0"), ("short", "rl-short", "C1")):
+            x = trained_on(r, f"{form}-{chosen.sizes[-1]}") * 1.15
+            how = {"arrowstyle": "->", "color": color, "linewidth": 2}
+            axis.annotate("", (x, r.last(arm, ACC).mean), (x, r.first(arm, ACC).mean), arrowprops=how)
 
-        def accuracies(seed: int | None, form: str = form) -> list[float]:
-            return [last(lines, f"{form}-{size}-samples", "eval/pass@1", seed) for size in chosen.sizes]
+    length = {"ylabel": "tokens per response, mean", "smooth": 5}
+    return [
+        Panel("Fine-tuning on more data (arrows: RL on top)", [Line(form, NAMES[form]) for form in FORMS], ACC,
+              points=by_data, also=reinforcement, xlabel="tokens trained on", xscale="log10", marker="o",
+              ylim=(None, 1), ylabel="accuracy on held-out sums, sampled"),
+        Panel("RL from three starts, classic reward", started, "accuracy", ylabel="accuracy of rollouts", smooth=5),
+        Panel("Length of responses", [*classic, cosine, repetition], LENGTH, **length),
+        Panel("Exceed rate", [*classic, cosine, repetition], CUT, smooth=5, ylim=(-0.01, None),
+              ylabel="share of responses that reach the window"),
+        Panel(f"Shapes of the cosine reward, window {2 * chosen.window}",
+              [*shapes, Line("cosine", "default: right 2 to 1, wrong -10 to 0", "C3")], LENGTH, **length),
+        Panel("Hacking: stated answers that nothing reaches",
+              [Line("hack", "cosine", "C3"), Line("hack-repetition", "cosine, repetition penalty", "C6")], REPEATED,
+              smooth=5, ylabel=f"share of {chosen.repetition_n}-grams that repeat an earlier one"),
+    ]  # fmt: skip
 
-        for seed in seeds:
-            axis.plot(tokens, accuracies(seed), color=colors[form], linewidth=0.6, alpha=0.4)
-        axis.plot(tokens, accuracies(None), color=colors[form], marker="o", markersize=4, label=NAMES[form])
-        arm = wide if form == "long" else "rl-short"
-        after = last(lines, arm, "eval/pass@1")
-        axis.annotate("", (tokens[-1] * 1.15, after), (tokens[-1] * 1.15, accuracies(None)[-1]),
-                      arrowprops={"arrowstyle": "->", "color": colors[form], "linewidth": 2})  # fmt: skip
-    axis.axhline(first(lines, "rl-base", "eval/pass@1"), color="gray", linestyle=":", label="the base")
-    axis.set(xscale="log", ylim=(None, 1), xlabel="tokens of demonstrations",
-             ylabel="accuracy on held-out sums, sampled",
-             title="Fine-tuning on more data (arrows: reinforcement on top)")  # fmt: skip
-    started = {wide: ("from long CoT", colors["long"]), "rl-short": ("from short CoT", colors["short"]),
-               "rl-base": ("from the base", colors["base"])}  # fmt: skip
-    curves(axes[0][1], started, "accuracy")
-    axes[0][1].set(ylabel="accuracy of rollouts", title="Reinforcement from three starts, classic reward")
-    by_window = {arm: (f"classic, window {window}", plt.get_cmap("viridis")(0.15 + 0.35 * i))
-                 for i, (arm, window) in enumerate(windows(preset).items())}  # fmt: skip
-    with_cosine = by_window | {"cosine": (f"cosine, window {2 * chosen.window}", "tab:red"),
-                               "repetition": ("cosine and repetition penalty", "tab:pink")}  # fmt: skip
-    curves(axes[0][2], with_cosine, LENGTH)
-    axes[0][2].set(
-        ylabel="tokens per response, mean",
-        title=f"Length in windows of {', '.join(map(str, windows(preset).values()))} tokens",
+
+def caption(preset: str) -> str:
+    chosen = PRESETS[preset]
+    return (
+        f"Long chains of thought on {' and '.join(map(str, chosen.base.task.task.digits))}-digit addition with "
+        f"optional re-checking, preset {preset}: sampled at temperature 1; {chosen.error_prob:.0%} of the columns of a "
+        "demonstrated pass are wrong; curves over steps are means of 5 neighbours."
     )
-    curves(axes[1][0], with_cosine, CUT)
-    axes[1][0].set(ylabel="share of responses that reach the window", title="Exceed rate", ylim=(-0.01, None))
-    labels = {
-        "shape-a": "A: right 0 to 10, wrong 0",
-        "shape-b": "B: right 6 to 5, wrong -10 to 0",
-        "shape-c": "C: right 10 to 9, wrong -10 to 0",
-    }
-    shapes = {arm: (label, color) for (arm, label), color in
-              zip(labels.items(), ("tab:purple", "tab:green", "tab:olive"), strict=True)}  # fmt: skip
-    curves(axes[1][1], shapes | {"cosine": ("default: right 2 to 1, wrong -10 to 0", "tab:red")}, LENGTH)
-    axes[1][1].set(
-        ylabel="tokens per response, mean", title=f"Shapes of the cosine reward, window of {2 * chosen.window}"
-    )
-    hacks = {"hack": ("cosine", "tab:red"), "hack-repetition": ("cosine and repetition penalty", "tab:pink")}
-    curves(axes[1][2], hacks, REPEATED)
-    axes[1][2].set(ylabel=f"share of {chosen.rl.repetition_n}-grams that repeat an earlier one",
-                   title="Hacking: stated answers that nothing reaches")  # fmt: skip
-    for axis in axes.flat:
-        axis.title.set_fontsize(11)
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.2)
-    digits = " and ".join(map(str, chosen.base.digits))
-    slip = tuning(preset, "long", chosen.sizes[-1], 0, Path(), "").slip
-    figure.suptitle(
-        f"Long chains of thought on {digits}-digit addition with optional re-checking, preset {preset}: "
-        f"mean of {len(seeds)} seed(s), thin lines single seeds.\nSampled at temperature 1. In demonstrations "
-        f"{slip:.0%} of the columns of a pass are wrong; curves over steps are means of 5 neighbours",
-        fontsize=11,
-    )
-    figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -23,23 +23,40 @@ and RL is to change the second. Then, all by GRPO with rewards for accuracy and 
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job, curve
-from nanoreason.recipes import distill, grpo, sft
+from nanoreason.experiments.figure import Line, Panel
+from nanoreason.experiments.results import (
+    LESS,
+    Arm,
+    Claim,
+    PerSeed,
+    Results,
+    average,
+    gain,
+    growth,
+    lead,
+    rank_correlation,
+    ratio,
+)
+from nanoreason.learn import ALGORITHMS, Algorithm
+from nanoreason.recipes import grpo, select, sft
+from nanoreason.rewards import Accuracy, Format, Overlong
+from nanoreason.rollout import Task
+from nanoreason.run import Schedule
+from nanoreason.tasks import ThinkingAddition, ThinkingCountdown
+from nanoreason.tasks.wrappers import Templated
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
-PIPELINE = {  # name in the table -> (arm, whether before its first step)
-    "base": ("zero", True),
-    "R1-Zero": ("zero", False),
-    "cold start": ("cold_rl", True),
-    "+ RL": ("cold_rl", False),
-    "rejection SFT": ("final", True),
-    "+ RL = R1": ("final", False),
-    "short cold start": ("short_rl", True),
-    "short + RL": ("short_rl", False),
+PIPELINE = {  # stage -> (arm that measures it, before or after its steps)
+    "base": ("zero", Results.first),
+    "R1-Zero": ("zero", Results.last),
+    "cold start": ("cold_rl", Results.first),
+    "+ RL": ("cold_rl", Results.last),
+    "rejection SFT": ("final", Results.first),
+    "+ RL = R1": ("final", Results.last),
+    "short cold start": ("short_rl", Results.first),
+    "short + RL": ("short_rl", Results.last),
 }
 
 
@@ -47,405 +64,299 @@ PIPELINE = {  # name in the table -> (arm, whether before its first step)
 class Preset:
     skills: sft.SftConfig  # the first phase of every base
     habits: dict  # the second: what differs from the first
+    modes: tuple[tuple[float, ...], tuple[float, ...]]  # how often each way of thinking is shown in the two phases
     student: dict  # the student's shape: what differs from the base
     rl: grpo.GrpoConfig  # what all RL runs have in common
+    easy: Task  # problems that need no thought
     zero_steps: int
     control_steps: int  # of no_thoughts and easy
-    easy_digits: tuple[int, ...]
     cap: int  # tokens: too few to re-check the longest sums
     cap_steps: int  # the budget is raised after half of them
-    cold: distill.DistillConfig
-    rejection: distill.DistillConfig
-    distilled: distill.DistillConfig
+    cold: tuple[select.SelectConfig, int]  # how traces are chosen for the cold start, optimizer steps on them
+    rejection: tuple[select.SelectConfig, int]
+    distilled: tuple[select.SelectConfig, int]
     pipeline_steps: tuple[int, int]  # of the first RL of the pipeline, and of the last
     student_steps: int  # of RL on the student
     loss_steps: int  # rollouts of each of the five losses
     loss_updates: int = 4  # updates per rollout there: with one, all clips are the same
+    long: str = "recheck"  # the mode of traces for the cold start
+    short: str = "steps"  # and of those of its control
 
 
 # In minutes of training a model this small does not learn to stop if two passes agree and only then: it stops after
 # the second as it likes. So that checking pays all the same, the passes behind "wait" are written with more care.
-SKILLS = sft.SftConfig(
-    form="thinking", modes=(0.2, 0.4, 0.4), slip=0.15, care=0.1, passes=3, messy=0.15, guess=0.5,
-    digits=(1, 2, 3), shares=(0.1, 0.3, 0.6), context=160, steps=2000, rows_per_step=32, lr=1.5e-3, warmup=50,
-    micro_tokens=2048, eval_digits=(1, 2, 3), eval_problems=20,
+SUMS = ThinkingAddition(
+    (1, 2, 3), shares=(0.1, 0.3, 0.6), error_prob=0.15, recheck_error_scale=0.1, max_passes=3, drop_tag_prob=0.15,
+    direct_error_prob=0.5,
 )  # fmt: skip
-HABITS = dict(modes=(0.66, 0.26, 0.08), steps=150, rows_per_step=64, lr=5e-4, warmup=10)
+SKILLS = sft.SftConfig(
+    task=Templated(SUMS), context=160, steps=2000, rows_per_step=32, lr=1.5e-3, warmup=50, micro_tokens=2048,
+    eval_task=Templated(ThinkingAddition((1, 2, 3))), eval_problems=20,
+)  # fmt: skip
 # DIFFERS from the paper: R1 gives accuracy and format equal weight. Here most of the base's responses are in the
 # format already; a small weight keeps what is left of it from drowning the verdict in short runs.
 # R1's own equation has no 1/|o|. With it, a right single pass is strengthened twice as much per token as a right
 # re-check, which is twice as long, and re-checks fall again after step 20; the five losses below show the difference.
 RL = grpo.GrpoConfig(
-    task="thinking", template="skeleton", digits=(2, 3), format_weight=0.2, prompts=8, group_size=16, kl_coef=0.0,
-    average="constant", max_new_tokens=112, lr=3e-4, warmup=3, preflight=16, save_every=20, eval_every=0,
-    eval_digits=(2, 3), eval_problems=32, eval_samples=16,
+    task=Templated(ThinkingAddition((2, 3))), rewards=(Accuracy(), Format(0.2)), prompts=8,
+    algorithm=Algorithm(average="constant"), max_new_tokens=Schedule(112), lr=3e-4, warmup=3, preflight=16,
+    save_every=20, eval_every=0, eval_problems=32, eval_samples=16,
 )  # fmt: skip
+TRACES = select.SelectConfig(task=RL.task)
+TINY_TRACES = select.PRESETS["tiny"]
+TINY_SUMS = ThinkingAddition((1,), error_prob=0.0)
+COUNTDOWN = Templated(ThinkingCountdown(direct=0.3))
+GPU_TRACES = select.SelectConfig(task=COUNTDOWN, max_new_tokens=512)
 PRESETS = {
     "cpu": Preset(
-        skills=SKILLS, habits=HABITS, student=dict(width=48, layers=2), rl=RL, zero_steps=120, control_steps=30,
-        easy_digits=(1,), cap=50, cap_steps=60, cold=distill.DistillConfig(problems=300, most=300, steps=60),
-        rejection=distill.DistillConfig(problems=400, steps=150),
-        distilled=distill.DistillConfig(problems=500, steps=250), pipeline_steps=(50, 40), student_steps=60,
-        loss_steps=20,
+        skills=SKILLS, habits=dict(steps=150, rows_per_step=64, lr=5e-4, warmup=10),
+        modes=((0.2, 0.4, 0.4), (0.66, 0.26, 0.08)), student=dict(width=48, layers=2), rl=RL,
+        easy=Templated(ThinkingAddition((1,))), zero_steps=120, control_steps=30, cap=50, cap_steps=60,
+        cold=(replace(TRACES, problems=300, how="first", choose=300), 60), rejection=(TRACES, 150),
+        distilled=(replace(TRACES, problems=500), 250), pipeline_steps=(50, 40), student_steps=60, loss_steps=20,
     ),
     "tiny": Preset(
         skills=replace(
-            SKILLS, width=32, layers=2, heads=2, context=112, digits=(1,), shares=(), steps=150, lr=1e-2, messy=0.0,
-            rows_per_step=32, slip=0.0, modes=(0.3, 0.3, 0.4), eval_digits=(1,), eval_problems=4,
-            warmup=20,
+            SKILLS, width=32, layers=2, heads=2, kv_heads=1, context=112, task=Templated(TINY_SUMS), steps=150, lr=1e-2,
+            warmup=20, eval_task=None, eval_problems=4,
         ),
-        habits=dict(steps=2, lr=1e-3, warmup=1),
+        habits=dict(steps=2, lr=1e-3, warmup=1), modes=((0.3, 0.3, 0.4), (0.66, 0.26, 0.08)),
         student=dict(width=16, layers=1),
         rl=replace(
-            RL, digits=(1,), prompts=4, group_size=4, max_new_tokens=48, preflight=0, eval_digits=(1,), eval_problems=4,
-            eval_samples=4, warmup=1,
+            RL, task=Templated(ThinkingAddition((1,))), prompts=4, group_size=4, max_new_tokens=Schedule(48),
+            preflight=0, eval_problems=4, eval_samples=4, warmup=1,
         ),
-        zero_steps=3, control_steps=2, easy_digits=(1,), cap=20, cap_steps=4,
-        cold=replace(distill.PRESETS["tiny"], problems=60), rejection=distill.PRESETS["tiny"],
-        distilled=replace(distill.PRESETS["tiny"], problems=40), pipeline_steps=(2, 2), student_steps=2, loss_steps=2,
+        easy=Templated(ThinkingAddition((1,))), zero_steps=3, control_steps=2, cap=20, cap_steps=4,
+        cold=(replace(TINY_TRACES, problems=60), 4), rejection=(TINY_TRACES, 4),
+        distilled=(replace(TINY_TRACES, problems=40), 4), pipeline_steps=(2, 2), student_steps=2, loss_steps=2,
         loss_updates=2,
     ),
     "gpu": Preset(
-        skills=replace(
-            SKILLS, form="countdown", modes=(0.3, 0.7, 0.0), width=256, layers=6, heads=8, context=640, steps=4000,
-            lr=1e-3, rows_per_step=128, micro_tokens=32768,
-        ),
-        habits=dict(modes=(0.8, 0.2, 0.0), steps=300, lr=3e-4),
+        skills=replace(SKILLS, task=COUNTDOWN, width=256, layers=6, heads=8, kv_heads=4, context=640, steps=4000,
+                       lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_task=None),
+        habits=dict(steps=300, rows_per_step=64, lr=3e-4, warmup=10), modes=((0.3, 0.7), (0.8, 0.2)),
         student=dict(width=128, layers=3),
-        rl=replace(
-            RL, task="countdown", prompts=32, max_new_tokens=512, micro_tokens=65536, eval_problems=250, lr=1e-4,
-        ),
-        zero_steps=200, control_steps=80, easy_digits=(1,), cap=128, cap_steps=160,
-        cold=distill.DistillConfig(task="countdown", problems=1000, most=500, max_new_tokens=512, steps=100),
-        rejection=distill.DistillConfig(task="countdown", problems=4000, max_new_tokens=512, steps=1000),
-        distilled=distill.DistillConfig(task="countdown", problems=8000, max_new_tokens=512, steps=2000),
-        pipeline_steps=(100, 80), student_steps=200, loss_steps=60,
+        rl=replace(RL, task=COUNTDOWN, prompts=32, max_new_tokens=Schedule(512), micro_tokens=65536, eval_problems=250,
+                   lr=1e-4),
+        easy=COUNTDOWN, zero_steps=200, control_steps=80, cap=128, cap_steps=160,
+        cold=(replace(GPU_TRACES, problems=1000, how="first", choose=500), 100),
+        rejection=(replace(GPU_TRACES, problems=4000), 1000),
+        distilled=(replace(GPU_TRACES, problems=8000), 2000), pipeline_steps=(100, 80), student_steps=200,
+        loss_steps=60, long="search", short="direct",
     ),
 }  # fmt: skip
 
 
-def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
+def shown(task: Templated, shares: tuple[float, ...]) -> Templated:
+    """The task whose solutions take each mode so often."""
+    inner = task.task
+    if isinstance(inner, ThinkingCountdown):
+        return replace(task, task=replace(inner, direct=shares[0] / sum(shares)))
+    return replace(task, task=replace(inner, modes=shares))
+
+
+def arms(preset: str, seed: int) -> list[Arm]:
     """Bases in two phases; RL on them; cold starts from R1-Zero; so on down the pipeline; distillation from its end."""
     chosen = PRESETS[preset]
-    countdown = chosen.rl.task == "countdown"
+    first_phase, second_phase = chosen.modes
+    task = chosen.skills.task
 
-    def policy(arm: str) -> str:
-        return str(folder / arm / "policy")
+    def skills(arm: str, shares=first_phase, **settings) -> Arm:
+        return Arm(arm, "sft", replace(chosen.skills, task=shown(task, shares), **settings))
 
-    def skills(arm: str, **settings) -> Job:
-        return Job(arm, "sft", replace(chosen.skills, seed=seed, out=str(folder / arm), **settings))
+    def habits(arm: str, base: str, **settings) -> Arm:
+        settings = chosen.habits | settings
+        return Arm(arm, "sft", replace(chosen.skills, task=shown(task, second_phase), **settings), base)
 
-    def habits(arm: str, skills: str, **settings) -> Job:
-        return Job(arm, "sft", replace(chosen.skills, seed=seed, base=policy(skills), out=str(folder / arm),
-                                       **(chosen.habits | settings)))  # fmt: skip
-
-    def rl(arm: str, base: str, steps: int, **settings) -> Job:
+    def rl(arm: str, base: str, steps: int, **settings) -> Arm:
         settings = {"eval_every": max(1, steps // 6)} | settings if arm in ("zero", "student_rl") else settings
-        config = replace(chosen.rl, seed=seed, base=policy(base), steps=steps, out=str(folder / arm), **settings)
-        return Job(arm, "grpo", config)
+        return Arm(arm, "grpo", replace(chosen.rl, steps=steps, **settings), base)
 
-    def from_traces(arm: str, config: distill.DistillConfig, teacher: str, base: str, **settings) -> Job:
-        names = dict(seed=seed, teacher=policy(teacher), base=policy(base), out=str(folder / arm))
-        return Job(arm, "distill", replace(config, digits=chosen.rl.digits, **names, **settings))
+    def from_traces(arm: str, how: tuple[select.SelectConfig, int], teacher: str, base: str, **settings) -> list[Arm]:
+        config, steps = how
+        tune = sft.SftConfig(steps=steps, lr=1e-3, warmup=10, rows_per_step=32, micro_tokens=2048, decay="cosine")
+        return [
+            Arm(f"{arm}_data", "select", replace(config, **settings), inputs={"teacher": f"{teacher}/policy"}),
+            Arm(arm, "sft", tune, base, inputs={"data": f"{arm}_data/demonstrations.jsonl"}),
+        ]
 
-    cap = dict(max_new_tokens=chosen.cap, eval_samples=0)
-    long, short = (("search",), ("direct",)) if countdown else (("recheck",), ("steps",))
+    cap = dict(eval_samples=0)
+    raised = Schedule(chosen.cap, ((chosen.cap_steps // 2 + 1, chosen.rl.max_new_tokens.first),))
     first, last = chosen.pipeline_steps
-    # one update per rollout makes all clips equal; dynamic sampling and the rest are the algorithm's own
-    losses = [
-        rl(loss, "base", chosen.loss_steps, algorithm=loss, average="", eval_samples=0,
-           updates_per_rollout=chosen.loss_updates)
-        for loss in LOSSES
-    ]  # fmt: skip
-    easy = {} if countdown else dict(digits=chosen.easy_digits, eval_digits=chosen.easy_digits)
     return [
-        [
-            skills("skills"),
-            skills("student_skills", **chosen.student),
-            skills("direct", modes=(1.0, 0.0, 0.0), steps=chosen.skills.steps // 2),
-        ],
-        [habits("base", "skills"), habits("student", "student_skills", **chosen.student)],
-        [
-            rl("zero", "base", chosen.zero_steps),
-            rl("no_thoughts", "direct", chosen.control_steps, preflight=0),
-            rl("easy", "base", chosen.control_steps, preflight=0, **easy),
-            rl("capped", "base", chosen.cap_steps, **cap),
-            rl("raised", "base", chosen.cap_steps, later_max_new_tokens=chosen.rl.max_new_tokens,
-               later_from=chosen.cap_steps // 2 + 1, **cap),
-            rl("student_rl", "student", chosen.student_steps, preflight=0),
-            *losses,
-        ],
-        [
-            from_traces("cold", chosen.cold, "zero", "base", modes=long),
-            from_traces("short", chosen.cold, "zero", "base", modes=short),
-        ],
-        [rl("cold_rl", "cold", first, preflight=0), rl("short_rl", "short", first, preflight=0)],
-        [from_traces("rejection", chosen.rejection, "cold_rl", "base")],
-        [rl("final", "rejection", last, preflight=0)],
-        [
-            from_traces("distilled", chosen.distilled, "final", "student"),
-            from_traces("distilled_wrong", chosen.distilled, "final", "student", keep="wrong"),
-        ],
-        [
-            rl("distilled_eval", "distilled", 0, preflight=0),
-            rl("distilled_wrong_eval", "distilled_wrong", 0, preflight=0),
-        ],
+        skills("skills"),
+        skills("student_skills", **chosen.student),
+        skills("direct", (1.0,) + (0.0,) * (len(first_phase) - 1), steps=chosen.skills.steps // 2),
+        habits("base", "skills"),
+        habits("student", "student_skills"),
+        rl("zero", "base", chosen.zero_steps),
+        rl("no_thoughts", "direct", chosen.control_steps, preflight=0),
+        rl("easy", "base", chosen.control_steps, preflight=0, task=chosen.easy),
+        rl("capped", "base", chosen.cap_steps, max_new_tokens=Schedule(chosen.cap), **cap),
+        rl("raised", "base", chosen.cap_steps, max_new_tokens=raised, **cap),
+        rl("student_rl", "student", chosen.student_steps, preflight=0),
+        # one update per rollout makes all clips equal; dynamic sampling and the rest are the algorithm's own
+        *(rl(loss, "base", chosen.loss_steps, algorithm=ALGORITHMS[loss], eval_samples=0,
+             updates_per_rollout=chosen.loss_updates,
+             rewards=chosen.rl.rewards + ((Overlong(),) if loss == "dapo" else ())) for loss in LOSSES),
+        *from_traces("cold", chosen.cold, "zero", "base", modes=(chosen.long,)),
+        *from_traces("short", chosen.cold, "zero", "base", modes=(chosen.short,)),
+        rl("cold_rl", "cold", first, preflight=0),
+        rl("short_rl", "short", first, preflight=0),
+        *from_traces("rejection", chosen.rejection, "cold_rl", "base"),
+        rl("final", "rejection", last, preflight=0),
+        *from_traces("distilled", chosen.distilled, "final", "student"),
+        *from_traces("distilled_wrong", chosen.distilled, "final", "student", keep="wrong"),
+        rl("distilled_eval", "distilled", 0, preflight=0),
+        rl("distilled_wrong_eval", "distilled_wrong", 0, preflight=0),
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------- claims
+
+ACC, FORMAT, LENGTH, RECHECKS = "eval/pass@1", "eval/format", "eval/mean_length", "eval/thinking/rechecks"
+ROLLOUT = "completions/mean_length"  # tokens, tags included
 
 
-def lines_of(lines: list[dict], arm: str, key: str, seed: int | None = None) -> list[dict]:
-    """The lines of an arm that have a metric, in the order of steps, seed by seed."""
-    return [line for line in lines if line["arm"] == arm and key in line and seed in (None, line["seed"])]
+def length_follows_accuracy(r: Results) -> PerSeed:
+    """The rank correlation of accuracy and length over the rollouts of R1-Zero."""
+    curves = {s: [list(r.curve("zero", key, s).values()) for key in ("accuracy", ROLLOUT)] for s in r.seeds}
+    return r.per_seed(lambda seed: rank_correlation(*curves[seed]))
 
 
-def mean(values) -> float | None:
-    """The mean of what is there."""
-    values = [value for value in values if value is not None]
-    return statistics.fmean(values) if values else None
-
-
-def at(lines: list[dict], arm: str, key: str, first: bool = False) -> float | None:
-    """A metric at the end of an arm, or at its first measurement; the mean over seeds."""
-    found = [lines_of(lines, arm, key, seed) for seed in sorted({line["seed"] for line in lines})]
-    return mean(some[0 if first else -1][key] for some in found if some)
-
-
-def late(lines: list[dict], arm: str, key: str, share: float = 1 / 3) -> float | None:
-    """The mean of a metric over the last steps of an arm, and over seeds."""
-    values = list(curve(lines, arm, key).values())
-    return mean(values[-max(1, round(share * len(values))) :]) if values else None
-
-
-def minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
-
-
-def over(a: float | None, b: float | None) -> float | None:
-    """a / b; a share that was nothing before counts as one in a thousand."""
-    return None if a is None or b is None else a / max(b, 1e-3)
-
-
-def rank_correlation(x: list[float], y: list[float]) -> float | None:
-    """Spearman's: Pearson's of the ranks, ties sharing theirs. None where one of them is constant.
-
-    >>> rank_correlation([1, 2, 3], [10, 20, 15]), rank_correlation([1, 1], [1, 2])
-    (0.5, None)
-    """
-
-    def ranks(values: list[float]) -> list[float]:
-        return [sum(v < value for v in values) + sum(v == value for v in values) / 2 for value in values]
-
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return None
-    return round(statistics.correlation(ranks(x), ranks(y)), 6)
-
-
-def gain_of_rechecks(lines: list[dict], arm: str, levels: tuple[int, ...], first: bool = False) -> float | None:
+def gain_of_rechecks(r: Results, arm: str, levels: tuple[int, ...]) -> PerSeed:
     """P(right | re-checked) - P(right | one pass) at equal difficulty: per number of digits, then the mean."""
-    return mean(
-        minus(at(lines, arm, f"eval/accuracy/recheck/{n}", first), at(lines, arm, f"eval/accuracy/steps/{n}", first))
-        for n in levels
-    )
+    return average(r.last(arm, f"eval/accuracy/recheck/{n}") - r.last(arm, f"eval/accuracy/steps/{n}") for n in levels)
 
 
-def rl_at_equal_tokens(lines: list[dict]) -> float | None:
+def teacher_of(r: Results) -> str:
+    """The arm that counts the tokens which were sampled for the student; it was one with the fine-tuning once."""
+    return "distilled_data" if "distilled_data" in r.arms else "distilled"
+
+
+def rl_at_equal_tokens(r: Results) -> PerSeed:
     """pass@1 of student_rl at its first measurement with as many sampled tokens as the teacher's; else its last."""
-    found = []
-    for seed in {line["seed"] for line in lines}:
-        spent = sum(line["tokens"] for line in lines_of(lines, "distilled", "tokens", seed))
-        measured = lines_of(lines, "student_rl", "eval/pass@1", seed)
-        enough = [line for line in measured if line.get("num_tokens", 0) >= spent]
-        found += [(enough[0] if enough else measured[-1])["eval/pass@1"]] if measured else []
-    return mean(found)
+
+    def of(seed: int) -> float | None:
+        spent = sum(tokens for _, tokens in r.lines(teacher_of(r), "tokens", seed))
+        measured = r.lines("student_rl", ACC, seed)
+        enough = [value for line, value in measured if line.get("num_tokens", 0) >= spent]
+        return (enough or [value for _, value in measured[-1:]] or [None])[0]
+
+    return r.per_seed(of)
 
 
-def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
-    """What each arm came to, R1's table of stages, and the paper's statements as numbers."""
-    chosen = PRESETS[preset]
-    arms: dict[str, dict] = {}
-    for arm in dict.fromkeys(line["arm"] for line in lines):
-        numbers = {
-            "accuracy before": at(lines, arm, "eval/pass@1", first=True),
-            "accuracy": at(lines, arm, "eval/pass@1"),
-            "format": at(lines, arm, "eval/format"),
-            "length": at(lines, arm, "eval/mean_length"),
-            "practice accuracy": late(lines, arm, "accuracy"),
-            "practice length": late(lines, arm, "completions/mean_length"),
-            "sampled tokens": at(lines, arm, "num_tokens") if arm not in ("distilled",) else at(lines, arm, "tokens"),
-        }
-        arms[arm] = {name: value for name, value in numbers.items() if value is not None}
-    arms["pipeline"] = {
-        stage: {
-            name: at(lines, arm, f"eval/{key}", first)
-            for name, key in (("accuracy", "pass@1"), ("format", "format"), ("length", "mean_length"))
-        }
-        for stage, (arm, first) in PIPELINE.items()
-    }
-    arms["zero"] |= {
-        name: {"before": at(lines, "zero", f"eval/{name}", first=True), "after": at(lines, "zero", f"eval/{name}")}
-        for name in ("pass@1", "pass@4", "pass@16", f"maj@{chosen.rl.eval_samples}", "mode/direct", "mode/steps",
-                     "mode/recheck")
-    }  # fmt: skip
-
-    def start(arm: str, key: str) -> float | None:
-        return at(lines, arm, key, first=True)
-
-    def grown(arm: str, key: str) -> float | None:
-        return over(at(lines, arm, key), start(arm, key))
-
-    def gained(arm: str, key: str) -> float | None:
-        return minus(at(lines, arm, key), start(arm, key))
-
-    accuracy, length = (list(curve(lines, "zero", k).values()) for k in ("accuracy", "completions/mean_length"))
-    thoughtless = at(lines, "zero", "eval/mode/direct")
-    levels = (chosen.rl.inputs,) if chosen.rl.task == "countdown" else chosen.rl.digits
-    maj = f"eval/maj@{chosen.rl.eval_samples}"
-    after_raise = chosen.cap_steps - chosen.cap_steps // 2
-    jump = over(*(late(lines, arm, "completions/mean_length", after_raise / 2 / chosen.cap_steps)
-                  for arm in ("raised", "capped")))  # fmt: skip
-    final, zero = at(lines, "final", "eval/pass@1"), at(lines, "zero", "eval/pass@1")
-    distilled = at(lines, "distilled_eval", "eval/pass@1")
-    criteria = [
-        Criterion("R1-Zero: gain in accuracy", gained("zero", "eval/pass@1"), 0.3),
-        Criterion("R1-Zero: length after / before", grown("zero", "eval/mean_length"), 1.5),
-        Criterion("R1-Zero: rank correlation of accuracy and length", rank_correlation(accuracy, length), 0.5),
-        Criterion("R1-Zero: share of responses that think", minus(1.0, thoughtless), 0.9),
-        Criterion("R1-Zero: majority of the samples - pass@1", minus(at(lines, "zero", maj), zero), 0.01),
-        Criterion("R1-Zero: re-checks after / before", grown("zero", "eval/thinking/rechecks"), 3.0),
-        Criterion("R1-Zero: accuracy of re-checked - of single passes, at equal difficulty",
-                  gain_of_rechecks(lines, "zero", levels), 0.01),
-        Criterion("without thoughts in the base: gain in accuracy", gained("no_thoughts", "eval/pass@1"), 0.1, False),
-        Criterion("without thoughts in the base: length after / before", grown("no_thoughts", "eval/mean_length"), 1.1,
-                  False),
-        Criterion("easy sums: length after / before", grown("easy", "eval/mean_length"), 0.9, False),
-        Criterion("budget raised / not raised: length", jump, 1.1),
-        Criterion("pipeline: format after the cold start", start("cold_rl", "eval/format"), 0.98),
-        Criterion("pipeline: cold start - R1-Zero, accuracy", minus(start("cold_rl", "eval/pass@1"), zero), -0.001,
-                  False),
-        Criterion("pipeline: R1 - R1-Zero, accuracy", minus(final, zero), 0.001),
-        Criterion("pipeline: R1 - R1-Zero, format", minus(at(lines, "final", "eval/format"),
-                                                        at(lines, "zero", "eval/format")), 0.001),
-        Criterion("pipeline: long - short cold start, accuracy after RL",
-                  minus(at(lines, "cold_rl", "eval/pass@1"), at(lines, "short_rl", "eval/pass@1")), 0.01),
-        Criterion("distillation - RL on the student, accuracy at equal sampled tokens",
-                  minus(distilled, rl_at_equal_tokens(lines)), 0.01),
-        Criterion("distillation: right - wrong traces, accuracy",
-                  minus(distilled, at(lines, "distilled_wrong_eval", "eval/pass@1")), 0.01),
-        Criterion("losses: length of wrong responses, Dr. GRPO - GRPO",
-                  minus(*(late(lines, arm, "completions/mean_length_wrong") for arm in ("dr_grpo", "grpo"))), -0.1,
-                  False),
-        Criterion("losses: share of flat groups among those learnt from, DAPO - GRPO",
-                  minus(*(late(lines, arm, "frac_learnt_zero_std", 1.0) for arm in ("dapo", "grpo"))), -0.01, False),
-        Criterion("losses: entropy, DAPO (clip-higher) - GRPO",
-                  minus(*(late(lines, arm, "entropy") for arm in ("dapo", "grpo"))), 0.001),
+def claims(preset: str) -> list[Claim]:
+    rl, first, last = PRESETS[preset].rl, Results.first, Results.last
+    found = [
+        Claim("R1-Zero: gain in accuracy", gain("zero", ACC), 0.3),
+        Claim("R1-Zero: length after / before", growth("zero", LENGTH), 1.5, no_effect=1),
+        Claim("R1-Zero: rank correlation of accuracy and length over the training", length_follows_accuracy, 0.5),
+        Claim("R1-Zero: gain in the share of responses without thought", gain("zero", "eval/mode/direct"), -0.3, LESS),
+        Claim("R1-Zero: majority of the samples - pass@1",
+              lambda r: r.last("zero", f"eval/maj@{rl.eval_samples}") - r.last("zero", ACC), 0.03),
+        Claim("without thoughts in the base: gain in accuracy", gain("no_thoughts", ACC), 0.1, LESS),
+        Claim("without thoughts in the base: length after / before", growth("no_thoughts", LENGTH), 1.1, LESS, 1),
+        Claim("easy sums: length after / before", growth("easy", LENGTH), 0.9, LESS, 1),
+        Claim("budget raised halfway / not raised: late length", ratio("raised", "capped", ROLLOUT), 1.1, no_effect=1),
+        Claim("pipeline: cold start - base, format", lead("cold_rl", "zero", FORMAT, first), 0.05),
+        Claim("pipeline: cold start - R1-Zero, accuracy", lead("cold_rl", "zero", ACC, first, last), -0.03, LESS),
+        Claim("pipeline: R1 - R1-Zero, accuracy", lead("final", "zero", ACC), 0.03),
+        Claim("pipeline: long - short cold start, accuracy after RL", lead("cold_rl", "short_rl", ACC), 0.03),
+        Claim("distillation - RL on the student, accuracy at equal sampled tokens",
+              lambda r: r.last("distilled_eval", ACC) - rl_at_equal_tokens(r), 0.1),
+        Claim("distillation: right - wrong traces, accuracy", lead("distilled_eval", "distilled_wrong_eval", ACC), 0.1),
+        Claim("losses: late length of wrong responses, Dr. GRPO / GRPO", ratio("dr_grpo", "grpo", f"{ROLLOUT}_wrong"),
+              0.95, LESS, 1),
+        Claim("losses: share of zero-variance groups among those learnt from, DAPO - GRPO",
+              lead("dapo", "grpo", "frac_learnt_zero_std", Results.mean), -0.05, LESS),
+        Claim("losses: late entropy, DAPO (clip-higher) / GRPO", ratio("dapo", "grpo", "entropy"), 1.1, no_effect=1),
     ]  # fmt: skip
-    if chosen.rl.task == "countdown":  # its searches have no re-checks
-        criteria = [criterion for criterion in criteria if "re-check" not in criterion.name]
-    return arms, criteria
+    if PRESETS[preset].long == "recheck":  # its searches have no re-checks
+        found += [
+            Claim("R1-Zero: re-checks after / before", growth("zero", RECHECKS), 2.0, no_effect=1),
+            Claim("R1-Zero: accuracy of re-checked - of single passes, at equal difficulty",
+                  lambda r: gain_of_rechecks(r, "zero", rl.task.task.digits), 0.03),
+        ]  # fmt: skip
+    return found
+
+
+def extra(results: Results, preset: str) -> dict:
+    """What each arm came to, and R1's table of stages, every seed."""
+    names = {"accuracy": ACC, "format": FORMAT, "length": LENGTH, "re-checks": RECHECKS, "sampled tokens": "num_tokens"}
+    names |= {key: f"eval/{key}" for key in ("pass@16", "mode/direct", "mode/steps", "mode/recheck")}
+    stages = {
+        stage: {name: at(results, arm, key).rounded() for name, key in list(names.items())[:3]}
+        for stage, (arm, at) in PIPELINE.items()
+    }
+    before = results.first("zero", "eval/pass@16").rounded()
+    equal = {"pass@16 of the base": before, "student RL at equal tokens": rl_at_equal_tokens(results).rounded()}
+    return results.table(names) | {"pipeline": stages} | equal
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
 
-def draw(lines: list[dict], preset: str, path: Path) -> None:
-    """Top: R1-Zero. Bottom: the budget, the pipeline, distillation, the losses. Thin lines are single seeds."""
-    import matplotlib
+def pass_at(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
+    """(k, pass@k) of zero before or after its training."""
+    at, values = line.where["at"], {}
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        values[k] = at(r, "zero", f"{key}@{k}")
+    return [(k, v.mean if seed is None else v[seed]) for k, v in values.items() if v]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    chosen = PRESETS[preset]
-    seeds = sorted({line["seed"] for line in lines})
-    figure, axes = plt.subplots(2, 4, figsize=(20, 9), layout="constrained")
+def spent(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
+    """(tokens sampled so far, a metric), nothing being spent before the first step."""
+    tokens = r.curve(line.arm, "num_tokens", seed)
+    return [(tokens.get(step, 0), value) for step, value in r.curve(line.arm, key, seed).items()]
 
-    def line(axis, arm: str, key: str, label: str, color: str, **style) -> None:
-        for seed in seeds if len(seeds) > 1 else []:
-            one = curve(lines, arm, key, seed)
-            axis.plot(one.keys(), one.values(), color=color, linewidth=0.5, alpha=0.35)
-        average = curve(lines, arm, key)
-        axis.plot(average.keys(), average.values(), color=color, label=label, **style)
 
-    axis = axes[0][0]
-    line(axis, "zero", "accuracy", "R1-Zero", "tab:blue")
-    line(axis, "no_thoughts", "accuracy", "base without thoughts", "tab:gray")
-    line(axis, "easy", "accuracy", "easy sums", "tab:green")
-    axis.set(title="Accuracy of the rollouts", ylabel="share of right responses", ylim=(-0.03, 1.03))
-
-    axis = axes[0][1]
-    line(axis, "zero", "completions/mean_length", "R1-Zero", "tab:blue")
-    line(axis, "no_thoughts", "completions/mean_length", "base without thoughts", "tab:gray")
-    line(axis, "easy", "completions/mean_length", "easy sums", "tab:green")
-    axis.set(title="Length of the rollouts", ylabel="tokens, tags included", ylim=(0, None))
-
-    axis = axes[0][2]
+def panels(preset: str) -> list[Panel]:
+    """Top: R1-Zero. Bottom: the budget, the pipeline, distillation, the losses."""
+    chosen, base, share = PRESETS[preset], "tab:gray", {"ylim": (-0.03, 1.03)}
+    zero = [Line("zero", "R1-Zero"), Line("no_thoughts", "base without thoughts", base), Line("easy", "easy sums")]
     names = {"direct": "no thought", "steps": "one pass", "recheck": "re-checked", "search": "search"}
-    colors = {"direct": "tab:red", "steps": "tab:orange", "recheck": "tab:purple", "search": "tab:purple"}
-    for mode, name in names.items():
-        if curve(lines, "zero", f"mode/{mode}"):
-            line(axis, "zero", f"mode/{mode}", name, colors[mode])
-    axis.set(title="How R1-Zero thinks", ylabel="share of its responses", ylim=(-0.03, 1.03))
+    before_after = [Line("zero", "R1-Zero, pass@k", where={"at": Results.last}),
+                    Line("zero", "base, pass@k", base, {"at": Results.first})]  # fmt: skip
 
-    axis = axes[0][3]
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= chosen.rl.eval_samples]
-    for name, first, color in (("base", True, "tab:gray"), ("R1-Zero", False, "tab:blue")):
-        values = [at(lines, "zero", f"eval/pass@{k}", first) for k in ks]
-        axis.plot(ks, values, color=color, marker="o", label=f"{name}: pass@k")
-        axis.axhline(at(lines, "zero", f"eval/maj@{ks[-1]}", first), color=color, linestyle=":",
-                     label=f"{name}: majority of {ks[-1]}")  # fmt: skip
-    axis.set_xscale("log", base=2)
-    axis.set(title="Held-out problems, before and after", xlabel="k", ylabel="accuracy", ylim=(-0.03, 1.03))
+    def majority(axis, r: Results) -> None:
+        for line, color in zip(before_after, ("C0", base), strict=True):
+            value = line.where["at"](r, "zero", f"eval/maj@{chosen.rl.eval_samples}")
+            name = f"{line.label.split(',')[0]}, majority of {chosen.rl.eval_samples}"
+            axis.axhline(value.mean, color=color, linestyle=":", label=name)
 
-    axis = axes[1][0]
-    line(axis, "raised", "completions/mean_length", f"raised to {chosen.rl.max_new_tokens}", "tab:blue")
-    line(axis, "capped", "completions/mean_length", f"{chosen.cap} tokens throughout", "tab:gray")
-    axis.axvline(chosen.cap_steps // 2 + 0.5, color="black", linestyle="--", linewidth=0.8)
-    axis.set(title="The budget is raised halfway", ylabel="mean length of the rollouts", ylim=(0, None))
+    def lengths(axis, r: Results) -> None:
+        for i, (arm, at) in enumerate(PIPELINE.values()):
+            axis.text(i, 1.03, f"{at(r, arm, LENGTH).mean or 0:.0f}", ha="center", fontsize=8)
 
-    axis = axes[1][1]
-    table = {stage: [at(lines, arm, f"eval/{key}", first) for key in ("pass@1", "format", "mean_length")]
-             for stage, (arm, first) in PIPELINE.items()}  # fmt: skip
-    places = range(len(table))
-    axis.bar([x - 0.2 for x in places], [values[0] or 0 for values in table.values()], 0.4, color="tab:blue",
-             label="accuracy")  # fmt: skip
-    axis.bar([x + 0.2 for x in places], [values[1] or 0 for values in table.values()], 0.4, color="tab:green",
-             label="format")  # fmt: skip
-    for x, values in zip(places, table.values(), strict=True):
-        axis.text(x, 1.02, "" if values[2] is None else f"{values[2]:.0f}", ha="center", fontsize=8)
-    axis.set_xticks(list(places), list(table), rotation=35, ha="right", fontsize=8)
-    axis.set(title="The stages of R1 (numbers: mean length)", ylim=(0, 1.25))
+    def distilled(axis, r: Results) -> None:
+        for arm, color, label in (("", "C0", "distilled from R1"), ("_wrong", base, "from its wrong traces")):
+            tokens, value = r.last(teacher_of(r), "tokens"), r.last(f"distilled{arm}_eval", ACC)
+            axis.plot([tokens[s] for s in value], list(value.values()), "*", color=color, markersize=11, label=label)
 
-    axis = axes[1][2]
-    for seed in seeds:
-        some = lines_of(lines, "student_rl", "eval/pass@1", seed)
-        label = "RL on the student" if seed == 0 else None
-        tokens = [line.get("num_tokens", 0) / 1000 for line in some]
-        axis.plot(tokens, [line["eval/pass@1"] for line in some], "o-", color="tab:orange", markersize=3, label=label)
-        spent = at(lines_of(lines, "distilled", "tokens", seed), "distilled", "tokens") / 1000
-        for arm, color, label in (("distilled", "tab:blue", "distilled from R1"),
-                                  ("distilled_wrong", "tab:gray", "from its wrong traces")):  # fmt: skip
-            value = at([line for line in lines if line["seed"] == seed], f"{arm}_eval", "eval/pass@1")
-            axis.plot([spent], [value], color=color, marker="*", markersize=12, linestyle="none",
-                      label=label if seed == 0 else None)  # fmt: skip
-    axis.set(title="Distillation against RL, on a small student", ylabel="accuracy (pass@1)", ylim=(-0.03, 1.03))
+    return [
+        Panel("Accuracy of the rollouts", zero, "accuracy", ylabel="share of right responses", **share),
+        Panel("Length of the rollouts", zero, ROLLOUT, ylabel="tokens, tags included", ylim=(0, None)),
+        Panel("How R1-Zero thinks", [Line("zero", names[mode], y=f"mode/{mode}") for mode in names],
+              ylabel="share of its responses", **share),
+        Panel("Held-out problems, before and after", before_after, "eval/pass", points=pass_at, also=majority,
+              xlabel="k", ylabel="accuracy", xscale="log", marker="o", **share),
+        Panel(f"A budget raised at step {chosen.cap_steps // 2 + 1}",
+              [Line("raised", f"from {chosen.cap} to {chosen.rl.max_new_tokens.first} tokens"),
+               Line("capped", f"{chosen.cap} tokens throughout", base)],
+              ROLLOUT, ylabel="mean length of the rollouts, tokens", ylim=(0, None)),
+        Panel("The stages of R1 (numbers: mean length in tokens)", [Line(name, name, "C0") for name in PIPELINE],
+              {"accuracy": ACC, "format": FORMAT}, kind="bar", also=lengths, ylim=(0, 1.12),
+              bars=lambda r, line, key: PIPELINE[line.arm][1](r, PIPELINE[line.arm][0], key)),
+        Panel("Distillation against RL, on a small student", [Line("student_rl", "RL on the student", "C1")], ACC,
+              points=spent, also=distilled, xlabel="sampled tokens", ylabel="accuracy", marker="o", **share),
+        Panel(f"Five losses, {chosen.loss_updates} updates per rollout", [Line(loss, loss) for loss in LOSSES],
+              {"accuracy of rollouts": "accuracy", "entropy in nats": "entropy"}, **share),
+    ]  # fmt: skip
 
-    axis = axes[1][3]
-    for loss, color in zip(LOSSES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple"), strict=True):
-        line(axis, loss, "accuracy", loss, color)
-        entropy = curve(lines, loss, "entropy")
-        axis.plot(entropy.keys(), entropy.values(), color=color, linestyle=":")
-    axis.set(title=f"Five losses, {chosen.loss_updates} updates per rollout", ylim=(-0.03, 1.03))
-    axis.set(ylabel="accuracy; dotted: entropy in nats")
 
-    for axis in (*axes[0][:3], axes[1][0], axes[1][3]):
-        axis.set(xlabel="step")
-    axes[1][2].set(xlabel="sampled tokens in thousands")
-    for axis in axes.flat:
-        axis.legend(fontsize=8)
-    digits = " and ".join(map(str, chosen.rl.digits))
-    what = "Countdown" if chosen.rl.task == "countdown" else f"sums of {digits} digits"
-    figure.suptitle(f"DeepSeek-R1 on {what}, preset {preset}: mean of {len(seeds)} seed(s), thin lines single seeds")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+def caption(preset: str) -> str:
+    rl = PRESETS[preset].rl
+    sums = isinstance(rl.task.task, ThinkingAddition)
+    what = f"sums of {' and '.join(map(str, rl.task.task.digits))} digits" if sums else "Countdown"
+    return f"DeepSeek-R1 on {what} that may be thought about, preset {preset}: sampled at temperature 1."

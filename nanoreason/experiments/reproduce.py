@@ -1,37 +1,50 @@
-"""python train.py reproduce <section>: all arms and seeds of a section, its figure, and its criteria as numbers.
+"""python train.py reproduce <section>: all arms and seeds of a section, its figure, and its claims as numbers.
 
-    stages of jobs -> runs in OUT/seed*/ARM, in parallel processes -> OUT/metrics.jsonl -> figure.png, summary.json
+    arms -> jobs in OUT/seed*/ARM, in parallel processes -> OUT/metrics.jsonl -> figure.png, summary.json
 
 A section is a module `nanoreason.experiments.<section>` with
 
-    PRESETS                              {preset: settings of the section}
-    stages(preset, seed, folder)         [[Job, ...], ...]: the jobs of a stage need the stages before it
-    summarise(lines, preset)             metrics of all jobs -> ({arm: numbers}, [Criterion, ...])
-    draw(lines, preset, path)            the figure
+    PRESETS                    {preset: settings of the section}
+    arms(preset, seed)         [Arm, ...]: what is run, and from which other arm each starts
+    claims(preset)             [Claim, ...]: what must be seen
+    panels(preset)             [Panel, ...]: the figure
+    caption(preset)            its setting in a sentence or two
+    extra(results, preset)     more numbers for summary.json as {name: ...}; may be missing
 
 A finished job is never run again, and a stopped one goes on from its checkpoint: the same command resumes everything.
+`done.json` in its folder says by which settings and code it was finished; others are another job, and are refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import importlib
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+import nanoreason
+from nanoreason.experiments.figure import draw
+from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
     RunConfig,
     device_name,
+    flatten,
     pick_device,
+    read_json,
     read_jsonl,
     replace_text,
     say,
@@ -39,30 +52,103 @@ from nanoreason.run import (
     write_json,
 )
 
+# Settings that say where and how fast a job runs, not what comes out (micro_tokens: but for rounding).
+FREE = {"out", "device", "threads", "resume", "workers", "micro_tokens"}
+
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one recipe: `nanoreason.recipes.<recipe>.run(config)` in the folder config.out."""
+    """An arm in one seed: `nanoreason.recipes.<recipe>.run(config)` in the folder config.out."""
 
     arm: str
     recipe: str
     config: RunConfig
+    settings: dict  # those that count, as JSON; folders are named from OUT on
+    hash: str  # of settings and code, and of the jobs that it starts from
+    after: tuple[str, ...] = ()  # folders of the jobs that it starts from
+    cost: float = 1.0
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """A statement of the paper as a number. `value` None means that the run cannot tell: not passed."""
+# --------------------------------------------------------------------------------------------- settings and code
 
-    name: str
-    value: float | None
-    threshold: float
-    at_least: bool = True  # passed if value >= threshold; else if value <= threshold
 
-    def line(self) -> dict:
-        passed = self.value is not None and (
-            self.value >= self.threshold if self.at_least else self.value <= self.threshold
-        )
-        return {"name": self.name, "value": self.value, "threshold": self.threshold, "passed": passed}
+@functools.cache
+def code_hash() -> str:
+    """Of all that can change a job's numbers: the package without experiments, play and the command line.
+
+    Comments, docstrings and layout do not count: what is hashed is the syntax tree without them.
+    """
+    package, digest = Path(nanoreason.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package)
+        if place.parts[0] not in ("experiments", "play.py", "__main__.py"):
+            digest.update(f"{place.as_posix()}\n{code_of(path.read_text(encoding='utf-8'))}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def code_of(source: str) -> str:
+    """Source text without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def counted(config: RunConfig, out: Path) -> dict:
+    """The settings that count, as JSON; folders are named from `out` on, the same on every machine."""
+    settings = {flag: value for flag, value in flatten(config).items() if flag not in FREE}
+    for flag, value in settings.items():
+        if isinstance(value, str) and Path(value).is_relative_to(out):
+            settings[flag] = Path(value).relative_to(out).as_posix()
+    return settings
+
+
+def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list[Job]:
+    """The jobs of one seed, each after those it starts from; ValueError if an arm starts from none of them."""
+    jobs: dict[str, Job] = {}
+    waiting = {arm.name: arm for arm in arms}
+    while waiting:
+        ready = [arm for arm in waiting.values() if all(name in jobs for name in arm.needs())]
+        if not ready:
+            raise ValueError(f"arms that start from no arm, or from one another: {', '.join(waiting)}")
+        for arm in ready:
+            folders = {setting: str(out / f"seed{seed}" / place) for setting, place in arm.sources().items()}
+            config = dataclasses.replace(
+                arm.settings, seed=seed, out=str(out / f"seed{seed}" / arm.name), device=device, resume=True, **folders
+            )
+            settings = {"recipe": arm.recipe} | counted(config, out)
+            needs = dict.fromkeys(arm.needs())
+            hashed = json.dumps([settings, code_hash(), [jobs[name].hash for name in needs]], sort_keys=True)
+            jobs[arm.name] = Job(
+                arm.name, arm.recipe, config, settings, hashlib.sha256(hashed.encode()).hexdigest()[:16],
+                tuple(jobs[name].config.out for name in needs),
+                arm.cost or float(getattr(arm.settings, "steps", 1)),
+            )  # fmt: skip
+            del waiting[arm.name]
+    return list(jobs.values())
+
+
+def is_done(job: Job) -> bool:
+    """Whether the folder holds this job, finished; ValueError if it holds one of other settings or other code."""
+    path = Path(job.config.out) / "done.json"
+    if not path.exists():
+        return False
+    done = read_json(path)
+    if done.get("hash") == job.hash:
+        return True
+    before = done.get("settings", {})
+    changed = [key for key in job.settings if job.settings[key] != before.get(key)]
+    if changed:
+        why = f"with {changed[0]}={before.get(changed[0])!r}, not {job.settings[changed[0]]!r}"
+    elif done.get("code") != code_hash():
+        why = f"by other code (hash {done.get('code')}, now {code_hash()})"
+    else:
+        why = "from another base"
+    raise ValueError(f"{path.parent} was finished {why}: choose another --out, or delete that folder to run it again")
+
+
+# ------------------------------------------------------------------------------------------------------- running
 
 
 def run_job(job: Job) -> None:
@@ -70,9 +156,9 @@ def run_job(job: Job) -> None:
     import torch
 
     folder = Path(job.config.out)
-    if (folder / "done.json").exists():
+    if is_done(job):
         return
-    spent = json.loads((folder / "spent.json").read_text()) if (folder / "spent.json").exists() else 0.0
+    spent = read_json(folder / "spent.json")["seconds"] if (folder / "spent.json").exists() else 0.0
     torch.set_num_threads(job.config.threads)
     say(f"\n{job.arm}, seed {job.config.seed}")
     started = time.perf_counter()
@@ -80,10 +166,11 @@ def run_job(job: Job) -> None:
         importlib.import_module(f"nanoreason.recipes.{job.recipe}").run(job.config)
     except BaseException:
         if folder.exists():
-            write_json(folder / "spent.json", spent + time.perf_counter() - started)
+            write_json(folder / "spent.json", {"seconds": spent + time.perf_counter() - started})
         raise
-    seconds = spent + time.perf_counter() - started
-    write_json(folder / "done.json", {"arm": job.arm, "seconds": round(seconds, 1)})
+    seconds = round(spent + time.perf_counter() - started, 1)
+    done = {"arm": job.arm, "seconds": seconds, "hash": job.hash, "code": code_hash(), "settings": job.settings}
+    write_json(folder / "done.json", done)
 
 
 def die_with_parent() -> None:
@@ -101,19 +188,82 @@ def worker_setup(counter, lock) -> None:
     set_bar_position(position, lock)
 
 
-def run_jobs(jobs: list[Job], workers: int) -> None:
-    if workers == 1 or len(jobs) == 1:
-        for job in jobs:
-            run_job(job)
-        return
-    context = multiprocessing.get_context("spawn")
-    counter, lock = context.Value("i", 0), context.RLock()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=worker_setup, initargs=(counter, lock))
+class ThisProcess(Executor):
+    """Runs a job when it is submitted, here: what it raises is raised here."""
+
+    def submit(self, function, /, *arguments) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def cores() -> int:
+    """Those that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def remaining(jobs: list[Job]) -> dict[str, float]:
+    """{folder: cost of the longest chain of jobs that begins with this one}; `jobs` are in an order of dependence."""
+    longest: dict[str, float] = {}
+    for job in reversed(jobs):
+        behind = [longest[other.config.out] for other in jobs if job.config.out in other.after]
+        longest[job.config.out] = job.cost + max(behind, default=0.0)
+    return longest
+
+
+def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=run_job) -> None:
+    """Run all jobs. One starts as soon as those it needs are done and a worker is free; first the one on which the
+    longest chain of work hangs, so that the workers run dry as late as possible. An exception of a job ends all,
+    after those that are running: they can be resumed, but what is finished need not be.
+    """
+    workers = min(workers, len(jobs))
+    if pool is None and workers > 1:
+        context = multiprocessing.get_context("spawn")
+        counter, lock = context.Value("i", 0), context.RLock()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=worker_setup, initargs=(counter, lock))
+    pool = pool or ThisProcess()
+    longest, done = remaining(jobs), set()
+    waiting, running = list(jobs), {}
     try:
-        for future in [pool.submit(run_job, job) for job in jobs]:
-            future.result()
+        while waiting or running:
+            ready = sorted(
+                (job for job in waiting if done.issuperset(job.after)), key=lambda job: -longest[job.config.out]
+            )
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(run, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                done.add(running.pop(future).config.out)
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process was killed, perhaps for want of memory: the same command goes on, --workers 1 needs less"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path):
+    """Only one process at a time works in a folder. The lock ends with the process, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "a+b") as file:
+        try:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # Windows
+                import msvcrt
+
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            raise ValueError(f"another process works in {out}: wait for it, or choose another --out") from None
+        yield
+
+
+# ---------------------------------------------------------------------------------------------- what it came to
 
 
 def collect(jobs: list[Job], name: str) -> list[dict]:
@@ -126,69 +276,69 @@ def collect(jobs: list[Job], name: str) -> list[dict]:
     ]
 
 
-def curve(lines: list[dict], arm: str, key: str, seed: int | None = None) -> dict[int, float]:
-    """{step: a metric of an arm, the mean over seeds or of the one named}, for the steps that have it, in order."""
-    steps: dict[int, list[float]] = {}
-    for line in lines:
-        if line["arm"] == arm and key in line and seed in (None, line["seed"]):
-            steps.setdefault(line["step"], []).append(line[key])
-    return {step: statistics.fmean(steps[step]) for step in sorted(steps)}
+def section_of(name: str, preset: str) -> ModuleType:
+    section = importlib.import_module(f"nanoreason.experiments.{name}")
+    if preset not in section.PRESETS:
+        raise ValueError(f"{name} has no preset {preset!r}: use one of {', '.join(section.PRESETS)}")
+    return section
 
 
-def relative(settings: dict, out: Path) -> dict:
-    """Settings whose folders are named from `out` on: the same on every machine."""
-    return {
-        key: Path(value).relative_to(out).as_posix()
-        if isinstance(value, str) and Path(value).is_relative_to(out)
-        else value
-        for key, value in settings.items()
+def check_folder(out: Path, section: str, preset: str) -> None:
+    """ValueError if a folder holds another section or preset."""
+    if (out / "config.json").exists():
+        before = read_json(out / "config.json")
+        if (before.get("section"), before.get("preset")) != (section, preset):
+            raise ValueError(
+                f"{out} holds {before.get('section')} --preset {before.get('preset')}: choose another --out"
+            )
+
+
+def summarise(section: str, preset: str, out: Path, device: str = "", seconds: float | None = None) -> dict:
+    """Judge the claims by OUT/metrics.jsonl and draw the figure; returns what stands in OUT/summary.json.
+
+    On what and for how long the runs took is kept from an older summary.json if it is not given.
+    """
+    module = section_of(section, preset)
+    check_folder(out, section, preset)
+    if not (out / "metrics.jsonl").exists():
+        raise ValueError(f"no metrics.jsonl in {out}: there is nothing to summarise")
+    results = Results(read_jsonl(out / "metrics.jsonl"))
+    before = read_json(out / "summary.json") if (out / "summary.json").exists() else {}
+    summary = {
+        "section": section,
+        "preset": preset,
+        "seeds": len(results.seeds),
+        "device": device or before.get("device"),
+        "seconds": before.get("seconds") if seconds is None else round(seconds, 1),  # of all jobs, one after another
+        "claims": [claim.judge(results) for claim in module.claims(preset)],
+        "numbers": module.extra(results, preset) if hasattr(module, "extra") else {},
     }
+    write_json(out / "summary.json", summary)
+    try:
+        draw(module.panels(preset), results, module.caption(preset), out / "figure.png")
+    except ModuleNotFoundError as error:
+        print(f"no figure: {error.name} is not installed (pip install 'nanoreason[figures]')", file=sys.stderr)
+    return summary
 
 
 def reproduce(section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0) -> dict:
     """Run everything that is not done yet; returns what stands in OUT/summary.json."""
-    module = importlib.import_module(f"nanoreason.experiments.{section}")
+    module = section_of(section, preset)
     where = pick_device(device)
     # One process per core on the CPU, where a tiny model uses one; a GPU is one queue.
-    workers = workers or (os.cpu_count() or 1 if where.type == "cpu" else 1)
-    settings = {"section": section, "preset": preset}
-    if (out / "config.json").exists():
-        before = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        if {key: before.get(key) for key in settings} != settings:
-            raise ValueError(
-                f"{out} holds {before.get('section')} --preset {before.get('preset')}: choose another --out"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    by_seed = [module.stages(preset, seed, out / f"seed{seed}") for seed in range(seeds)]
-    stages = [[job for stage in parallel for job in stage] for parallel in zip(*by_seed, strict=True)]
-    jobs = [job for stage in stages for job in stage]
-    for job in jobs:
-        job.config.device, job.config.resume = device, True
-    configs = {f"seed{job.config.seed}/{job.arm}": relative(dataclasses.asdict(job.config), out) for job in jobs}
-    write_json(out / "config.json", {**settings, "seeds": seeds, "jobs": configs})
-    for stage in stages:
-        run_jobs(stage, workers)
-    lines = collect(jobs, "metrics.jsonl")
-    replace_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    samples = collect(jobs, "samples.jsonl")
-    replace_text(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in samples))
-    arms, criteria = module.summarise(lines, preset)
-    seconds = sum(json.loads((Path(job.config.out) / "done.json").read_text())["seconds"] for job in jobs)
-    summary = {
-        "section": section,
-        "preset": preset,
-        "seeds": seeds,
-        "device": device_name(where),
-        "seconds": round(seconds, 1),  # of all jobs, one after another
-        "arms": arms,
-        "criteria": [criterion.line() for criterion in criteria],
-    }
-    write_json(out / "summary.json", summary)
-    try:
-        module.draw(lines, preset, out / "figure.png")
-    except ModuleNotFoundError as error:
-        print(f"no figure: {error.name} is not installed (pip install 'nanoreason[figures]')", file=sys.stderr)
-    return summary
+    workers = workers or (cores() if where.type == "cpu" else 1)
+    check_folder(out, section, preset)
+    with locked(out):
+        jobs = [job for seed in range(seeds) for job in jobs_of(module.arms(preset, seed), seed, out, device)]
+        for job in jobs:
+            is_done(job)  # a folder that holds something else is told before anything is run
+        configs = {f"seed{job.config.seed}/{job.arm}": job.settings for job in jobs}
+        write_json(out / "config.json", {"section": section, "preset": preset, "seeds": seeds, "jobs": configs})
+        run_jobs(jobs, workers)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in collect(jobs, name)))
+        seconds = sum(read_json(Path(job.config.out) / "done.json")["seconds"] for job in jobs)
+        return summarise(section, preset, out, device_name(where), seconds)
 
 
 def main(argv: list[str], sections: dict[str, str]) -> int:
@@ -199,18 +349,21 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("--out", default="", help="folder of everything (default: runs/SECTION-PRESET)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
+    summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
+    parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
-    presets = importlib.import_module(f"nanoreason.experiments.{flags.section}").PRESETS
-    if flags.preset not in presets:
-        raise ValueError(f"{flags.section} has no preset {flags.preset!r}: use one of {', '.join(presets)}")
     if flags.seeds < 1:
         raise ValueError(f"--seeds {flags.seeds}: at least one seed is needed")
-    out = Path(flags.out or f"runs/{flags.section}-{flags.preset}")
-    summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers)
-    cost = f"{summary['seconds']:.0f} s of {summary['device']}"
-    print(f"\n{flags.section}, preset {flags.preset}, {flags.seeds} seed(s), {cost}")
-    for line in summary["criteria"]:
-        value = "none" if line["value"] is None else f"{line['value']:.3f}"
-        print(f"  {'passed' if line['passed'] else 'FAILED'}  {line['name']}: {value} (threshold {line['threshold']})")
-    print(f"left in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+    out = Path(flags.summarise or flags.out or f"runs/{flags.section}-{flags.preset}")
+    if flags.summarise:
+        summary = summarise(flags.section, flags.preset, out)
+    else:
+        summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers)
+    cost = "" if summary["seconds"] is None else f", {summary['seconds']:.0f} s of {summary['device']}"
+    print(f"\n{flags.section}, preset {flags.preset}, {summary['seeds']} seed(s){cost}")
+    for line in summary["claims"]:
+        print("  " + verdict(line))
+    held = sum(line["passed"] for line in summary["claims"])
+    print(f"{held} of {len(summary['claims'])} claims hold")
+    print(f"left in {out}: " + ", ".join(sorted(path.name for path in out.iterdir() if path.name != ".lock")))
     return 0

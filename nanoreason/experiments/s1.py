@@ -13,286 +13,239 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from nanoreason.evaluate import control, performance, scaling
-from nanoreason.experiments.reproduce import Criterion, Job
-from nanoreason.recipes import budget, curate, sft
+from nanoreason.experiments.figure import Line, Panel
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, lead
+from nanoreason.recipes import budget, select, sft
+from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks.wrappers import AskedLength, Templated
 
-CHOICES = {
-    "s1": "s1: quality, difficulty, diversity",
-    "random": "random",
-    "longest": "longest",
-    "diverse": "diverse only",
-    "all": "all of the pool",
-}
-PROMPTS = {"tokens": "token-conditional", "steps": "step-conditional", "class": "class-conditional"}
+CHOICES = ("s1", "random", "longest", "diverse", "all")  # s1: quality, difficulty, diversity; all: of the pool
+PROMPTS = ("tokens", "steps", "class")  # prompts that ask for so many, or for short or long thinking
 # DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1. A slip is one chance in five, so
 # a greedy pass has none, and there would be nothing to find by checking. Answers are greedy, as there.
-PER = 100  # tokens: the unit of Scaling is points of accuracy per 100 thinking tokens
 
 
 @dataclass(frozen=True)
 class Preset:
     base: sft.SftConfig
-    curate: curate.CurateConfig
+    select: select.SelectConfig  # how demonstrations are chosen
+    epochs: int  # passes over them (the paper's 5 of 1,000 are 315 updates; 10 of 100 are 62)
     budget: budget.BudgetConfig
 
 
+SUMS = ThinkingAddition((1, 2), error_prob=0.2, recheck_error_scale=0.25)
 CPU_BASE = sft.SftConfig(
-    form="thinking", width=64, layers=3, heads=4, context=384, digits=(1, 2), modes=(0.0, 0.55, 0.45), slip=0.2,
-    care=0.25, doubt=0.6, passes=12, asked_share=0.3, steps=5000, lr=3e-3, rows_per_step=32, eval_digits=(1, 2),
+    task=Templated(AskedLength(
+        replace(SUMS, modes=(0.0, 0.55, 0.45), extra_recheck_prob=0.6, max_passes=12), kind="both", asked_share=0.3,
+    )),
+    width=64, context=384, steps=5000, lr=3e-3, rows_per_step=32, eval_task=Templated(SUMS),
+)  # fmt: skip
+POOL = select.SelectConfig(
+    task=Templated(replace(SUMS, modes=(0.0, 0.15, 0.85), extra_recheck_prob=0.2)), problems=1600, keep="all",
+    broken_share=0.1, other_word_share=0.3, choose=100,
 )  # fmt: skip
 PRESETS = {
-    "cpu": Preset(CPU_BASE, curate.PRESETS["cpu"], budget.PRESETS["cpu"]),
+    "cpu": Preset(CPU_BASE, POOL, 10, budget.PRESETS["cpu"]),
     "tiny": Preset(
-        replace(CPU_BASE, width=32, layers=2, heads=2, steps=20, warmup=2, rows_per_step=8, eval_problems=4),
-        curate.PRESETS["tiny"], budget.PRESETS["tiny"],
+        replace(CPU_BASE, width=32, layers=2, heads=2, kv_heads=1, steps=20, warmup=2, rows_per_step=8,
+                eval_problems=4),
+        replace(POOL, problems=60, choose=12), 1, budget.PRESETS["tiny"],
     ),
     "gpu": Preset(
-        replace(CPU_BASE, width=256, layers=6, heads=8, context=768, digits=(2, 3), eval_digits=(2, 3), steps=6000,
-                lr=1e-3, rows_per_step=128, micro_tokens=32768, eval_problems=500),
-        curate.PRESETS["gpu"], budget.PRESETS["gpu"],
+        replace(CPU_BASE, width=256, layers=6, heads=8, kv_heads=4, context=768, steps=6000, lr=1e-3, rows_per_step=128,
+                micro_tokens=32768, eval_problems=500),
+        replace(POOL, problems=10_000, choose=1000), 10, budget.PRESETS["gpu"],
     ),
 }  # fmt: skip
 
 
-def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
-    """The base; what is fine-tuned from it; what each of them does with its budget."""
+def arms(preset: str, seed: int) -> list[Arm]:
+    """The base; what is chosen and fine-tuned from it; what each of them does with its budget."""
     chosen = PRESETS[preset]
-    base = Job("base", "sft", replace(chosen.base, seed=seed, out=str(folder / "base")))
-    common = replace(chosen.curate, seed=seed, base=str(folder / "base" / "policy"))
-    tuned = {name: replace(common, how=name) for name in CHOICES}
-    tuned |= {name: replace(common, condition=name) for name in PROMPTS}
+    picked = {name: replace(chosen.select, how=name) for name in CHOICES}
+    picked |= {name: replace(chosen.select, how="s1", condition=name) for name in PROMPTS}
     methods = {name: ("wait",) for name in CHOICES} | {name: (name,) for name in PROMPTS}
-    methods |= {"s1": ("forcing", "until", "wait", "words", "samples"), "base": ("wait", "samples")}
-    measured = []
+    methods |= {"s1": ("forcing", "until", "wait", "words", "samples"), "untuned": ("wait", "samples")}
+
+    def tuned(name: str, config: select.SelectConfig) -> sft.SftConfig:
+        count = config.problems if name == "all" else config.choose
+        steps = max(1, round(chosen.epochs * count / 16))
+        return sft.SftConfig(steps=steps, lr=5e-4, warmup=1 + steps // 20, rows_per_step=16, decay="cosine")
+
+    found = [Arm("base", "sft", chosen.base)]
+    for name, config in picked.items():
+        inputs = {"base": "base/policy"} if config.how == "s1" else {}
+        found += [
+            Arm(f"pick_{name}", "select", config, inputs=inputs, cost=100),
+            Arm(f"sft_{name}", "sft", tuned(name, config), "base",
+                inputs={"data": f"pick_{name}/demonstrations.jsonl"}),
+        ]  # fmt: skip
     for name, wanted in methods.items():
-        model = str(folder / (f"sft_{name}" if name in tuned else name) / "policy")
-        waits = chosen.budget.waits if name in ("s1", "base") else (0,)
-        config = replace(chosen.budget, seed=seed, base=model, methods=wanted, waits=waits, out=str(folder / name))
-        if name == "base":
-            config = replace(config, out=str(folder / "untuned"))
-        measured.append(Job("untuned" if name == "base" else name, "budget", config))
-    tuning = [
-        Job(f"sft_{name}", "curate", replace(config, out=str(folder / f"sft_{name}"))) for name, config in tuned.items()
-    ]
-    return [[base], tuning, measured]
+        waits = chosen.budget.waits if name in ("s1", "untuned") else (0,)
+        base = "base" if name == "untuned" else f"sft_{name}"
+        config = replace(chosen.budget, methods=wanted, waits=waits)
+        found.append(Arm(name, "budget", config, base, cost=300.0 * len(wanted)))
+    return found
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------- claims
 
-
-def runs_of(lines: list[dict], arm: str, method: str, **wanted) -> list[dict]:
-    """The runs of a method in the order they were made, each the mean over seeds of all that is a number."""
-    found: dict[object, list[dict]] = {}
-    for line in lines:
-        if line["arm"] == arm and line.get("method") == method and all(line.get(k) == v for k, v in wanted.items()):
-            found.setdefault(line["asked"], []).append(line)
-    return [
-        {key: statistics.fmean(line[key] for line in same) if isinstance(value, float) else value
-         for key, value in same[0].items()}
-        for same in found.values()
-    ]  # fmt: skip
-
-
-def s1_metrics(runs: list[dict]) -> dict[str, float]:
-    """Control, Scaling and Performance of a method over its runs (s1, section 3.2)."""
-    tokens, accuracy = [run["thinking"] for run in runs], [run["accuracy"] for run in runs]
-    return {
-        "control": control(tokens, [run["most"] for run in runs]),
-        f"scaling_points_per_{PER}_tokens": scaling(tokens, accuracy, PER),
-        "performance": performance(accuracy),
-        "runs": len(runs),
-    }
-
-
-METHODS = {  # name: (arm, method, which of its lines)
-    "budget forcing": ("s1", "forcing", {}),
-    "forced both ways": ("s1", "until", {}),
-    "token-conditional": ("tokens", "tokens", {"enforced": False}),
-    "token-conditional + forcing": ("tokens", "tokens", {"enforced": True}),
-    "step-conditional": ("steps", "steps", {"enforced": False}),
-    "step-conditional + forcing": ("steps", "steps", {"enforced": True}),
-    "class-conditional": ("class", "class", {}),
-    "rejection sampling": ("s1", "samples", {"kind": "rejection"}),
-    "majority": ("s1", "samples", {"kind": "majority"}),
-    "majority of the base": ("untuned", "samples", {"kind": "majority"}),
+METHODS = {  # name: (arm, which of its lines, color)
+    "budget forcing": ("s1", {"method": "forcing"}, "C0"),
+    "forced both ways": ("s1", {"method": "until"}, "C9"),
+    "token-conditional": ("tokens", {"enforced": False}, "C1"),
+    "token-conditional + forcing": ("tokens", {"enforced": True}, "C1"),
+    "step-conditional": ("steps", {"enforced": False}, "C2"),
+    "step-conditional + forcing": ("steps", {"enforced": True}, "C2"),
+    "class-conditional": ("class", {"method": "class"}, "C4"),
+    "rejection sampling": ("s1", {"kind": "rejection"}, "C3"),
+    "majority": ("s1", {"kind": "majority"}, "C7"),
+    "majority of the base": ("untuned", {"kind": "majority"}, "C5"),
 }
+WORDS = ("wait", "Hmm", "Alternatively", "(none)")
+WAIT, ALONE = {"method": "wait"}, {"method": "wait", "asked": 0}
 
 
-def at_tokens(runs: list[dict], tokens: float) -> float | None:
-    """The best accuracy of the runs that use no more than so many tokens; None if none does."""
-    return max((run["accuracy"] for run in runs if run["thinking"] <= tokens), default=None)
+def s1_metric(r: Results, name: str, metric: str) -> PerSeed:
+    """Control, Scaling (points of accuracy per 100 tokens) or Performance of a method's runs (s1, section 3.2)."""
+    arm, where, _ = METHODS[name]
+
+    def of(seed: int) -> float | None:
+        keys = ("thinking", "most", "accuracy")
+        tokens, most, accuracy = ([value for _, value in r.lines(arm, key, seed, **where)] for key in keys)
+        if not tokens:
+            return None
+        if metric == "control":
+            return control(tokens, most)
+        return scaling(tokens, accuracy, 100) if metric == "scaling" else performance(accuracy)
+
+    return r.per_seed(of)
 
 
-def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
-    """Numbers per method and per choice of data, and the criteria of "what counts as reproduced"."""
-    arms: dict[str, dict] = {}
-    for name, (arm, method, wanted) in METHODS.items():
-        runs = runs_of(lines, arm, method, **wanted)
-        arms[name] = s1_metrics(runs) | {
-            "asked": [run["asked"] for run in runs],
-            "thinking": [round(run["thinking"], 2) for run in runs],
-            "accuracy": [round(run["accuracy"], 4) for run in runs],
-        }
-    natural = {name: runs_of(lines, name, "wait")[0] for name in (*CHOICES, "untuned")}
-    for name, run in natural.items():
-        made = [line for line in lines if line["arm"] == f"sft_{name}"]
-        about = ("chosen", "chosen_tokens", "chosen_right", "chosen_digits", "chosen_domains", "after_difficulty")
-        arms[f"data: {name}"] = {"accuracy": run["accuracy"], "thinking": run["thinking"]} | {
-            key: statistics.fmean(line[key] for line in made) for key in about if made and key in made[0]
-        }
-    waits = runs_of(lines, "s1", "wait")
-    words = {run["asked"]: run for run in runs_of(lines, "s1", "words")}
-    arms["wait"] = {"accuracy": [run["accuracy"] for run in waits], "thinking": [run["thinking"] for run in waits]}
-    arms["words, twice"] = {word: run["accuracy"] for word, run in words.items()}
+def cut_at_half(r: Results) -> PerSeed:
+    """Accuracy with the budget that is closest to half of the natural length, minus that without a budget."""
 
-    forcing = runs_of(lines, "s1", "forcing")
-    usual = natural["s1"]["thinking"]
-    below = [run for run in forcing if run["most"] <= usual] or forcing
-    gains = [run["accuracy"] - waits[0]["accuracy"] for run in waits]
-    early, late = statistics.fmean(gains[1:3]), statistics.fmean(gains[-2:])
-    rejection = arms["rejection sampling"]
-    slope = f"scaling_points_per_{PER}_tokens"
-    per_seed = zip(*([line["accuracy"] for line in lines if line["arm"] == arm and line.get("method") == "wait"
-                      and line["asked"] == 0] for arm in ("s1", "random")), strict=True)  # fmt: skip
-    arms["data: s1"]["lead over random by seed"] = [round(a - b, 4) for a, b in per_seed]
-    voted = at_tokens(runs_of(lines, "untuned", "samples", kind="majority"), usual)
-    criteria = [
-        Criterion("budget forcing: Control", arms["budget forcing"]["control"], 1.0),
-        Criterion("token-conditional prompt: Control (it is not obeyed)",
-                  arms["token-conditional"]["control"], 0.99, False),
-        Criterion(f"budget forcing: Scaling below the natural length, points per {PER} tokens",
-                  s1_metrics(below)[slope], 1.0),
-        Criterion("wait, once and twice - stopping by itself: accuracy", early, 0.005),
-        Criterion("wait, once and twice: a gain, of a few points", early if early > 0 else None, 0.1, False),
-        Criterion("wait, the last two counts - once and twice: a gain that flattens",
-                  late - early if early > 0 else None, 0.01, False),
-        Criterion("wait - no word, twice each: accuracy",
-                  words["wait"]["accuracy"] - words["(none)"]["accuracy"], 0.005),
-        Criterion(f"rejection sampling by length: Scaling, points per {PER} tokens", rejection[slope], -1.0, False),
-        Criterion("chosen as s1 - random: accuracy", natural["s1"]["accuracy"] - natural["random"]["accuracy"], 0.005),
-        Criterion("chosen as s1 - all of the pool: accuracy",
-                  natural["s1"]["accuracy"] - natural["all"]["accuracy"], -0.03),
-        Criterion("s1 - the base's majority with no more tokens: accuracy",
-                  None if voted is None else natural["s1"]["accuracy"] - voted, 0.01),
+    def of(seed: int) -> float | None:
+        natural = r.curve("s1", "thinking", seed, "asked", **ALONE).get(0, 0)
+        cut = r.curve("s1", "accuracy", seed, "asked", method="forcing")
+        return min(((abs(b - natural / 2), accuracy) for b, accuracy in cut.items()), default=(0, None))[1]
+
+    return r.per_seed(of) - r.last("s1", "accuracy", **ALONE)
+
+
+def lead_over_votes(r: Results) -> PerSeed:
+    """Waiting minus the best majority of the base that takes no more tokens, mean over the counts of waiting."""
+
+    def of(seed: int) -> float | None:
+        votes = r.points("untuned", "thinking", "accuracy", seed, kind="majority")
+        runs = r.points("s1", "thinking", "accuracy", seed, **WAIT, by="asked")[1:]
+        rivals = [max((a for t, a in votes if t <= tokens), default=None) for tokens, _ in runs]
+        leads = [a - rival for (_, a), rival in zip(runs, rivals, strict=True) if rival is not None]
+        return statistics.fmean(leads) if leads else None
+
+    return r.per_seed(of)
+
+
+def picked_by(r: Results, name: str) -> str:
+    """The arm that tells what was chosen; it was one with the fine-tuning once."""
+    return f"pick_{name}" if f"pick_{name}" in r.arms else f"sft_{name}"
+
+
+def claims(preset: str) -> list[Claim]:
+    def more(claimed: dict, than: dict):
+        """Accuracy of a run of s1 minus that of another, each named by its fields."""
+        return lambda r: r.last("s1", "accuracy", **claimed) - r.last("s1", "accuracy", **than)
+
+    def few(r: Results) -> PerSeed:
+        return r.mean("s1", "accuracy", method="wait", asked=lambda k: k in (1, 2))
+
+    def many(r: Results) -> PerSeed:
+        return r.of_series(lambda values: statistics.fmean(values[-2:]), "s1", "accuracy", **WAIT)
+
+    return [
+        Claim("budget forcing: accuracy cut at half of its natural length - stopping by itself", cut_at_half, -0.1,
+              LESS),
+        Claim("forced both ways, the largest budget - stopping by itself: accuracy", more({"method": "until"}, ALONE),
+              0.03),
+        Claim("token-conditional prompt: Control (it is not obeyed)",
+              lambda r: s1_metric(r, "token-conditional", "control"), 0.9, LESS),
+        Claim("rejection sampling by length: accuracy with the largest budget - the smallest",
+              gain("s1", "accuracy", kind="rejection"), -0.03, LESS),
+        Claim("wait, once and twice - stopping by itself: accuracy",
+              lambda r: few(r) - r.last("s1", "accuracy", **ALONE), 0.03),
+        Claim("wait, the last two counts against once and twice: size of the difference in accuracy",
+              lambda r: abs(many(r) - few(r)), 0.05, LESS),
+        Claim("wait - no word, twice each: accuracy",
+              more({"method": "words", "asked": "wait"}, {"method": "words", "asked": "(none)"}), 0.03),
+        Claim("wait - majority of the base with no more tokens: accuracy, mean over counts", lead_over_votes, 0.03),
+        Claim("chosen as s1 - the base: accuracy", lead("s1", "untuned", "accuracy", **ALONE), 0.03),
+        Claim("chosen as s1 - random: accuracy", lead("s1", "random", "accuracy", **ALONE), 0.03),
+        Claim("chosen as s1 - all of the pool: accuracy", lead("s1", "all", "accuracy", **ALONE), -0.03),
     ]  # fmt: skip
-    return arms, criteria
+
+
+def extra(results: Results, preset: str) -> dict:
+    """Accuracy and tokens of every method by what it asked for, the chosen data, and what is appended."""
+    numbers = {}
+    for name, (arm, where, _) in METHODS.items():
+        numbers[name] = {key: results.listed(arm, key, "asked", **where) for key in ("accuracy", "thinking")}
+        numbers[name] |= {m: s1_metric(results, name, m).rounded() for m in ("control", "scaling", "performance")}
+    waited = {f"wait, {arm}": results.listed(arm, "accuracy", "asked", **WAIT) for arm in ("s1", "untuned")}
+    words = {"words, twice each": results.listed("s1", "accuracy", "asked", method="words")}
+    chosen = results.table({"accuracy": "accuracy", "thinking": "thinking"}, ("untuned", *CHOICES), **ALONE)
+    about = results.table(
+        {name: name for name in ("chosen", "chosen_tokens")}, [picked_by(results, name) for name in CHOICES]
+    )
+    return numbers | waited | words | {"data": chosen | about}
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
-COLORS = {
-    "budget forcing": "tab:blue", "forced both ways": "tab:cyan", "token-conditional": "tab:orange",
-    "token-conditional + forcing": "tab:orange", "step-conditional": "tab:green",
-    "step-conditional + forcing": "tab:green", "class-conditional": "tab:purple", "rejection sampling": "tab:red",
-    "majority": "tab:gray", "majority of the base": "tab:brown",
-}  # fmt: skip
 
-
-def draw(lines: list[dict], preset: str, path: Path) -> None:
+def panels(preset: str) -> list[Panel]:
     """Top: budgets, other ways to set a length, waits. Bottom: what was asked and what came, words, choice of data."""
-    import matplotlib
+    lines = {name: Line(arm, name, color, where, style="--" if "+" in name else "")
+             for name, (arm, where, color) in METHODS.items()}  # fmt: skip
+    asked = [name for name in METHODS if "majority" not in name and name != "forced both ways"]
+    how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out sums"}
+    tokens = {"x": "thinking", "xlabel": "mean thinking tokens"}
+    kept_from_closing = [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)]
+    words = [Line("s1", "stops\nby itself", "C7", ALONE)]
+    words += [Line("s1", word, "C0", {"method": "words", "asked": word}) for word in WORDS]
+    limited = [replace(lines[name], where=lines[name].where | {"most": lambda most: most < budget.NO_LIMIT})
+               for name in asked if "+" not in name]  # fmt: skip
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def limit(axis, r: Results) -> None:
+        most = [p[0] for p in r.points("s1", "most", "thinking", method="forcing")]
+        axis.plot(most, most, color="black", linewidth=0.8, label="what was allowed")
 
-    seeds = sorted({line["seed"] for line in lines})
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
-    curves = {name: runs_of(lines, arm, method, **wanted) for name, (arm, method, wanted) in METHODS.items()}
-    waits, base_waits = runs_of(lines, "s1", "wait"), runs_of(lines, "untuned", "wait")
+    def counts(axis, r: Results) -> None:
+        for i, name in enumerate(CHOICES, 1):
+            axis.text(
+                i, 0.03, f"{r.last(picked_by(r, name), 'chosen').mean:.0f}", ha="center", fontsize=8, color="white"
+            )
 
-    def plot(axis, runs: list[dict], x: str = "thinking", **how) -> None:
-        runs = [run for run in runs if isinstance(run[x], (int, float))]
-        axis.plot([run[x] for run in runs], [run["accuracy"] for run in runs], marker="o", markersize=4, **how)
+    return [
+        Panel("Budget forcing and majority voting",
+              [*(lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")),
+               Line("s1", '"wait", then it may stop', "C8", WAIT)], "accuracy", xscale="log", **how, **tokens),
+        Panel("Other ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens),
+        Panel("How often it is kept from closing", kept_from_closing, "accuracy", "asked",
+              xlabel='number of "wait"', **how),
+        Panel("Thinking tokens against what was allowed", limited, "thinking", "most", also=limit,
+              xlabel="tokens allowed", ylabel="mean thinking tokens", marker="o"),
+        Panel("What is appended, twice each", words, "accuracy", kind="bar", ylabel="accuracy on held-out sums"),
+        Panel("Choice of demonstrations (white: how many)",
+              [Line("untuned", "the base", "C5", ALONE), *(Line(name, name, "C0", ALONE) for name in CHOICES)],
+              "accuracy", kind="bar", also=counts, ylabel="accuracy on held-out sums"),
+    ]  # fmt: skip
 
-    axis = axes[0][0]
-    for name in ("budget forcing", "forced both ways", "majority", "majority of the base"):
-        for seed in seeds:
-            arm, method, wanted = METHODS[name]
-            own = [line for line in lines if line["seed"] == seed]
-            axis.plot(*zip(*[(r["thinking"], r["accuracy"]) for r in runs_of(own, arm, method, **wanted)], strict=True),
-                      color=COLORS[name], linewidth=0.6, alpha=0.4)  # fmt: skip
-        label = {"budget forcing": "cut at a budget", "forced both ways": "kept going, then cut"}.get(name, name)
-        plot(axis, curves[name], color=COLORS[name], label=label)
-    plot(
-        axis,
-        waits,
-        color="tab:blue",
-        linestyle="--",
-        markerfacecolor="white",
-        label=f'"wait" {waits[0]["asked"]} to {waits[-1]["asked"]} times, then it may stop',
+
+def caption(preset: str) -> str:
+    digits = " and ".join(map(str, SUMS.digits))
+    return (
+        f"s1 on {digits}-digit addition with optional re-checking, preset {preset}: thinking is sampled at "
+        "temperature 1, answers are greedy."
     )
-    axis.set(title="Budget forcing and majority voting", xlabel="mean thinking tokens (log)", xscale="log")
-
-    axis = axes[0][1]
-    for name in METHODS:
-        if "majority" not in name and name != "forced both ways":
-            plot(axis, curves[name], color=COLORS[name], label=name, linestyle="--" if "+" in name else "-")
-    axis.set(title="Other ways to set a length", xlabel="mean thinking tokens")
-
-    axis = axes[0][2]
-    for runs, color, name in ((waits, "tab:blue", "s1"), (base_waits, "tab:brown", "the base")):
-        plot(axis, runs, "asked", color=color, label=f"{name}: accuracy")
-    other = axis.twinx()
-    for runs, color, name in ((waits, "tab:blue", "s1"), (base_waits, "tab:brown", "the base")):
-        other.plot([r["asked"] for r in runs], [r["thinking"] for r in runs], ":", color=color, label=f"{name}: tokens")
-    other.set(ylabel="mean thinking tokens (dotted)")
-    axis.set(title="Extrapolation: how often it is kept from closing", xlabel='number of "wait"')
-
-    axis = axes[1][0]
-    for name in ("budget forcing", "token-conditional", "step-conditional", "class-conditional", "rejection sampling"):
-        runs = [run for run in curves[name] if run["most"] < budget.NO_LIMIT]
-        axis.plot(
-            [run["most"] for run in runs],
-            [run["thinking"] for run in runs],
-            marker="o",
-            markersize=4,
-            color=COLORS[name],
-            label=f"{name}: Control {100 * s1_metrics(curves[name])['control']:.0f}%",
-        )
-    limits = [run["most"] for run in curves["budget forcing"]]
-    axis.plot(limits, limits, color="black", linewidth=0.8, label="the limit")
-    axis.set(
-        title="Control: thinking tokens against what was allowed",
-        xlabel="tokens allowed",
-        ylabel="mean thinking tokens",
-    )
-
-    axis = axes[1][1]
-    words = runs_of(lines, "s1", "words")
-    bars = [("stops by itself", waits[0]["accuracy"])] + [(f"{run['asked']} (2)", run["accuracy"]) for run in words]
-    axis.bar([name for name, _ in bars], [value for _, value in bars], color=["tab:gray"] + ["tab:blue"] * len(words))
-    axis.tick_params(axis="x", rotation=20)
-    axis.set(title="What is appended, twice each")
-
-    axis = axes[1][2]
-    arms, _ = summarise(lines, preset)
-    names = ["untuned", *CHOICES]
-    values = [arms[f"data: {name}"] for name in names]
-    labels = [
-        f"{name}\n{value['chosen']:.0f}" if "chosen" in value else name.replace("untuned", "the base")
-        for name, value in zip(names, values, strict=True)
-    ]
-    axis.bar(labels, [v["accuracy"] for v in values], color=["tab:brown"] + ["tab:blue"] * len(CHOICES))
-    for i, name in enumerate(names):
-        own = [
-            line["accuracy"]
-            for line in lines
-            if line["arm"] == name and line.get("method") == "wait" and line["asked"] == 0
-        ]
-        axis.plot([i] * len(own), own, "k.", markersize=4)
-        axis.text(i, 0.03, f"{values[i]['thinking']:.0f} tokens", ha="center", fontsize=8, color="white")
-    axis.set(title="Choice and number of demonstrations (dots: seeds)")
-    for i, axis in enumerate(axes.flat):
-        if i != 3:
-            axis.set(ylabel="accuracy on held-out sums")
-        if i < 4:
-            axis.legend(fontsize=7)
-    figure.suptitle(
-        f"s1 on addition with optional re-checking (the cheap task), preset {preset}: mean of {len(seeds)} seed(s), "
-        "thin lines single seeds\nthinking is sampled at temperature 1, answers are greedy"
-    )
-    figure.savefig(path, dpi=100)
-    plt.close(figure)

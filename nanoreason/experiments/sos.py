@@ -19,14 +19,17 @@ three in four problems), with larger ones arithmetic takes too long to learn.
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job, curve
-from nanoreason.recipes import sos, sos_improve
+from nanoreason.experiments.figure import Line, Panel
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, lead, ratio
+from nanoreason.learn import ALGORITHMS, Algorithm
+from nanoreason.recipes import grpo, search_test, sft, star
+from nanoreason.recipes.search_test import SPLITS
+from nanoreason.rewards import Metric
+from nanoreason.run import Schedule
 from nanoreason.search import ERRORS, STRATEGIES
-from nanoreason.trajectories import SPLITS
+from nanoreason.tasks import StreamOfSearch
 
 ARMS = {
     "op": "optimal paths",
@@ -44,225 +47,194 @@ COLORS = dict(
 
 @dataclass(frozen=True)
 class Preset:
-    sos: sos.SosConfig  # the searcher
+    sos: sft.SftConfig  # the searcher
     op_tokens: dict  # optimal paths are short: with these settings they make as many tokens
-    star: sos_improve.SosImproveConfig
-    pg: sos_improve.SosImproveConfig
-    apa: sos_improve.SosImproveConfig
+    star: star.StarConfig
+    pg: grpo.GrpoConfig
+    test: search_test.SearchTestConfig
 
 
-def preset_of(name: str, policy_gradient: str, op_tokens: dict) -> Preset:
-    improve = sos_improve.PRESETS
-    by_gradient = replace(improve[policy_gradient], method="pg")
-    return Preset(sos.PRESETS[name], op_tokens, improve[name], by_gradient, replace(by_gradient, method="apa"))
-
-
+SHORT = ("bfs2-sum", "bfs2-mult", "bfs3-sum", "bfs3-mult", "bfs4-sum", "bfs4-mult")
+CPU_TASK = StreamOfSearch(3, 50, strategies=SHORT)
+CPU_SOS = sft.SftConfig(
+    task=CPU_TASK, context=320, steps=7500, rows_per_step=12, warmup=50, decay="cosine", micro_tokens=640,
+    eval_problems=200, eval_every=2500,
+)  # fmt: skip
+CPU_STAR = star.StarConfig(
+    task=CPU_TASK, rounds=3, pool=100_000, problems=1500, temperature=0.8, restart=False, prompt_set=0,
+    first_steps=100, step_increment=0, rows_per_step=32, lr=3e-4, decay="cosine", warmup=10, micro_tokens=640,
+    eval_problems=200,
+)  # fmt: skip
+CPU_PG = grpo.GrpoConfig(
+    task=CPU_TASK, rewards=(Metric(name="rating"),), algorithm=Algorithm(average="token"), steps=40, prompts=32,
+    group_size=8, max_new_tokens=Schedule(320), preflight=0, lr=2e-4, warmup=10, micro_tokens=640, eval_problems=200,
+)  # fmt: skip
+TINY_TASK = StreamOfSearch(3, 9, (10, 40))
+GPU_TASK = StreamOfSearch()
 PRESETS = {
-    "cpu": preset_of("cpu", "pg", {"rows_per_step": 37}),
-    "tiny": preset_of("tiny", "tiny", {}),
-    "gpu": preset_of("gpu", "gpu-pg", {"steps": 18000, "eval_every": 4500}),
-}
+    "cpu": Preset(CPU_SOS, {"rows_per_step": 37}, CPU_STAR, CPU_PG, search_test.SearchTestConfig(task=CPU_TASK)),
+    "tiny": Preset(
+        replace(CPU_SOS, task=TINY_TASK, width=32, layers=2, heads=2, kv_heads=1, context=128, steps=12,
+                rows_per_step=8, warmup=2, save_every=6, log_every=2, eval_problems=6, eval_every=6),
+        {},
+        replace(CPU_STAR, task=TINY_TASK, rounds=2, pool=100, problems=8, first_steps=2, rows_per_step=4, warmup=1,
+                eval_problems=6),
+        replace(CPU_PG, task=TINY_TASK, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(100), warmup=1,
+                eval_problems=6),
+        search_test.PRESETS["tiny"],
+    ),
+    "gpu": Preset(
+        replace(CPU_SOS, task=GPU_TASK, width=384, layers=8, heads=6, kv_heads=3, context=2048, steps=6000,
+                rows_per_step=64, lr=1e-3, warmup=200, micro_tokens=65536, eval_problems=500, eval_every=2000),
+        {"steps": 18000, "eval_every": 4500},
+        replace(CPU_STAR, task=GPU_TASK, problems=5000, rows_per_step=64, first_steps=300, lr=1e-4,
+                micro_tokens=65536, eval_problems=500),
+        replace(CPU_PG, task=GPU_TASK, prompts=64, lr=1e-4, max_new_tokens=Schedule(2000), micro_tokens=65536,
+                eval_problems=500),
+        search_test.PRESETS["gpu"],
+    ),
+}  # fmt: skip
 
 
-def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
-    """First what starts from random weights, then what starts from the searcher."""
+def arms(preset: str, seed: int) -> list[Arm]:
+    """What starts from random weights, what starts from the searcher, and the test of each."""
     chosen = PRESETS[preset]
-    learners = {
-        "sos": chosen.sos,
-        "correct": replace(chosen.sos, data="correct"),
-        "op": replace(chosen.sos, data="op"),
-    }
-    if seed == 0:  # a control that costs as much as `sos`
-        learners["op_tokens"] = replace(chosen.sos, data="op", **chosen.op_tokens)
-    improvers = {"sos_star": chosen.star, "sos_pg": chosen.pg, "sos_apa": chosen.apa}
-    same = {
-        name: getattr(chosen.sos, name)
-        for name in ("inputs", "max_input", "targets", "strategies", "eval_problems", "hard_problems")
-    }
-    base = str(folder / "sos" / "policy")
-    return [
-        [Job(arm, "sos", replace(config, seed=seed, out=str(folder / arm))) for arm, config in learners.items()],
-        [
-            Job(arm, "sos_improve", replace(config, **same, seed=seed, base=base, out=str(folder / arm)))
-            for arm, config in improvers.items()
-        ],
+
+    def learner(arm: str, data: str, **settings) -> Arm:
+        task = replace(chosen.sos.task, data=data)
+        return Arm(f"{arm}_model", "sft", replace(chosen.sos, task=task, **settings))
+
+    trained = [
+        learner("sos", "sos"),
+        learner("correct", "correct"),
+        learner("op", "op"),
+        # a control that costs as much as `sos`
+        *([learner("op_tokens", "op", **chosen.op_tokens)] if seed == 0 else []),
+        Arm("sos_star_model", "star", chosen.star, "sos_model", cost=1500.0),
+        Arm("sos_pg_model", "grpo", chosen.pg, "sos_model", cost=1500.0),
+        Arm("sos_apa_model", "grpo", replace(chosen.pg, algorithm=ALGORITHMS["apa"]), "sos_model", cost=1500.0),
     ]
+    tests = [Arm(arm.name.removesuffix("_model"), "search_test", chosen.test, arm.name, cost=500.0) for arm in trained]
+    return trained + tests
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------- claims
+
+INPUTS, TARGETS = (f"acc/{split}" for split in SPLITS)
+BOTH, NODES, ARITHMETIC = (tuple(f"{key}/{split}" for split in SPLITS) for key in ("acc", "nodes", "errors/arithmetic"))
 
 
-def by_seed(lines: list[dict], arm: str, key: str) -> list[float]:
-    """The last value of a metric in each seed."""
-    last = {line["seed"]: line[key] for line in lines if line["arm"] == arm and key in line}
-    return [last[seed] for seed in sorted(last)]
-
-
-def final(lines: list[dict], arm: str, key: str) -> float:
-    """The last value of a metric, the mean over seeds."""
-    return statistics.fmean(by_seed(lines, arm, key))
-
-
-def of_mixture(lines: list[dict], preset: str, key: str, split: str) -> float:
+def of_mixture(r: Results, preset: str, key: str, split: str = SPLITS[0]) -> PerSeed:
     """The strategies' mean of `symbolic...` metrics, weighted as they were drawn for the training data."""
-    mixture = PRESETS[preset].sos.mixture()
-    return sum(share * final(lines, "sos", f"{key}/{name}/{split}") for name, share in mixture.items())
+    shares = PRESETS[preset].sos.task.mixture().items()
+    terms = [r.last("sos", f"{key}/{name}/{split}") * (share * len(shares)) for name, share in shares]
+    return average(terms)
 
 
-def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
-    """Numbers per arm, and the criteria of "what counts as reproduced"."""
-    inputs, targets = SPLITS
-    arms: dict[str, dict] = {}
-    for arm in ARMS:
-        numbers = {
-            f"{name}/{split}": final(lines, arm, f"{name}/{split}")
-            for split in SPLITS
-            for name in (
-                "acc",
-                "acc_lenient",
-                "nodes",
-                "nodes_solved",
-                "tokens",
-                "cut",
-                *(f"errors/{e}" for e in ERRORS),
-            )
-        }
-        numbers |= {
-            f"acc/{problems}": final(lines, arm, f"acc/{problems}")
-            for problems in ("unsolved", "difficult")
-            if by_seed(lines, arm, f"acc/{problems}")
-        }
-        for kind in ("states", "correctness"):
-            numbers[kind] = {name: final(lines, arm, f"{kind}/{name}/{inputs}") for name in STRATEGIES}
-        if by_seed(lines, arm, "dropped_share"):
-            numbers |= {key: final(lines, arm, key) for key in ("problems", "rows", "dropped_share", "tokens_seen")}
-        arms[arm] = numbers
-    arms["symbolic"] = {
-        f"{key}/{split}": {name: final(lines, "sos", f"{key}/{name}/{split}") for name in STRATEGIES}
-        for key in ("symbolic", "symbolic_within", "symbolic_nodes")
-        for split in SPLITS
-    }
-    for split in SPLITS:
-        arms["symbolic"][f"mixture/{split}"] = of_mixture(lines, preset, "symbolic", split)
-        arms["symbolic"][f"mixture_within/{split}"] = of_mixture(lines, preset, "symbolic_within", split)
-        arms["symbolic"][f"chance/{split}"] = final(lines, "sos", f"chance/{split}")
+def closest(r: Results, arm: str) -> PerSeed:
+    """The largest alignment of visited states with a single strategy."""
+    alignments = [r.last(arm, f"states/{name}/{SPLITS[0]}") for name in STRATEGIES]
+    return r.per_seed(lambda seed: max((values[seed] for values in alignments if seed in values), default=None))
 
-    def lead(arm: str, other: str, key: str) -> float:
-        return arms[arm][key] - arms[other][key]
 
-    def gain(arm: str, problems: str) -> float | None:
-        key = f"acc/{problems}"
-        return lead(arm, "sos", key) if key in arms[arm] else None
+def first_and_last_gain(r: Results) -> PerSeed:
+    """What the first round of STaR gains more than the last."""
+    rounds = list(r.by("sos_star", BOTH, "step").values())
+    if "sos_star_model" in r.arms:  # its own tests, on new inputs; the first one is before any round
+        before, *rounds = r.by("sos_star_model", f"acc/{CPU_TASK.inputs}", "step").values()
+        return (rounds[0] - before) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
+    return (rounds[0] - r.last("sos", BOTH)) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
 
-    def both(arm: str, other: str, key: str) -> float:
-        return statistics.fmean(lead(arm, other, f"{key}/{split}") for split in SPLITS)
 
-    same_tokens = statistics.fmean(
-        by_seed(lines, "sos", f"acc/{split}")[0] - by_seed(lines, "op_tokens", f"acc/{split}")[0] for split in SPLITS
-    )
-    rounds = list(curve(lines, "sos_star", f"acc/{inputs}").values())
-    above = arms["sos"][f"acc/{inputs}"] - arms["symbolic"][f"mixture_within/{inputs}"]
-    criteria = [
-        Criterion("sos - op: solved, new inputs", lead("sos", "op", f"acc/{inputs}"), 0.1),
-        Criterion("sos - op: solved, held-out targets", lead("sos", "op", f"acc/{targets}"), 0.1),
-        Criterion("sos - op_tokens, of seed 0: solved, both splits", same_tokens, 0.1),
-        Criterion("sos - its symbolic mixture in the same context: solved, new inputs, at least", above, -0.15),
-        Criterion("sos - its symbolic mixture in the same context: solved, new inputs, at most", above, 0.05, False),
-        Criterion("sos: solved, new inputs - held-out targets", 
-                  arms["sos"][f"acc/{inputs}"] - arms["sos"][f"acc/{targets}"], 0.08, False),
-        Criterion("sos: largest state alignment with a strategy", max(arms["sos"]["states"].values()), 0.9, False),
-        Criterion("sos_star - sos: solved, both splits", both("sos_star", "sos", "acc"), 0.02),
-        Criterion("sos_star: gain in the last round, new inputs", rounds[-1] - rounds[-2], 0.03, False),
-        Criterion("sos_pg - sos: solved, both splits", both("sos_pg", "sos", "acc"), 0.02),
-        Criterion("sos_star - sos_pg: arithmetic errors per trajectory",
-                  both("sos_star", "sos_pg", "errors/arithmetic"), 0.01),
-        Criterion("sos_star - sos_pg: nodes per trajectory", both("sos_star", "sos_pg", "nodes"), 0.01),
-        Criterion("sos_star - sos: solved of the unsolved", gain("sos_star", "unsolved"), 0.02),
-        Criterion("sos_pg - sos: solved of the unsolved", gain("sos_pg", "unsolved"), 0.02),
-        Criterion("sos_star - sos: solved of the difficult", gain("sos_star", "difficult"), 0.01),
-        Criterion("sos_pg - sos: solved of the difficult", gain("sos_pg", "difficult"), 0.01),
+def claims(preset: str) -> list[Claim]:
+    return [
+        Claim("sos - op: solved, new inputs", lead("sos", "op", INPUTS), 0.05),
+        Claim("sos - op: solved, held-out targets", lead("sos", "op", TARGETS), 0.05),
+        Claim("sos - op_tokens: solved, both splits", lead("sos", "op_tokens", BOTH), 0.05),
+        Claim("sos - correct: solved, both splits", lead("sos", "correct", BOTH), 0.03),
+        Claim("sos - its strategies in the same context: solved, new inputs",
+              lambda r: r.last("sos", INPUTS) - of_mixture(r, preset, "symbolic_within"), -0.1),
+        Claim("sos: solved, new inputs - held-out targets", lambda r: r.last("sos", INPUTS) - r.last("sos", TARGETS),
+              0.05, LESS),
+        Claim("sos: largest alignment of its states with one strategy", lambda r: closest(r, "sos"), 0.7, LESS),
+        Claim("sos_star - sos: solved, both splits", lead("sos_star", "sos", BOTH), 0.03),
+        Claim("sos_star: gain of the first round - of the last", first_and_last_gain, 0.02),
+        Claim("sos_pg - sos: solved, both splits", lead("sos_pg", "sos", BOTH), 0.03),
+        Claim("sos_apa - sos: solved, both splits", lead("sos_apa", "sos", BOTH), 0.03),
+        Claim("sos_pg / sos_star: arithmetic errors per trajectory",
+              ratio("sos_pg", "sos_star", ARITHMETIC, Results.last), 0.9, LESS, 1),
+        Claim("sos_pg / sos_star: states explored per trajectory",
+              ratio("sos_pg", "sos_star", NODES, Results.last), 0.95, LESS, 1),
+        *(Claim(f"{arm} - sos: solved of the {problems}", lead(arm, "sos", f"acc/{problems}"), size)
+          for problems, size in (("unsolved", 0.03), ("difficult", 0.01)) for arm in ("sos_star", "sos_pg")),
     ]  # fmt: skip
-    return arms, criteria
+
+
+def extra(results: Results, preset: str) -> dict:
+    """What every arm solves, explores and gets wrong, and what the strategies solve."""
+    names = [
+        f"{key}/{split}"
+        for split in SPLITS
+        for key in ("acc", "nodes", "tokens", "cut", *map("errors/{}".format, ERRORS))
+    ]
+    names += ["acc/unsolved", "acc/difficult", "problems", "tokens_seen", "dropped_share"]
+    mixture = {
+        f"{key}/{split}": of_mixture(results, preset, key, split).rounded()
+        for key in ("symbolic", "symbolic_within") for split in SPLITS
+    }  # fmt: skip
+    chance = {f"chance/{split}": results.last("sos", f"chance/{split}").rounded() for split in SPLITS}
+    return results.table({name: name for name in names}) | {"strategies": mixture | chance}
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
 
-def draw(lines: list[dict], preset: str, path: Path) -> None:
+def panels(preset: str) -> list[Panel]:
     """Top: solved per split, against the strategies, of the hard problems. Bottom: nodes, errors, alignment."""
-    import matplotlib
+    names = ["optimal\npaths", "optimal,\nSoS tokens", "SoS", "correct\nSoS", "SoS\n+ STaR", "SoS\n+ PG", "SoS\n+ APA"]
+    bars = [Line(arm, name, COLORS[arm]) for arm, name in zip(ARMS, names, strict=True)]
+    of_splits = {"new inputs": INPUTS, "held-out targets": TARGETS}
+    searchers = [Line(arm, ARMS[arm], COLORS[arm]) for arm in ("sos", "sos_star", "sos_pg")]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def strategies(axis, r: Results) -> None:
+        for key, style, label in (("symbolic", "--", "unlimited"), ("symbolic_within", "-.", "in the same context")):
+            axis.axhline(of_mixture(r, preset, key).mean, color="black", linestyle=style, linewidth=1,
+                         label=f"its strategies, {label}")  # fmt: skip
+        axis.axhline(r.last("sos", f"chance/{SPLITS[0]}").mean, color="black", linestyle=":", linewidth=1,
+                     label="random legal path")  # fmt: skip
 
-    inputs = SPLITS[0]
-    seeds = len({line["seed"] for line in lines})
-    names = ["optimal\npaths", "same, SoS'\ntokens", "SoS", "correct\nSoS", "SoS\n+ STaR", "SoS\n+ PG", "SoS\n+ APA"]
-    figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    def aligned(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[str, float]]:
+        values = {name: r.last(line.arm, f"{key}/{name}/{SPLITS[0]}") for name in STRATEGIES}
+        return [(name, v.mean if seed is None else v[seed]) for name, v in values.items() if v]
 
-    def bars(axis, groups: dict[str, str], hatches=("", "//")) -> None:
-        """A bar per arm and metric, {label: metric}; dots are single seeds."""
-        width = 0.8 / len(groups)
-        for g, (label, key) in enumerate(groups.items()):
-            for a, arm in enumerate(ARMS):
-                if values := by_seed(lines, arm, key):
-                    x = a + (g - (len(groups) - 1) / 2) * width
-                    axis.bar(x, statistics.fmean(values), width * 0.92, color=COLORS[arm], hatch=hatches[g],
-                             edgecolor="white", alpha=0.9 if g == 0 else 0.6)  # fmt: skip
-                    axis.plot([x] * len(values), values, "k.", markersize=3)
-            axis.bar(0, 0, color="silver", hatch=hatches[g], edgecolor="white", label=label)
-        axis.set_xticks(range(len(ARMS)), names, fontsize=8)
+    def levels(axis, r: Results) -> None:
+        for arm in ("op", "sos", "sos_star"):
+            axis.axhline(r.last(arm, INPUTS).mean, color=COLORS[arm], linewidth=2, label=ARMS[arm])
 
-    splits = {"new inputs": SPLITS[0], "held-out targets": SPLITS[1]}
-    bars(axes[0][0], {label: f"acc/{split}" for label, split in splits.items()})
-    for key, style, label in (("symbolic", "--", "unlimited"), ("symbolic_within", "-.", "in the same context")):
-        share = of_mixture(lines, preset, key, inputs)
-        axes[0][0].axhline(share, color="black", linestyle=style, linewidth=1, label=f"symbolic mixture, {label}")
-    chance = final(lines, "sos", f"chance/{inputs}")
-    axes[0][0].axhline(chance, color="black", linestyle=":", linewidth=1, label="random legal path")
-    axes[0][0].set(title="Solved, strictly judged", ylim=(0, 1))
+    return [
+        Panel("Solved, strictly judged", bars, of_splits, kind="bar", also=strategies, ylim=(0, 1),
+              ylabel="share of held-out problems"),
+        Panel("The twelve strategies, new inputs", [Line("sos", name, "dimgray") for name in STRATEGIES],
+              {"unlimited": "symbolic", "in the same context": "symbolic_within"}, kind="bar", also=levels, ylim=(0, 1),
+              bars=lambda r, line, key: r.last("sos", f"{key}/{line.label}/{SPLITS[0]}"),
+              ylabel="share of held-out problems solved"),
+        Panel("Solved of what symbolic search failed on", bars,
+              {"the drawn strategy failed": "acc/unsolved", "all twelve failed": "acc/difficult"}, kind="bar",
+              ylabel="share solved"),
+        Panel("States explored", bars, {label: key.replace("acc", "nodes") for label, key in of_splits.items()},
+              kind="bar", ylabel="states per trajectory"),
+        Panel("Errors, new inputs", bars, {kind: f"errors/{kind}/{SPLITS[0]}" for kind in ERRORS}, kind="bar",
+              ylabel="errors per trajectory"),
+        Panel("Alignment with the strategies, new inputs", searchers,
+              {"of the states visited": "states", "of what is solved": "correctness"}, points=aligned, xlabel="",
+              ylabel="correlation", marker="o", ylim=(-0.2, 1),
+              also=lambda axis, r: axis.tick_params(axis="x", rotation=60, labelsize=8)),
+    ]  # fmt: skip
 
-    places = range(len(STRATEGIES))
-    for key, color, label in (
-        ("symbolic", "gainsboro", "strategy, unlimited"),
-        ("symbolic_within", "darkgray", "strategy, in the same context"),
-    ):
-        shares = [final(lines, "sos", f"{key}/{name}/{inputs}") for name in STRATEGIES]
-        axes[0][1].barh(places, shares, color=color, label=label)
-    for arm in ARMS:
-        axes[0][1].axvline(final(lines, arm, f"acc/{inputs}"), color=COLORS[arm], linewidth=2, label=ARMS[arm])
-    axes[0][1].set_yticks(places, STRATEGIES, fontsize=8)
-    axes[0][1].invert_yaxis()
-    axes[0][1].set(title="Against the twelve strategies, new inputs", xlabel="solved", xlim=(0, 1.6),
-                   xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])  # fmt: skip
 
-    hard = {"the drawn strategy failed": "acc/unsolved", "all twelve failed": "acc/difficult"}
-    bars(axes[0][2], hard)
-    axes[0][2].set(title="Solved of what symbolic search failed on")
-
-    bars(axes[1][0], {label: f"nodes/{split}" for label, split in splits.items()})
-    axes[1][0].set(title="States explored per trajectory")
-
-    for a, arm in enumerate(ARMS):
-        bottom = 0.0
-        for e, kind in enumerate(ERRORS):
-            height = final(lines, arm, f"errors/{kind}/{inputs}")
-            axes[1][1].bar(
-                a, height, 0.7, bottom, color=plt.get_cmap("viridis")(e / 3.2), label=kind if a == 0 else None
-            )
-            bottom += height
-    axes[1][1].set_xticks(range(len(ARMS)), names, fontsize=8)
-    axes[1][1].set(title="Errors per trajectory, new inputs")
-
-    for arm in ("sos", "sos_star", "sos_pg"):
-        for kind, style in (("states", "-o"), ("correctness", "--x")):
-            values = [final(lines, arm, f"{kind}/{name}/{inputs}") for name in STRATEGIES]
-            axes[1][2].plot(places, values, style, color=COLORS[arm], markersize=4, label=f"{ARMS[arm]}: {kind}")
-    axes[1][2].set_xticks(places, STRATEGIES, rotation=60, fontsize=8)
-    axes[1][2].set(title="Alignment with the strategies, new inputs", ylim=(-0.2, 1))
-
-    for axis in axes.flat:
-        axis.legend(fontsize=7)
-    figure.suptitle(f"Stream of Search on Countdown, preset {preset}: mean of {seeds} seed(s), dots single seeds")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def caption(preset: str) -> str:
+    task = PRESETS[preset].sos.task
+    return (
+        f"Stream of Search on Countdown with {task.inputs} inputs up to {task.max_input}, preset {preset}: "
+        "greedy responses to held-out problems."
+    )

@@ -1,6 +1,6 @@
 """STaR (Zelikman et al., 2022), Figure 4 and 5 in miniature: how digit addition is learnt, length by length.
 
-One base per seed, which adds short sums and sees a few longer ones, then from this same base
+One base per seed, which adds short sums, a few longer ones and any with its answer as a hint; from this same base
     plain         STaR without rationalization: lengths are learnt one after another
     rationalize   STaR with rationalization: lengths are learnt together; after the rounds that are compared, longer
                   sums join the practice for some more rounds (Figure 5)
@@ -15,11 +15,13 @@ rationalization starts with 40 steps instead of 300, growing by a factor, so its
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from nanoreason.experiments.reproduce import Criterion, Job, curve
+from nanoreason.experiments.figure import Line, Panel, family
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results
 from nanoreason.recipes import sft, star
+from nanoreason.tasks import Addition
 
 ARMS = {
     "plain": "without rationalization",
@@ -28,230 +30,199 @@ ARMS = {
     "temperature": "temperature instead of hints",
     "continue": "continue instead of restart",
 }
+COLORS = dict(zip(ARMS, ("tab:blue", "tab:orange", "tab:gray", "tab:green", "tab:purple"), strict=True))
 
 
 @dataclass(frozen=True)
 class Preset:
-    star: star.StarConfig  # what the arms have in common
-    late_digits: tuple[int, ...]  # lengths that join the practice of `rationalize` after the compared rounds
+    base: sft.SftConfig | None  # how the base is pretrained; None: the one in data/checkpoints
+    star: star.StarConfig  # what the STaR arms have in common
+    late: Addition | None  # longer sums that join the practice of `rationalize` after the compared rounds
     late_rounds: int  # for how many more rounds
-    direct_pool: int  # different problems per length of the direct baseline
-    direct_steps: int  # its optimizer steps
+    direct: sft.SftConfig  # of the direct baseline
     arms: tuple[str, ...] = tuple(ARMS)
 
 
-CPU = star.PRESETS["cpu"]
+# The base adds sums of one and two digits, of three mostly, of four now and then, and reads a hint at any length.
+HINTED = Addition(
+    (1, 2, 3, 4, 5, 6, 7), shares=(0.5, 0.35, 0.13, 0.02, 0, 0, 0), hint_share=0.4, hinted_shares=(1,) * 7
+)
+LONG = Addition((1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
+BASE = sft.SftConfig(
+    task=HINTED, optimizer="muon", lr=5e-3, steps=1500, rows_per_step=32, micro_tokens=512, eval_task=LONG,
+    eval_problems=60,
+)  # fmt: skip
+DIRECT = sft.SftConfig(
+    task=Addition(form="direct"), distinct=2000, steps=5000, rows_per_step=16, lr=1e-3, warmup=50, eval_problems=60
+)
+TINY = sft.PRESETS["tiny"]
 PRESETS = {
-    "cpu": Preset(CPU, (6, 7), 2, 2000, 5000),
-    "tiny": Preset(star.PRESETS["tiny"], (3,), 1, 64, 8, ("plain", "rationalize", "direct")),
-    "gpu": Preset(star.PRESETS["gpu"], (6, 7), 6, 2000, 5000),
+    "cpu": Preset(BASE, star.StarConfig(), Addition((6, 7)), 2, DIRECT),
+    "tiny": Preset(
+        None, star.PRESETS["tiny"], Addition((3,)), 1,
+        replace(TINY, task=Addition((1, 2), "direct"), distinct=64, steps=8), ("plain", "rationalize", "direct"),
+    ),
+    "gpu": Preset(
+        replace(BASE, width=256, layers=6, heads=8, kv_heads=4, lr=2e-3, rows_per_step=128, micro_tokens=32768,
+                eval_problems=500),
+        star.PRESETS["gpu"], Addition((6, 7)), 6, replace(DIRECT, micro_tokens=32768, eval_problems=500),
+    ),
     "demo": Preset(
-        replace(
-            CPU, base_steps=2500, base_goal=0.2, base_shares=(0.55, 0.35, 0.1), base_hinted_shares=(1, 1, 1, 1),
-            rounds=3, digits=(1, 2, 3, 4), problems=240, step_increment=0, eval_digits=(1, 2, 3, 4),
-        ),
-        (), 0, 2000, 1000, ("plain", "rationalize", "direct"),
+        None, star.StarConfig(rounds=3, problems=240, step_increment=0, lr=2e-3), None, 0,
+        replace(DIRECT, steps=1000), ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
 
 
-def stages(preset: str, seed: int, folder: Path) -> list[list[Job]]:
+def tested(chosen: Preset) -> tuple[int, ...]:
+    """The lengths that are tested: three longer than any practised too, where some join late."""
+    practised = (*chosen.star.task.digits, *(chosen.late.digits if chosen.late else ()))
+    return tuple(range(1, max(practised) + 4)) if chosen.late else practised
+
+
+def arms(preset: str, seed: int) -> list[Arm]:
     """First the base, then the arms, which do not need each other."""
     chosen = PRESETS[preset]
-    common = replace(chosen.star, seed=seed)
-    base = Job("base", "star", replace(common, rounds=0, out=str(folder / "base")))
-    common = replace(common, base=str(folder / "base" / "base"))
-    direct = sft.SftConfig(
-        seed=seed, base=common.base, context=common.context, form="direct", digits=common.digits,
-        pool=chosen.direct_pool, steps=chosen.direct_steps, lr=common.lr, decay=True, warmup=common.warmup,
-        rows_per_step=common.rows_per_step, micro_tokens=common.micro_tokens, eval_digits=common.eval_digits,
-        eval_problems=common.eval_problems,
-    )  # fmt: skip
-    longer, common = common.eval_digits, replace(common, eval_digits=common.digits)  # longest rows: half of the time
-    configs = {
+    common, trained = chosen.star, chosen.base is not None
+    settings = {
         "plain": common,
-        "rationalize": replace(
-            common, rationalize=True, rounds=common.rounds + chosen.late_rounds, late_digits=chosen.late_digits,
-            late_from=common.rounds + 1, eval_digits=longer,
-        ),
-        "direct": direct,
+        "rationalize": replace(common, rationalize=True),
+        "direct": replace(chosen.direct, base=common.base),
         "temperature": replace(common, retry_temperature=0.7),
         "continue": replace(common, rationalize=True, restart=False),
-    }  # fmt: skip
-    arms = [
-        Job(arm, "sft" if arm == "direct" else "star", replace(configs[arm], out=str(folder / arm)))
+    }
+    if chosen.late:
+        settings["rationalize"] = replace(
+            settings["rationalize"], rounds=common.rounds + chosen.late_rounds, late_task=chosen.late,
+            late_from=common.rounds + 1, eval_task=Addition(tested(chosen)),
+        )  # fmt: skip
+    base = [Arm("base", "sft", chosen.base)] if trained else []
+    costs = {arm: 400.0 * (s.rounds + 1) if arm != "direct" else s.steps / 4 for arm, s in settings.items()}
+    return base + [
+        Arm(arm, "sft" if arm == "direct" else "star", settings[arm], base="base" if trained else "", cost=costs[arm])
         for arm in chosen.arms
     ]
-    return [[base], arms]
 
 
-# ------------------------------------------------------------------------------------------------------- numbers
+# -------------------------------------------------------------------------------------------------------- claims
 
 
-def final(
-    lines: list[dict], arm: str, digits: tuple[int, ...], seed: int | None = None, strict: bool = False
-) -> float | None:
-    """Accuracy over all `digits` in the last round of an arm, the mean over seeds."""
-    chosen = [line for line in lines if line["arm"] == arm and seed in (None, line["seed"])]
-    name = "acc_strict" if strict else "acc"
-    last = {line["seed"]: line for line in chosen if f"{name}/{digits[0]}" in line}
-    values = [statistics.fmean(line[f"{name}/{n}"] for n in digits) for line in last.values()]
-    return statistics.fmean(values) if values else None
+def arrivals(results: Results, arm: str, digits: tuple[int, ...], seed: int, rounds: int) -> list[int]:
+    """The first round with an accuracy above one half, of each length that the base did not have, shortest first.
+
+    A length that never arrives counts as one round after the last.
+    """
+    curves = [results.curve(arm, f"acc/{n}", seed, step=lambda s: s <= rounds) for n in digits]
+    found = [next((r for r, value in curve.items() if value > 0.5), rounds + 1) for curve in curves]
+    return [r for r in found if r > 0]
 
 
-def compared(lines: list[dict], rounds: int) -> list[dict]:
-    """The lines of the rounds that all arms have; `rationalize` goes on after them with longer sums."""
-    return [line for line in lines if line["arm"] != "rationalize" or line["step"] <= rounds]
+def arrived(results: Results, arm: str, preset: str, number) -> PerSeed:
+    """A number of the rounds of arrival, where two lengths at least were left to learn and one was learnt."""
+    settings = PRESETS[preset].star
+    times = {s: arrivals(results, arm, settings.task.digits, s, settings.rounds) for s in results.seeds}
+    some = {s: t for s, t in times.items() if len(t) > 1 and min(t) <= settings.rounds}
+    return PerSeed({seed: float(number(t)) for seed, t in some.items()})
 
 
-def arrivals(lines: list[dict], arm: str, digits: tuple[int, ...]) -> dict[int, int | None]:
-    """{length: the first round whose accuracy exceeds one half, None if none does}, of the mean over seeds."""
-    found: dict[int, int | None] = {}
-    for n in digits:
-        rounds = curve(lines, arm, f"acc/{n}").items()
-        found[n] = next((round for round, value in rounds if value > 0.5), None)
+def in_order(times: list[int]) -> float:
+    """The share of neighbouring lengths of which the shorter arrives strictly earlier."""
+    return statistics.fmean(a < b for a, b in zip(times, times[1:], strict=False))
+
+
+def spread(times: list[int]) -> int:
+    """Rounds between the first and the last arrival."""
+    return max(times) - min(times)
+
+
+def claims(preset: str) -> list[Claim]:
+    chosen, settings = PRESETS[preset], PRESETS[preset].star
+    acc = tuple(f"acc/{n}" for n in settings.task.digits)
+
+    def lead(other: str) -> Callable[[Results], PerSeed]:
+        """Of rationalize, in mean accuracy over the rounds."""
+        rounds = {"step": lambda s: s <= settings.rounds}
+        return lambda r: r.mean("rationalize", acc, **rounds) - r.mean(other, acc, **rounds)
+
+    found = [
+        Claim("plain: share of neighbouring lengths of which the shorter arrives in an earlier round",
+              lambda r: arrived(r, "plain", preset, in_order), 0.9),
+        Claim("plain: rounds from first to last arrival", lambda r: arrived(r, "plain", preset, spread), 1.5),
+        Claim("rationalize: rounds from first to last arrival",
+              lambda r: arrived(r, "rationalize", preset, spread), 1.5, LESS),
+        Claim("rationalize - plain: accuracy, mean over rounds", lead("plain"), 0.05),
+        Claim("plain - direct: final accuracy", lambda r: r.last("plain", acc) - r.last("direct", acc), 0.03),
+        Claim("rationalize - direct: final accuracy",
+              lambda r: r.last("rationalize", acc, step=settings.rounds) - r.last("direct", acc), 0.03),
+    ]  # fmt: skip
+    if "temperature" in chosen.arms:
+        found.append(Claim("rationalize - temperature: accuracy, mean over rounds", lead("temperature"), 0.05))
+    if chosen.late_rounds:
+        joined, longer = chosen.late.digits, max(chosen.late.digits) + 1
+        late = tuple(f"acc/{n}" for n in joined)
+        found += [
+            Claim(f"longer unseen sums: accuracy on {joined[0]} digits before they joined",
+                  lambda r: r.last("rationalize", late[0], step=settings.rounds), 0.03, no_effect=0.01),
+            Claim(f"late: gain on {' and '.join(map(str, joined))} digits after they joined",
+                  lambda r: r.last("rationalize", late) - r.last("rationalize", late, step=settings.rounds), 0.1),
+        ]  # fmt: skip
+        if longer in tested(chosen):
+            found.append(Claim(f"late: accuracy on {longer} digits, never practised",
+                               lambda r: r.last("rationalize", f"acc/{longer}"), 0.03, no_effect=0.01))  # fmt: skip
     return found
 
 
-def spread(arrived: dict[int, int | None], rounds: int) -> float | None:
-    """Rounds between the first and the last arrival among the lengths that the base did not have.
-
-    A length that never arrives counts as one round after the last: the spread is then a lower bound. None if none does.
-    """
-    times = [rounds + 1 if r is None else r for r in arrived.values() if r != 0]
-    return float(max(times) - min(times)) if times and min(times) <= rounds else None
-
-
-def in_order(arrived: dict[int, int | None], rounds: int) -> float:
-    """The share of neighbouring lengths, the base's own aside, of which the shorter arrives strictly earlier.
-
-    Two lengths that both never arrive are not in order.
-    """
-    times = [rounds + 1 if r is None else r for r in arrived.values() if r != 0]
-    pairs = list(zip(times, times[1:], strict=False))
-    return sum(a < b for a, b in pairs) / len(pairs) if pairs else 0.0
-
-
-def summarise(lines: list[dict], preset: str) -> tuple[dict, list[Criterion]]:
-    """Numbers per arm, and the criteria of "what counts as reproduced"."""
-    chosen, settings = PRESETS[preset], PRESETS[preset].star
-    digits, everything, lines = settings.digits, lines, compared(lines, settings.rounds)
-    arms: dict[str, dict] = {}
-    for arm in ("base", *chosen.arms):
-        arms[arm] = {
-            "accuracy": final(lines, arm, digits),
-            "accuracy_strict": final(lines, arm, digits, strict=True),
-            "accuracy_by_digits": {str(n): final(lines, arm, (n,)) for n in settings.eval_digits},
+def extra(results: Results, preset: str) -> dict:
+    """Final accuracy by length and rounds of arrival, every seed."""
+    settings = PRESETS[preset].star
+    numbers = results.table({f"accuracy/{n}": f"acc/{n}" for n in tested(PRESETS[preset])})
+    for arm in set(numbers) - {"base", "direct"}:
+        numbers[arm]["arrival rounds of new lengths"] = {
+            str(s): arrivals(results, arm, settings.task.digits, s, settings.rounds) for s in results.seeds
         }
-        if arm not in ("base", "direct"):
-            arms[arm] |= {
-                "arrival_round_by_digits": {str(n): r for n, r in arrivals(lines, arm, digits).items()},
-                "mean_accuracy_over_rounds": statistics.fmean(
-                    statistics.fmean(curve(lines, arm, f"acc/{n}").values()) for n in digits
-                ),
-                "kept_by_round": list(curve(lines, arm, "kept").values()),
-                "kept_second_by_round": list(curve(lines, arm, "kept_second").values()),
-            }
-    plain, rationalize = (arrivals(lines, arm, digits) for arm in ("plain", "rationalize"))
-
-    def lead(arm: str, other: str, key: str = "accuracy") -> float:
-        return arms[arm][key] - arms[other][key]
-
-    criteria = [
-        Criterion("plain: share of neighbouring lengths that arrive in order", in_order(plain, settings.rounds), 1.0),
-        Criterion("plain: rounds from first to last arrival", spread(plain, settings.rounds), 2.0),
-        Criterion("rationalize: rounds from first to last arrival", spread(rationalize, settings.rounds), 1.0, False),
-        Criterion("rationalize - plain: accuracy, mean over rounds",
-                  lead("rationalize", "plain", "mean_accuracy_over_rounds"), 0.05),
-        Criterion("plain - direct: final accuracy", lead("plain", "direct"), 0.01),
-        Criterion("rationalize - direct: final accuracy", lead("rationalize", "direct"), 0.01),
-    ]  # fmt: skip
-    if "temperature" in chosen.arms:
-        worse = lead("rationalize", "temperature", "mean_accuracy_over_rounds")
-        criteria.append(Criterion("rationalize - temperature: accuracy, mean over rounds", worse, 0.01))
-    unseen = [n for n in settings.eval_digits if n > max(digits)]
-    never = [n for n in unseen if n not in chosen.late_digits]
-    if chosen.late_rounds and never:
-        arms["late"] = {
-            "accuracy_by_digits": {str(n): final(everything, "rationalize", (n,)) for n in digits + (*unseen,)}
-        }
-        joined, left = chosen.late_digits, never[0]
-        before = {n: curve(everything, "rationalize", f"acc/{n}")[settings.rounds] for n in (*joined, left)}
-        after = {n: final(everything, "rationalize", (n,)) for n in (*joined, left)}
-        gain = statistics.fmean(after[n] - before[n] for n in joined)
-        criteria += [
-            Criterion(
-                f"longer unseen sums: accuracy on {joined[0]} digits before they joined", before[joined[0]], 0.01
-            ),
-            Criterion(f"late: gain on {joined} digits after they joined", gain, 0.01),
-            Criterion(f"late: accuracy on {left} digits, never practised", after[left], 0.01),
-            Criterion(f"late: gain on {left} digits after longer sums joined", after[left] - before[left], 0.01),
-        ]
-    return arms, criteria
+    return numbers
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
 
-def draw(lines: list[dict], preset: str, path: Path) -> None:
+def panels(preset: str) -> list[Panel]:
     """Top: accuracy per length without and with rationalization, all arms. Bottom: data kept, hints, longer sums."""
-    import matplotlib
+    chosen, digits, rounds = PRESETS[preset], PRESETS[preset].star.task.digits, PRESETS[preset].star.rounds
+    acc, unseen = tuple(f"acc/{n}" for n in digits), [n for n in tested(chosen) if n > max(digits)]
+    compared = {"step": lambda s: s <= rounds}
+    label, ylabel = "{}-digit sums", "accuracy on held-out sums"
+    how = {"xlabel": "round (0: the base)", "ylim": (-0.03, 1.03), "marker": "o"}
+    shown = tuple(Line(arm, ARMS[arm], COLORS[arm], compared) for arm in chosen.arms if arm != "direct")
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
+    def direct(axis, results: Results) -> None:
+        axis.axhline(results.last("direct", acc).mean, color="gray", linestyle=":", label=ARMS["direct"])
 
-    chosen = PRESETS[preset]
-    digits, everything, lines = chosen.star.digits, lines, compared(lines, chosen.star.rounds)
-    seeds = sorted({line["seed"] for line in lines})
-    unseen = [n for n in chosen.star.eval_digits if n > max(digits)]
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    def joining(axis, results: Results) -> None:
+        if chosen.late_rounds:
+            joined = f"{' and '.join(map(str, chosen.late.digits))} digits join the practice"
+            axis.axvline(rounds + 0.5, color="gray", linestyle="--", label=joined)
 
-    def lengths(axis, lines: list[dict], arm: str, key: str, shown) -> None:
-        colors = {n: plt.get_cmap("viridis")(0.92 * i / max(1, len(shown) - 1)) for i, n in enumerate(shown)}
-        for n in shown:
-            label = "1 digit (all 81 sums)" if n == 1 and key == "acc" else f"{n} digit{'s' if n > 1 else ''}"
-            for seed in seeds:  # single seeds stay visible behind their mean
-                one = curve(lines, arm, f"{key}/{n}", seed)
-                axis.plot(one.keys(), one.values(), color=colors[n], linewidth=0.6, alpha=0.4)
-            mean = curve(lines, arm, f"{key}/{n}")
-            axis.plot(mean.keys(), mean.values(), color=colors[n], marker="o", markersize=3, label=label)
+    return [
+        Panel("STaR without rationalization", family("plain", "acc/{}", digits, label), ylabel=ylabel, **how),
+        Panel("STaR with rationalization", family("rationalize", "acc/{}", digits, label, where=compared),
+              ylabel=ylabel, **how),
+        Panel(f"All arms, mean over {min(digits)} to {max(digits)} digits", shown, acc, also=direct, ylabel=ylabel,
+              **how),
+        Panel("Data kept for training",
+              [line for line in shown if line.arm != "continue"], {"first try": "kept", "second try": "kept_second"},
+              ylabel="share of the round's problems", **how | {"xlabel": "round"}),
+        Panel("Rationalization: solved when hinted at",
+              family("rationalize", "hinted/{}", digits, label, where=compared), 
+              ylabel="share of the problems that failed", **how | {"xlabel": "round"}),
+        Panel("Longer sums, with rationalization", family("rationalize", "acc/{}", unseen or digits, label),
+              also=joining, ylabel=ylabel, **how),
+    ]  # fmt: skip
 
-    for axis, arm in zip(axes[0], ("plain", "rationalize"), strict=False):
-        lengths(axis, lines, arm, "acc", digits)
-        axis.set(title=f"STaR {ARMS[arm]}", ylabel="accuracy on held-out sums")
-    for arm, name in ARMS.items():
-        if arm == "direct":
-            axes[0][2].axhline(
-                final(lines, arm, digits), color="gray", linestyle=":", label=f"{name} (end of training)"
-            )
-        elif arm in chosen.arms:
-            by_length = [curve(lines, arm, f"acc/{n}").values() for n in digits]
-            mean = [statistics.fmean(values) for values in zip(*by_length, strict=True)]
-            axes[0][2].plot(mean, marker="o", markersize=3, label=name)
-    axes[0][2].set(
-        title=f"All arms, mean over {min(digits)} to {max(digits)} digits", ylabel="accuracy on held-out sums"
+
+def caption(preset: str) -> str:
+    settings = PRESETS[preset].star
+    return (
+        f"STaR on sums of {min(settings.task.digits)} to {max(settings.task.digits)} digits with a scratchpad, "
+        f"preset {preset}: greedy accuracy on held-out sums."
     )
-    for arm, color in (("plain", "tab:blue"), ("rationalize", "tab:orange"), ("temperature", "tab:green")):
-        if arm in chosen.arms:
-            kept, second = (list(curve(lines, arm, key).values()) for key in ("kept", "kept_second"))
-            rounds = range(1, len(kept) + 1)
-            axes[1][0].plot(rounds, kept, color=color, marker="o", markersize=3, label=f"{ARMS[arm]}: first try")
-            if any(second):
-                total = [a + b for a, b in zip(kept, second, strict=True)]
-                axes[1][0].plot(rounds, total, "--", color=color, label=f"{ARMS[arm]}: and second try")
-    axes[1][0].set(title="Data kept for training", ylabel="share of the round's problems")
-    lengths(axes[1][1], lines, "rationalize", "hinted", digits)
-    axes[1][1].set(title="Rationalization: solved when hinted at", ylabel="share of what failed (later: of few)")
-    lengths(axes[1][2], everything, "rationalize", "acc", unseen or digits)
-    if chosen.late_rounds:
-        label = f"{', '.join(map(str, chosen.late_digits))} digits join the practice"
-        axes[1][2].axvline(chosen.star.rounds + 0.5, color="gray", linestyle="--", label=label)
-    axes[1][2].set(title="Longer sums, with rationalization", ylabel="accuracy on held-out sums")
-    for axis in axes.flat:
-        axis.set(xlabel="round (0: the base)", ylim=(-0.03, 1.03))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend(fontsize=8)
-    figure.suptitle(f"STaR on digit addition, preset {preset}: mean of {len(seeds)} seed(s), thin lines single seeds")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
-from nanoreason.environment import compute_rewards, evaluate, is_flat, judge, mean, rollout_metrics, sample
+from nanoreason.environment import REPEAT_N, compute_rewards, evaluate, is_flat, judge, mean, rollout_metrics, sample
 from nanoreason.evaluate import pass_at_k
 from nanoreason.learn import (
     ALGORITHMS,
@@ -41,7 +41,7 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.model import Transformer
-from nanoreason.rewards import REWARDS, Accuracy, Lcpo, Reward
+from nanoreason.rewards import REWARDS, Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Repetition, Reward
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
     Count,
@@ -130,9 +130,12 @@ def check_config(config: GrpoConfig) -> None:
     if any(isinstance(reward, Lcpo) for reward in config.rewards):
         if "target_tokens" not in config.task.problem("train", 0).info:
             raise ValueError("--rewards lcpo needs prompts that ask for a number of tokens: --task ...,asked_length")
+    cap = config.max_new_tokens.first
     for reward in config.rewards:
-        if getattr(reward, "margin", 0) >= config.max_new_tokens.first:
-            raise ValueError(f"a reward's margin of {reward.margin} tokens leaves nothing of --max-new-tokens")
+        if isinstance(reward, (Classic, Cosine)) and reward.margin >= cap:
+            raise ValueError(f"a reward's margin of {reward.margin} tokens leaves nothing of --max-new-tokens {cap}")
+        if isinstance(reward, (Repetition, DenseRepetition)) and reward.n >= cap:
+            raise ValueError(f"n-grams of {reward.n} tokens cannot repeat in a response of --max-new-tokens {cap}")
 
 
 def run(config: GrpoConfig) -> dict:
@@ -240,7 +243,7 @@ def collect(
 
 def repeat_n(config: GrpoConfig) -> int:
     """Tokens of the n-grams whose repetition is measured: those of the penalty, where there is one."""
-    return next((reward.n for reward in config.rewards if hasattr(reward, "n")), 8)
+    return next((r.n for r in config.rewards if isinstance(r, (Repetition, DenseRepetition))), REPEAT_N)
 
 
 # --------------------------------------------------------------------------------------------- advantages and updates

@@ -159,21 +159,26 @@ def task_rows(
     A problem without a solution, and one that does not fit into the context, is dropped and counted, never cut: a cut
     one would teach to stop, or to go on, in the middle. `counts` has problems, rows, dropped and tokens_seen.
     """
+
+    def fitting(problems: list[Problem]) -> list[Rollout]:
+        rows = [demonstration(tokenizer, problem) for problem in problems if problem.solution]
+        kept = [row for row in rows if len(row.tokens) <= context]
+        if not kept:
+            raise ValueError(f"no solution of {len(problems)} problems fits into the context of {context} tokens")
+        tokens = sum(len(row.response) for row in kept)
+        counts.update(problems=len(problems), rows=len(kept), dropped=len(rows) - len(kept), tokens_seen=tokens)
+        return kept
+
     if config.distinct:  # the very problems that STaR practises on, with their solutions
         levels = config.task.levels()
         pool = [level.problem(f"train-{k}", i) for k, level in enumerate(levels) for i in range(config.distinct)]
-        return in_epochs([demonstration(tokenizer, problem) for problem in pool], config.rows_per_step, config.seed)
+        rows = fitting(pool)
+        counts.clear()  # the pool is seen again and again: there is nothing to count step by step
+        return in_epochs(rows, config.rows_per_step, config.seed)
 
     def rows_of(step: int) -> list[Rollout]:
         indices = range(step * config.rows_per_step, (step + 1) * config.rows_per_step)
-        problems = [config.task.problem(f"sft-{config.seed}", i) for i in indices]
-        rows = [demonstration(tokenizer, problem) for problem in problems if problem.solution]
-        fitting = [row for row in rows if len(row.tokens) <= context]
-        if not fitting:
-            raise ValueError(f"step {step}: no solution of {len(problems)} fits into the context of {context} tokens")
-        tokens = sum(len(row.response) for row in fitting)
-        counts.update(problems=len(problems), rows=len(fitting), dropped=len(rows) - len(fitting), tokens_seen=tokens)
-        return fitting
+        return fitting([config.task.problem(f"sft-{config.seed}", i) for i in indices])
 
     return rows_of
 

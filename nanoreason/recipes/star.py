@@ -191,6 +191,8 @@ def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run)
         "valid_share_of_kept": sum(map(valid, [*scored, *second])) / max(1, len(kept) + len(again)),
         "time/rollout": time.perf_counter() - started,
     }
+    if not kept and not again and not config.restart:  # the next problems may be luckier
+        return policy, metrics | {"steps": 0}
     if not kept and not again:
         raise ValueError(
             f"round {round}: no trace was right, there is nothing to learn from: a base that knows more (--base), or "

@@ -23,7 +23,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from nanoreason.arithmetic import summands, two_numbers
+from nanoreason.arithmetic import same_number, summands, two_numbers
 from nanoreason.prompts import spaced
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Range, Share
@@ -122,7 +122,11 @@ class Addition(Task):
         return problem.info["digits"]
 
     def answer(self, response: str) -> str | None:
-        return answer_of(response) or None
+        return same_number(answer_of(response)) or None
+
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """However the digits are spaced, with or without a full stop."""
+        return self.answer(response) == same_number(problem.answer)
 
     def work_is_valid(self, problem: Problem, response: str) -> bool:
         """Whether every line is what the procedure asks for. It leaves no choice, so the lines can be compared."""

@@ -33,6 +33,8 @@ from nanoreason.countdown import (
     check_operations,
     count_solutions,
     find_solution,
+    same_answer,
+    same_operations,
 )
 from nanoreason.prompts import TAGS, extract_answer, tagged
 from nanoreason.rollout import Problem, Task, seed_of
@@ -46,8 +48,10 @@ from nanoreason.search import (
     Explore,
     Reading,
     State,
+    claimed_path,
     optimal_path,
     prompt,
+    read_events,
     read_trace,
     search,
     tokenizer,
@@ -57,6 +61,7 @@ from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 SPLITS = ("train", "test_inputs", "test_targets")
 FORMS = {"operations": "in steps", "expression": "in one expression"}  # answer form -> the words that ask for it
+MAX_PATH = 12  # operations; a longer one solves nothing, and is not worth putting into one form
 HOLD_OUT = 10  # one in ten targets, and one in ten (inputs, target) of the other targets
 WORDS = ("User:", "Assistant:", *TAGS, "Make", "from", "in", "steps:", "one", "expression:", "(", ")")
 
@@ -151,8 +156,15 @@ class Countdown(Task):
         """How many numbers are given."""
         return len(problem.info["numbers"])
 
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """With a full stop behind the answer too."""
+        answer = extract_answer(response) or ""
+        return self.reward(problem, response) == 1 or Countdown.reward(self, problem, answer.rstrip(". \n")) == 1
+
     def answer(self, response: str) -> str | None:
-        return extract_answer(response)
+        """Whoever computes the same thing votes for the same (`countdown.same_answer`)."""
+        answer = extract_answer(response)
+        return None if answer is None else same_answer(answer)
 
     def parse(self, text: str) -> Problem:
         """A target and the numbers, such as "24 from 9 4 3"; they need not be solvable."""
@@ -214,9 +226,16 @@ class StreamOfSearch(Countdown):
         return float(self.read(problem, response).solved)
 
     def answer(self, response: str) -> str | None:
-        """A search that claims the goal votes for the operations that led there."""
-        reading = read_trace((), 0, response)
-        return str(reading.events[-2:]) if reading.ending == "goal" else None
+        """A search that claims the goal votes for what the operations that led there compute."""
+        path = claimed_path(read_events(response, 0))
+        if path is None:
+            return None
+        return (same_operations(path) if len(path) < MAX_PATH else None) or " , ".join(map(str, path))
+
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """As the released code scores: correct sums with known numbers that end at the target."""
+        reading = self.read(problem, response)
+        return reading.solved or reading.lenient
 
     def metrics(self, problem: Problem, response: str) -> dict[str, float]:
         reading = self.read(problem, response)

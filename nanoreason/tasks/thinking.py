@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
-from nanoreason.arithmetic import summands, two_numbers
+from nanoreason.arithmetic import same_number, summands, two_numbers
 from nanoreason.prompts import TAGS, extract_answer, extract_tagged, spaced, tagged
 from nanoreason.rollout import Problem, Task, seed_of
-from nanoreason.run import Positive, Range, Share
+from nanoreason.run import Positive, Range, Rate, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 MODES = ("direct", "steps", "recheck")
@@ -89,7 +90,7 @@ class ThinkingAddition(Task):
 
     digits: tuple[Annotated[int, Range(1, 18)], ...] = (2, 3)  # lengths of the sums
     shares: tuple[Annotated[float, Range(0)], ...] = ()  # chance of each length; empty: all lengths in turn
-    modes: tuple[float, float, float] = (0.67, 0.28, 0.05)  # shares of direct answers, of one pass, of re-checks
+    modes: tuple[Rate, Rate, Rate] = (0.67, 0.28, 0.05)  # shares of direct answers, of one pass, of re-checks
     error_prob: Share = 0.1  # chance that a column's digit is wrong, in each pass anew
     recheck_error_scale: Annotated[float, Range(0)] = 1.0  # a re-check errs so many times as often as the first pass
     extra_recheck_prob: Share = 0.0  # chance of one more pass although two agree
@@ -137,7 +138,11 @@ class ThinkingAddition(Task):
         return problem.info["digits"], carries(problem)
 
     def answer(self, response: str) -> str | None:
-        return extract_answer(response)
+        return same_number(extract_answer(response) or "") or None
+
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """However the digits are spaced, with or without a full stop."""
+        return self.answer(response) == same_number(problem.answer)
 
     def max_tokens(self, problem: Problem) -> int:
         return longest_thinking(self.difficulty(problem), self.max_passes)
@@ -214,10 +219,10 @@ def longest_thinking(digits: int, passes: int = 1) -> int:
 def carries(problem: Problem) -> int:
     """How many columns of a sum carry.
 
-    >>> carries(Problem("4 7 + 3 8", "8 5")), carries(Problem("9 9 + 9 9 Think long", "1 9 8"))
+    >>> carries(Problem("4 7 + 3 8", "8 5")), carries(Problem("User: 9 9 + 9 9 Think long Assistant:", "1 9 8"))
     (1, 2)
     """
-    left, right = problem.prompt.split(" Think ")[0].split(" + ")
+    left, right = re.search(r"([0-9](?: [0-9])*) \+ ([0-9](?: [0-9])*)", problem.prompt).groups()
     count = carry = 0
     for x, y in zip(reversed(left.split()), reversed(right.split()), strict=True):
         carry = int(x) + int(y) + carry >= 10

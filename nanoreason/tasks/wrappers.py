@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nanoreason.prompts import END, asked, extract_tagged, with_template
+from nanoreason.prompts import END, TAGS, asked, extract_tagged, tagged, with_template
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Share
 
@@ -52,13 +52,19 @@ class Templated(Wrapper):
     stop = (END,)
 
     def wrap(self, problem: Problem, split: str, index: int) -> Problem:
+        if problem.solution and not any(tag in problem.solution for tag in TAGS):
+            problem = replace(problem, solution=tagged("", problem.solution))
         return with_template(problem, self.template)
 
     def reward(self, problem: Problem, response: str) -> float:
         return self.task.reward(problem, extract_tagged(response) or "")
 
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        return self.task.is_right_leniently(problem, extract_tagged(response) or "")
+
     def answer(self, response: str) -> str | None:
-        return extract_tagged(response)
+        answer = extract_tagged(response)
+        return None if answer is None else self.task.answer(answer)
 
 
 @dataclass(frozen=True)

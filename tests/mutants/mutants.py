@@ -31,6 +31,11 @@ BUDGET = "test_budget.py::test_"
 CURATE = "test_s1.py::test_"
 THINKING = "test_thinking.py::test_"
 R1 = "test_r1.py::test_"
+CONFIG = "test_hf_config.py::test_"
+TOKENIZER = "test_tokenizer.py::test_"
+NUMBERS = "test_numbers.py::test_"
+CLAIMS = "test_claims.py::test_"
+RESULTS = "test_results.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -48,7 +53,7 @@ MUTANTS = [
     Mutant(
         "EOS dropped from the loss when a row is handed back", "sampler.py",
         "        self.n -= 1\n",
-        "        row.loss_mask[-1] &= token != self.eos_id\n        self.n -= 1\n",
+        "        row.loss_mask[-1] &= token not in self.eos_ids\n        self.n -= 1\n",
         SAMPLER + "a_row_that_ended_itself_has_its_eos_in_the_loss", fast=True,
     ),
     Mutant(
@@ -90,8 +95,8 @@ MUTANTS = [
     ),
     Mutant(
         "log-probs of the full distribution stored under top-p", "sampler.py",
-        "    cdf = probs.cumsum(-1)\n",
-        "    full = (logits / temperature).softmax(-1)\n    cdf = probs.cumsum(-1)\n"
+        "    cdf = probs.cumsum(-1, dtype=exact)\n",
+        "    full = (logits / temperature).softmax(-1)\n    cdf = probs.cumsum(-1, dtype=exact)\n"
         "    picked = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp(max=probs.shape[1] - 1)\n"
         "    return picked[:, 0], full.gather(-1, picked).log()[:, 0]\n",
         SAMPLER + "under_top_p_the_stored_logprobs_are_those_of_the_truncated_distribution[0.5]",
@@ -186,8 +191,8 @@ MUTANTS = [
     ),
     Mutant(
         "RoPE in the interleaved layout", "model.py",
-        "    a, b = x.chunk(2, dim=-1)\n    return x * cos + torch.cat([-b, a], dim=-1) * sin",
-        "    a, b = x[..., ::2], x[..., 1::2]\n    return x * cos + torch.stack([-b, a], dim=-1).flatten(-2) * sin",
+        "x.roll(x.shape[-1] // 2, -1), sin)",
+        "x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), sin)",
         MODEL + "logits_and_every_gradient_equal_those_of_transformers[llama]",
     ),
     Mutant(
@@ -290,8 +295,8 @@ MUTANTS = [
     ),
     Mutant(
         "the optimizer's moments not restored", "checkpoint.py",
-        "            optimizer.state[parameter] = {\n",
-        "            optimizer.state[parameter] = {} if True else {\n",
+        "        optimizer.state[parameter] = {\n",
+        "        optimizer.state[parameter] = {} if True else {\n",
         SFT_RESUME,
     ),
     Mutant(
@@ -486,8 +491,8 @@ MUTANTS = [
     ),
     Mutant(
         "all logits in one chunk", "learn.py",
-        "ctx.rows = temperature, max(1, CHUNK_LOGITS // len(weight))",
-        "ctx.rows = temperature, len(targets)",
+        "ctx.rows, ctx.no_token = temperature, max(1, CHUNK_LOGITS // len(weight))",
+        "ctx.rows, ctx.no_token = temperature, len(targets)",
         LOSSES + "at_the_vocabulary_of_qwen_no_tensor_holds_all_logits_and_the_gradient_is_the_same",
     ),
     Mutant(
@@ -671,14 +676,315 @@ MUTANTS = [
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",
-        'minus(at(lines, arm, f"eval/accuracy/recheck/{n}", first), at(lines, arm, f"eval/accuracy/steps/{n}", first))',
-        'minus(at(lines, arm, "eval/accuracy/recheck", first), at(lines, arm, "eval/accuracy/steps", first))',
-        R1 + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
+        'average(r.last(arm, f"eval/accuracy/recheck/{n}") - r.last(arm, f"eval/accuracy/steps/{n}") for n in levels)',
+        'average(r.last(arm, "eval/accuracy/recheck") - r.last(arm, "eval/accuracy/steps") for n in levels)',
+        CLAIMS + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
     ),
     Mutant(
         "RL on the student compared at fewer tokens", "experiments/r1.py",
-        'enough = [line for line in measured if line.get("num_tokens", 0) >= spent]',
-        'enough = [line for line in measured if line.get("num_tokens", 0) <= spent]',
-        R1 + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+        'if line.get("num_tokens", 0) >= spent]',
+        'if line.get("num_tokens", 0) <= spent]',
+        CLAIMS + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+    ),
+    Mutant(
+        "claims judged by the mean of seeds that disagree", "experiments/results.py",
+        "        elif opposite:",
+        "        elif False and opposite:",
+        RESULTS + "a_claim_is_judged_seed_by_seed",
+    ),
+    Mutant(
+        "a seed without a number counts as one that agrees", "experiments/results.py",
+        "if not values or missing:",
+        "if not values:",
+        RESULTS + "a_seed_without_a_number_is_not_a_seed_that_agrees",
+    ),
+    Mutant(
+        "a job's settings are not part of what it is", "experiments/reproduce.py",
+        'json.dumps([settings, code_hash(),',
+        'json.dumps([{}, code_hash(),',
+        RESULTS + "a_finished_job_is_its_settings",
+    ),
+    Mutant(
+        "a barrier: a job waits for all that started before it", "experiments/reproduce.py",
+        "return_when=FIRST_COMPLETED",
+        'return_when="ALL_COMPLETED"',
+        RESULTS + "a_job_starts_as_soon_as_its_own_base_is_done_without_waiting_for_others",
+    ),
+    # ------------------------------------------------------------------ checkpoints of others, numbers without end
+    Mutant(
+        "truncation and padding of a tokenizer file obeyed", "tokenizer.py",
+        "        backend.no_truncation()\n        backend.no_padding()\n        eos_id",
+        "        eos_id",
+        TOKENIZER + "truncation_and_padding_in_a_tokenizer_file_are_not_obeyed_and_are_saved_again",
+    ),
+    Mutant(
+        "truncation of a tokenizer file lost at saving", "tokenizer.py",
+        "            if truncation:\n",
+        "            if False:\n",
+        TOKENIZER + "truncation_and_padding_in_a_tokenizer_file_are_not_obeyed_and_are_saved_again",
+    ),
+    Mutant(
+        "rope_parameters before rope_scaling", "hf_config.py",
+        'name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"',
+        'name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"',
+        CONFIG + "the_rotary_embedding_is_the_one_that_transformers_takes_from_the_same_file",
+    ),
+    Mutant(
+        "the rope's base beside the dict before the one in it", "hf_config.py",
+        'rope.get("rope_theta", raw.get("rope_theta", 10000.0))',
+        'raw.get("rope_theta", rope.get("rope_theta", 10000.0))',
+        CONFIG + "the_rotary_embedding_is_the_one_that_transformers_takes_from_the_same_file",
+    ),
+    Mutant(
+        "llama3's first context beside the dict ignored", "hf_config.py",
+        '    if "original_max_position_embeddings" in raw:\n',
+        "    if False:\n",
+        CONFIG + "the_rotary_embedding_is_the_one_that_transformers_takes_from_the_same_file",
+    ),
+    Mutant(
+        "is_causal ignored", "hf_config.py",
+        '    "is_causal": (True,),\n',
+        "",
+        CONFIG + "what_is_not_computed_here_is_refused_by_name",
+    ),
+    Mutant(
+        "sliding layers taken for full ones", "hf_config.py",
+        'any(each != "full_attention" for each in types)',
+        "False",
+        CONFIG + "what_is_not_computed_here_is_refused_by_name",
+    ),
+    Mutant(
+        "the Qwens' kv heads guessed", "hf_config.py",
+        'kv_heads = 32 if kind != "llama" and "num_key_value_heads" not in raw else heads',
+        "kv_heads = heads",
+        CONFIG + "what_a_config_leaves_out_is_filled_in_as_transformers_does",
+    ),
+    Mutant(
+        "qwen3's head size guessed", "hf_config.py",
+        'head_dim = 128 if kind == "qwen3" else ',
+        "head_dim = ",
+        CONFIG + "what_a_config_leaves_out_is_filled_in_as_transformers_does",
+    ),
+    Mutant(
+        "any text is true", "model.py",
+        "            if not isinstance(getattr(self, name), bool):\n",
+        "            if False:\n",
+        CONFIG + "what_is_not_computed_here_is_refused_by_name",
+    ),
+    Mutant(
+        "no bound on the number of layers", "model.py",
+        '"num_hidden_layers": 1 << 10,',
+        '"num_hidden_layers": 1 << 40,',
+        CONFIG + "ten_million_layers_are_refused_before_memory_is_taken",
+    ),
+    Mutant(
+        "an index beside a single file counts", "checkpoint.py",
+        'if (path / "model.safetensors").exists() or not index.exists():',
+        "if not index.exists():",
+        CHECKPOINT + "an_index_left_beside_a_single_file_does_not_count",
+    ),
+    Mutant(
+        "the last shard that holds a weight counts", "checkpoint.py",
+        "if twice := tensors.keys() & part.keys():",
+        "if twice := set():",
+        CHECKPOINT + "one_weight_in_two_shards_is_refused_by_name",
+    ),
+    Mutant(
+        "shards in other folders", "checkpoint.py",
+        "PureWindowsPath(name).name != name or ",
+        "",
+        CHECKPOINT + "a_shard_outside_the_folder_or_without_a_name_is_refused",
+    ),
+    Mutant(
+        "shards in other folders of other systems", "checkpoint.py",
+        "PureWindowsPath(name).name != name",
+        "Path(name).name != name",
+        CHECKPOINT + "a_shard_outside_the_folder_or_without_a_name_is_refused",
+    ),
+    Mutant(
+        "only the first declared EOS", "tokenizer.py",
+        "tuple(dict.fromkeys([eos_id, *more_eos_ids]))",
+        "(eos_id,)",
+        TOKENIZER + "every_declared_eos_ends_a_text",
+    ),
+    Mutant(
+        "special_tokens_map.json ignored", "tokenizer.py",
+        "for path in (own, legacy):",
+        "for path in (own,):",
+        TOKENIZER + "the_eos_is_the_one_that_transformers_finds",
+    ),
+    Mutant(
+        "special_tokens_map.json before a listing tokenizer_config.json", "tokenizer.py",
+        "if path.exists() and not (path == legacy and listed):",
+        "if path.exists():",
+        TOKENIZER + "the_eos_is_the_one_that_transformers_finds",
+    ),
+    Mutant(
+        "an empty list of EOS accepted", "tokenizer.py",
+        "    if not ids:\n",
+        "    if False:\n",
+        TOKENIZER + "an_eos_id_that_is_none_is_one_line_that_names_file_and_value",
+    ),
+    Mutant(
+        "only one EOS id stops a row", "sampler.py",
+        "*self.eos_ids]] = True",
+        "*self.eos_ids[:1]]] = True",
+        NUMBERS + "every_eos_id_ends_a_row_and_is_in_the_loss",
+    ),
+    Mutant(
+        "a second EOS behind a demonstration", "rollout.py",
+        "if not response or response[-1] not in tokenizer.eos_ids:",
+        "if True:",
+        NUMBERS + "a_demonstration_that_ends_itself_gets_no_second_eos",
+    ),
+    Mutant(
+        "tied although the file has two", "checkpoint.py",
+        "and not torch.equal(tensors[EMBEDDING], tensors[HEAD]):",
+        "and False:",
+        CHECKPOINT + "tied_weights_with_a_head_in_the_file_are_what_transformers_makes_of_them",
+    ),
+    Mutant(
+        "chat template and other files lost at saving", "tokenizer.py",
+        ", **self.files}",
+        "}",
+        CHECKPOINT + "what_was_not_changed_survives_saving_byte_for_byte",
+    ),
+    Mutant(
+        "fields of config.json lost at saving", "checkpoint.py",
+        "huggingface_config(model.config, tokenizer, model.stored_config)",
+        "huggingface_config(model.config, tokenizer)",
+        CHECKPOINT + "what_was_not_changed_survives_saving_byte_for_byte",
+    ),
+    Mutant(
+        "the stored precision written over float32 weights", "hf_config.py",
+        '    stored.pop("dtype", None)',
+        '    stored.pop("-", None)',
+        CONFIG + "what_a_config_says_beyond_the_shape_is_saved_again",
+    ),
+    Mutant(
+        "BOS twice", "tokenizer.py",
+        "return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids",
+        "return self.prefix + ids",
+        TOKENIZER + "a_prompt_begins_with_what_the_tokenizers_own_rules_put_there_once",
+    ),
+    Mutant(
+        "a rule's EOS taken for BOS", "tokenizer.py",
+        "probe.ids[: probe.sequence_ids.index(0)]",
+        "[i for i, s in zip(probe.ids, probe.sequence_ids, strict=True) if s is None]",
+        TOKENIZER + "a_bos_that_is_also_the_eos_stands_before_a_prompt_and_not_behind_it",
+    ),
+    Mutant(
+        "rows without BOS", "rollout.py",
+        "tokenizer.encode_prompt(problem.prompt)",
+        "tokenizer.encode(problem.prompt)",
+        TOKENIZER + "the_prompt_of_a_row_begins_with_bos_and_its_response_does_not",
+    ),
+    Mutant(
+        "a vocabulary's size counted", "tokenizer.py",
+        "self.valid_ids[-1] + 1",
+        "len(self.valid_ids)",
+        TOKENIZER + "the_size_of_a_vocabulary_with_gaps_is_its_largest_id_and_one",
+    ),
+    Mutant(
+        "a text completed by the token that is it alone", "tokenizer.py",
+        "return piece.startswith(endings) or text in piece or",
+        "return text in piece or",
+        TOKENIZER + "a_text_is_completed_by_every_token_that_can_end_it_and_by_no_other",
+    ),
+    Mutant(
+        "ids without a token sampled", "sampler.py",
+        "        if self.model.no_token is not None:\n",
+        "        if False:\n",
+        NUMBERS + "ids_without_a_token_are_never_drawn_and_the_learner_agrees",
+    ),
+    Mutant(
+        "ids without a token in the learner's sum", "learn.py",
+        "                logits = logits.masked_fill(no_token, NEVER)\n",
+        "                pass\n",
+        NUMBERS + "ids_without_a_token_have_probability_0_no_entropy_and_no_gradient[False]",
+    ),
+    Mutant(
+        "ids without a token in the sum of the chunks", "learn.py",
+        "(logits if ctx.no_token is None else",
+        "(logits if True else",
+        NUMBERS + "ids_without_a_token_have_probability_0_no_entropy_and_no_gradient[True]",
+    ),
+    Mutant(
+        "ids without a token not looked for at loading", "checkpoint.py",
+        "    if len(tokenizer.valid_ids) < V:",
+        "    if False:",
+        CHECKPOINT + "ids_without_a_token_are_known_after_loading",
+    ),
+    Mutant(
+        "loaded tensors stay mapped to their file", "checkpoint.py",
+        "tensor.to(dtype or tensor.dtype, copy=True)",
+        "tensor.to(dtype or tensor.dtype)",
+        CHECKPOINT + "the_tensors_of_a_loaded_checkpoint_do_not_hang_on_its_files",
+    ),
+    Mutant(
+        "weights that are not finite saved", "checkpoint.py",
+        "        if not tensor.isfinite().all():\n            raise FloatingPointError",
+        "        if False:\n            raise FloatingPointError",
+        CHECKPOINT + "weights_that_are_not_finite_are_neither_saved_nor_loaded",
+    ),
+    Mutant(
+        "weights that are not finite loaded", "checkpoint.py",
+        "            if not tensor.isfinite().all():\n                raise ValueError",
+        "            if False:\n                raise ValueError",
+        CHECKPOINT + "weights_that_are_not_finite_are_neither_saved_nor_loaded",
+    ),
+    Mutant(
+        "rows of logits that are not finite handed back", "sampler.py",
+        "            if math.isnan(logprob):\n",
+        "            if False:\n",
+        NUMBERS + "logits_that_are_not_finite_are_an_error_that_names_the_row",
+    ),
+    Mutant(
+        "a logit of -inf taken for a choice", "sampler.py",
+        "        logprob += broken\n",
+        "",
+        NUMBERS + "logits_that_are_not_finite_are_an_error_that_names_the_row",
+    ),
+    Mutant(
+        "the CDF summed in float32", "sampler.py",
+        "cdf = probs.cumsum(-1, dtype=exact)",
+        "cdf = probs.cumsum(-1)",
+        NUMBERS + "every_token_of_a_large_vocabulary_can_be_drawn_and_its_logprob_is_exact",
+    ),
+    Mutant(
+        "numbers of 24 bits", "sampler.py",
+        "return first + np.float64(2**-24) * second",
+        "return first.astype(np.float64)",
+        NUMBERS + "a_rows_numbers_tell_more_tokens_apart_than_there_are",
+    ),
+    Mutant(
+        "checksums not compared", "checkpoint.py",
+        "checksum(path / name) == value",
+        "True",
+        CHECKPOINT + "a_flipped_bit_in_a_tensor_is_refused",
+    ),
+    Mutant(
+        "a training state without a step is step 0", "checkpoint.py",
+        "    if not any(key in state for key in COUNTERS):\n",
+        "    if False:\n",
+        CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
+    ),
+    Mutant(
+        "a negative step accepted", "checkpoint.py",
+        "type(state[key]) is int and state[key] >= 0",
+        "type(state[key]) is int",
+        CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
+    ),
+    Mutant(
+        "weights readable for the owner alone", "checkpoint.py",
+        '        if path.suffix == ".safetensors":',
+        "        if False:",
+        CHECKPOINT + "every_file_has_the_mode_that_the_umask_gives",
+    ),
+    Mutant(
+        "renamed before the weights are on the disk", "checkpoint.py",
+        "for path in (*files, temporary / SUMS, temporary):",
+        "for path in (temporary / SUMS, temporary):",
+        CHECKPOINT + "everything_is_on_the_disk_before_the_folder_gets_its_name",
     ),
 ]  # fmt: skip

@@ -1,0 +1,285 @@
+"""Every claim of every section meets a world in which it is true, and its opposite.
+
+A world is a function of `s`: with s = 1 everything happens as in the paper, with s = -1 the other way round. All claims
+must hold in the first and fail in the second, and fail as soon as one seed of three lives in the second. A new claim
+fails here until its section's world shows it.
+"""
+
+import math
+
+import pytest
+
+from nanoreason.__main__ import SECTIONS
+from nanoreason.evaluate import control
+from nanoreason.experiments import l1, longcot, r1, s1, sos, star
+from nanoreason.experiments.figure import draw
+from nanoreason.experiments.reproduce import jobs_of, section_of
+from nanoreason.experiments.results import Results
+from nanoreason.recipes import budget
+
+STEPS = 20
+
+
+def course(arm: str, metrics: dict, steps: int = STEPS) -> list[dict]:
+    """Lines of an arm in which each metric goes evenly from its first to its second number, or stays at its one."""
+    lines = []
+    for step in range(steps + 1):
+        ends = {key: v if isinstance(v, tuple) else (v, v) for key, v in metrics.items()}
+        values = {key: a + (b - a) * step / steps for key, (a, b) in ends.items()}
+        lines.append({"arm": arm, "step": step} | values)
+    return lines
+
+
+def star_world(s: int) -> list[dict]:
+    """In arm A, length n is at .9 from round arrival[A][n] on, before at .1 (longer ones at 0)."""
+    one_by_one, together = {1: 0, 2: 0, 3: 1, 4: 3, 5: 5}, {1: 0, 2: 0, 3: 1, 4: 1, 5: 1}
+    arrival = {"base": {1: 0, 2: 0}, "plain": one_by_one, "rationalize": together | {6: 6, 7: 7, 8: 8}, "direct": {},
+               "temperature": one_by_one, "continue": together}  # fmt: skip
+    if s < 0:
+        everything = dict.fromkeys(range(1, 11), 0)
+        arrival |= {"plain": together, "rationalize": one_by_one, "direct": everything, "temperature": everything}
+    chosen, lines = star.PRESETS["cpu"], []
+    rounds = {"base": 0, "rationalize": chosen.star.rounds + chosen.late_rounds}
+    for arm, of_length in arrival.items():
+        for step in [5000] if arm == "direct" else range(rounds.get(arm, chosen.star.rounds) + 1):
+            low, high = 0.1, 0.95 if arm == "direct" else 0.9
+            shares = {n: high if step >= of_length.get(n, math.inf) else low * (n < 6) for n in range(1, 11)}
+            if s < 0 and step < 7:  # nothing to speak of, and that is lost when longer sums join
+                shares |= {6: 0.005, 7: 0.005}
+            kept = {"kept": 0.5, "kept_second": 0.1} | {f"hinted/{n}": 0.5 for n in range(2, 6)}
+            lines.append({"arm": arm, "step": step, **{f"acc/{n}": share for n, share in shares.items()}} | kept)
+    return lines
+
+
+def r1_world(s: int) -> list[dict]:
+    start, end = 0.4 - 0.25 * s, 0.4 + 0.25 * s
+    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, r1.RECHECKS: 1, "accuracy": 0.5, "entropy": 0.2,
+            "num_tokens": (0, 900), r1.ROLLOUT: 30, f"{r1.ROLLOUT}_wrong": 20, "frac_learnt_zero_std": 0.4}  # fmt: skip
+    arms = {
+        "zero": {r1.ACC: (start, end), r1.LENGTH: (30 - 10 * s, 30 + 10 * s), "accuracy": (0.1, 0.9),
+                 r1.ROLLOUT: (30 - 10 * s, 30 + 10 * s), "eval/mode/direct": (0.5 + 0.4 * s, 0.5 - 0.4 * s),
+                 "eval/maj@16": end + 0.1 * s, r1.RECHECKS: (0.5 - 0.4 * s, 0.5 + 0.4 * s),
+                 **{f"eval/accuracy/recheck/{n}": 0.5 + 0.2 * s for n in (2, 3)},
+                 **{f"eval/accuracy/steps/{n}": 0.5 - 0.2 * s for n in (2, 3)},
+                 **{f"eval/pass@{k}": (start, end) for k in (1, 2, 4, 8, 16)}},
+        "no_thoughts": {r1.ACC: (0, 0.25 - 0.25 * s), r1.LENGTH: (10, 15 - 5 * s)},
+        "easy": {r1.LENGTH: (20, 20 - 10 * s)},
+        "raised": {r1.ROLLOUT: 30 + 10 * s},
+        "capped": {},
+        "cold_rl": {r1.FORMAT: 0.7 + 0.2 * s, r1.ACC: (end - 0.2 * s, 0.5 + 0.1 * s)},
+        "short_rl": {},
+        "final": {r1.ACC: end + 0.1 * s},
+        "student_rl": {},
+        "distilled": {"tokens": 300},
+        "distilled_eval": {r1.ACC: 0.5 + 0.3 * s},
+        "distilled_wrong_eval": {r1.ACC: 0.5 - 0.1 * s},
+        "grpo": {},
+        "dr_grpo": {f"{r1.ROLLOUT}_wrong": 20 - 5 * s},
+        "dapo": {"frac_learnt_zero_std": 0.4 - 0.2 * s, "entropy": 0.2 + 0.1 * s},
+    }  # fmt: skip
+    return [line for arm, metrics in arms.items() for line in course(arm, same | metrics)]
+
+
+def longcot_world(s: int) -> list[dict]:
+    sizes, (narrow, middle, wide) = longcot.PRESETS["cpu"].sizes, longcot.windows("cpu")
+    window = longcot.PRESETS["cpu"].window
+    same = {longcot.ACC: 0.6, longcot.RECHECKS: 1, longcot.LENGTH: 20, longcot.CUT: 0.3, longcot.REPEATED: 0.3,
+            "accuracy": (0.5, 0.6), "eval/mean_length": 20, "eval/clipped_ratio": 0.3}  # fmt: skip
+    arms = {
+        "rl-base": {longcot.ACC: (0.5, 0.5 + 0.1 * s), longcot.RECHECKS: (1, 1.5 - 0.5 * s)},
+        "rl-short": {},
+        narrow: {longcot.LENGTH: (20, window * (0.6 + 0.4 * s)), longcot.CUT: (0.3, 0.3 + 0.2 * s),
+                 "accuracy": (0.7 + 0.2 * s, 0.7 - 0.2 * s)},
+        middle: {longcot.CUT: 0.3 + 0.2 * s},
+        wide: {longcot.ACC: (0.6, 0.6 + 0.2 * s) if s > 0 else (0.6, 0.3), longcot.LENGTH: (20, 20 + 10 * s)},
+        "cosine": {},
+        "repetition": {longcot.LENGTH: 20 - 8 * s, longcot.ACC: 0.6 + 0.1 * s},
+        "shape-a": {longcot.LENGTH: 20 + 10 * s},
+        "shape-b": {longcot.LENGTH: 20 + 10 * s},
+        "shape-c": {},
+        "hack": {longcot.LENGTH: (20, 20 + 10 * s), longcot.REPEATED: (0.4 - 0.2 * s, 0.4 + 0.2 * s)},
+        "hack-repetition": {longcot.REPEATED: 0.25 - 0.15 * s},
+    }  # fmt: skip
+    lines = [line for arm, metrics in arms.items() for line in course(arm, same | metrics, 40)]
+    grows, saturates = (0.3, 0.4, 0.5, 0.8), (0.5, 0.55, 0.6, 0.6)
+    for form, accuracies in (
+        (("long", grows), ("short", saturates)) if s > 0 else (("short", grows), ("long", saturates))
+    ):
+        for size, accuracy in zip(sizes, accuracies, strict=True):
+            lines += [{"arm": f"{form}-{size}", "step": size // 16, "num_tokens": 500},
+                      {"arm": f"{form}-{size}-samples", "step": 0, longcot.ACC: accuracy}]  # fmt: skip
+    return lines
+
+
+def s1_world(s: int) -> list[dict]:
+    lines = []
+
+    def add(
+        arm: str, method: str, asked, accuracy: float, thinking: float, most: int = budget.NO_LIMIT, **more
+    ) -> None:
+        lines.append({"arm": arm, "step": len(lines), "method": method, "asked": asked, "accuracy": accuracy,
+                      "thinking": float(thinking), "most": most} | more)  # fmt: skip
+
+    for b in (8, 16, 32, 64, 96):
+        add("s1", "forcing", b, 0.6 - 0.3 * s * (b < 32), min(b, 40), b)
+        add("s1", "until", b, 0.6 + 0.1 * s, b, b)
+        add("tokens", "tokens", b, 0.5, 50 if s > 0 else b, b, enforced=False)
+        add("tokens", "tokens", b, 0.4, min(b, 48), b, enforced=True)
+        add("s1", "samples", b, 0.6 - 0.1 * s * (b > 16), min(b, 48), b, kind="rejection")
+    for k in range(7):
+        add("s1", "wait", k, 0.6 + 0.2 * s * (k > 0) - 0.1 * (k > 4) * (s < 0), 40 + 20 * k)
+        add("untuned", "wait", k, 0.6 - 0.1 * s, 20 + 20 * k)
+    for word in s1.WORDS:
+        add("s1", "words", word, 0.6 + 0.1 * s * (word == "wait"), 88)
+    for arm in ("s1", "untuned"):
+        for k in (1, 2, 4):
+            add(arm, "samples", k, 0.6, 20 * k, kind="majority")
+    for enforced in (False, True):
+        add("steps", "steps", 1, 0.5, 30, 24, enforced=enforced)
+    add("class", "class", "short", 0.5, 30, 48)
+    for arm, accuracy in {"random": 0.6 - 0.1 * s, "longest": 0.6, "diverse": 0.6, "all": 0.7 - 0.1 * s}.items():
+        add(arm, "wait", 0, accuracy, 45)
+    return lines + [{"arm": f"sft_{name}", "step": 9, "chosen": 59, "chosen_tokens": 40} for name in s1.CHOICES]
+
+
+def l1_world(s: int) -> list[dict]:
+    lines = []
+    for name, (arm, method) in l1.MEASURED.items():
+        for n in l1.PRESETS["cpu"].budget.budgets:
+            obeys, ignores = (n, 40) if s > 0 else (40, n)
+            tokens = {"exact": obeys, "plain": ignores, "max": 20 + s * n / 10}.get(name, 40)
+            accuracy = 0.5 + 0.05 * s * math.log2(n / 32) - 0.2 * s * (name in ("truncated", "s1"))
+            easy = 20 - 10 * s if name == "max" else 20
+            lines.append({"arm": arm, "step": len(lines), "method": method, "asked": n, "accuracy": accuracy,
+                          "thinking": tokens, "error": tokens / n - 1, "mae": abs(tokens / n - 1),
+                          "within": 0.85 + 0.1 * s, "tokens/1": easy, "tokens/2": 20})  # fmt: skip
+    return lines + [line for arm in ("exact", "max", "plain") for line in course(arm, {"reward": (0, 1)}, 4)]
+
+
+def sos_world(s: int) -> list[dict]:
+    inputs, targets = 0.4, 0.3 + 0.1 * s
+    strategies = {"symbolic": 0.9, "symbolic_within": 0.5 - 0.1 * s, "states": 0.6 - 0.2 * s, "correctness": 0.2}
+    lines = []
+
+    def add(
+        arm: str, gain: float, step: int = 9, nodes: float = 10, arithmetic: float = 1, unsolved: float = 0
+    ) -> None:
+        line = {"arm": arm, "step": step, sos.INPUTS: inputs + gain, sos.TARGETS: targets + gain}
+        line |= {"acc/unsolved": 0.2 + unsolved, "acc/difficult": 0.05 + 0.4 * unsolved}
+        for split in sos.SPLITS:
+            line |= {f"nodes/{split}": nodes, f"chance/{split}": 0.1}
+            line |= {f"errors/{kind}/{split}": arithmetic for kind in sos.ERRORS}
+            line |= {f"{key}/{name}/{split}": v for key, v in strategies.items() for name in sos.STRATEGIES}
+        lines.append(line)
+
+    add("sos", 0)
+    for arm in ("op", "op_tokens", "correct"):
+        add(arm, -0.1 * s)
+    for step in (1, 2, 3):
+        add("sos_star", 0.1 * s, step, unsolved=0.1 * s)
+    for arm in ("sos_pg", "sos_apa"):
+        add(arm, 0.1 * s, 40, nodes=10 - 3 * s, arithmetic=1 - 0.3 * s, unsolved=0.1 * s)
+    return lines
+
+
+WORLDS = {
+    "star": star_world,
+    "r1": r1_world,
+    "longcot": longcot_world,
+    "s1": s1_world,
+    "l1": l1_world,
+    "sos": sos_world,
+}
+
+
+def results(section: str, signs: tuple[int, ...]) -> Results:
+    return Results({**line, "seed": seed} for seed, s in enumerate(signs) for line in WORLDS[section](s))
+
+
+def verdicts(section: str, *signs: int) -> dict[str, dict]:
+    found = [claim.judge(results(section, signs)) for claim in section_of(section, "cpu").claims("cpu")]
+    assert len({line["name"] for line in found}) == len(found)
+    return {line["name"]: line for line in found}
+
+
+def test_every_section_has_its_world():
+    assert WORLDS.keys() == SECTIONS.keys()
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_claim_holds_in_the_papers_world(section):
+    assert not {name: line for name, line in verdicts(section, 1, 1, 1).items() if not line["passed"]}
+    assert all(line["passed"] for line in verdicts(section, 1).values())  # one seed
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_claim_fails_on_its_opposite(section):
+    for signs in ((-1, -1, -1), (-1,)):
+        assert not {name: line for name, line in verdicts(section, *signs).items() if line["passed"]}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_claim_fails_if_one_seed_of_three_disagrees(section):
+    assert not {name: line for name, line in verdicts(section, 1, 1, -1).items() if line["passed"]}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_claim_fails_without_data(section):
+    for claim in section_of(section, "cpu").claims("cpu"):
+        assert not claim.judge(Results([{"arm": "nobody", "seed": 0, "step": 0}]))["passed"]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_figure_and_the_table_of_a_made_up_world(section, tmp_path):
+    pytest.importorskip("matplotlib")
+    module, r = section_of(section, "cpu"), results(section, (1, -1))
+    draw(module.panels("cpu"), r, module.caption("cpu"), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert module.extra(r, "cpu")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_preset_has_arms_that_can_run_and_claims_about_them(section, tmp_path):
+    for preset in section_of(section, "cpu").PRESETS:
+        module = section_of(section, preset)
+        for seed in (0, 1):
+            jobs = jobs_of(module.arms(preset, seed), seed, tmp_path)
+            before: set[str] = set()
+            for job in jobs:  # in an order in which each can run
+                assert before.issuperset(job.after) and job.config.out not in before and job.config.seed == seed
+                before.add(job.config.out)
+        assert module.claims(preset) and len(module.panels(preset)) >= 6 and preset in module.caption(preset)
+
+
+# ---------------------------------------------------------------------------------------- numbers that are special
+
+
+def test_the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote():
+    rl = [{"arm": "student_rl", "seed": 0, "step": s, "num_tokens": s * 100, r1.ACC: s / 10} for s in (0, 1, 2, 3)]
+    for spent, expected in ((150, 0.2), (200, 0.2), (201, 0.3), (900, 0.3)):
+        teacher = {"arm": "distilled", "seed": 0, "step": 0, "tokens": spent}
+        assert r1.rl_at_equal_tokens(Results([*rl, teacher])) == {0: expected}
+
+
+def test_re_checks_are_compared_with_single_passes_at_equal_difficulty():
+    """Simpson's paradox: re-checks are mostly of hard sums, so that over all sums they look worse."""
+    metrics = {"eval/accuracy/recheck/2": 0.9, "eval/accuracy/steps/2": 0.8, "eval/accuracy/recheck/3": 0.5,
+               "eval/accuracy/steps/3": 0.2, "eval/accuracy/recheck": 0.5, "eval/accuracy/steps": 0.6}  # fmt: skip
+    r = Results([{"arm": "zero", "step": 0, "seed": 0, **metrics}])
+    assert r1.gain_of_rechecks(r, "zero", (2, 3))[0] == pytest.approx(0.2)
+    assert r1.gain_of_rechecks(r, "zero", (4,)) == {}
+
+
+def test_lengths_that_arrive_at_once_or_never_are_not_in_order():
+    assert star.in_order([1, 3, 5]) == 1.0 and star.in_order([2, 2]) == 0.0 and star.in_order([1, 9, 9]) == 0.5
+    assert star.spread([1, 9]) == 8 and star.spread([3, 4]) == 1
+    r = results("star", (1,))
+    assert star.arrivals(r, "plain", (1, 2, 3, 4, 5), 0, 6) == [1, 3, 5]
+    assert star.arrivals(r, "plain", (3, 8), 0, 6) == [1, 7]  # never: one round after the last
+
+
+def test_control_scaling_and_performance_are_of_each_seed_alone():
+    r = results("s1", (1, -1))
+    assert s1.s1_metric(r, "token-conditional", "control") == {0: control([50] * 5, [8, 16, 32, 64, 96]), 1: 1.0}
+    assert s1.s1_metric(r, "budget forcing", "performance") == pytest.approx({0: 0.6, 1: 0.9})
+    assert s1.s1_metric(r, "budget forcing", "scaling")[0] > 0 > s1.s1_metric(r, "budget forcing", "scaling")[1]

@@ -1,0 +1,57 @@
+"""What the documentation shows is run as it stands, and what it names exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nanoreason.__main__ import RECIPES, SECTIONS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command of ours on a page, comments aside."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line[:2] == ["python", "train.py"] or line[:3] == ["python", "-m", "nanoreason"]]
+
+
+@pytest.mark.trains
+def test_own_task_reward_and_model_work_as_the_page_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "extend.md"
+    for block in blocks(page, "python"):
+        name = re.search(r"class (\w+)", block)[1].lower()
+        (tmp_path / f"{name}.py").write_text(block)
+        exec(compile(block, name, "exec"), {"__name__": name})  # noqa: S102
+    monkeypatch.setattr("builtins.input", lambda prompt: "q")
+    for command in commands(page):
+        flags = command[2:] if command[1] == "train.py" else command[3:]
+        less = {"sft": ["--steps", "150", "--eval-problems", "4"], "grpo": ["--steps", "1", "--eval-problems", "4"]}
+        more = less.get(flags[0], []) + (["--out", "runs/own"] if "--rewards" in flags else [])
+        if "FOLDER" not in flags and not any(flag.startswith("--family") for flag in flags):
+            assert main([*flags, *more]) == 0, (command, capsys.readouterr())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_names_what_exists_and_every_link_leads_somewhere(page):
+    for command in commands(page):
+        name = command[2] if command[1] == "train.py" else command[3]
+        assert name in {*RECIPES, "reproduce", "play", "eval", "--help"}, command
+        if name == "reproduce":
+            assert set(command[3].split("|")) <= set(SECTIONS), command
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_section_has_a_page_and_a_line_in_the_map():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for section in SECTIONS:
+        assert (ROOT / "docs" / f"{section}.md").exists() and f"(docs/{section}.md)" in readme

@@ -1,0 +1,146 @@
+"""The sections as they are declared: every arm is a run that its recipe accepts, and the tiny preset runs to its figure."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from nanoreason.__main__ import SECTIONS
+from nanoreason.experiments.reproduce import jobs_of, main, section_of
+from nanoreason.experiments.results import Arm
+from nanoreason.learn import ALGORITHMS
+from nanoreason.recipes import grpo
+from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Overlong
+from nanoreason.run import RunConfig, check_settings, flatten
+from nanoreason.tasks.wrappers import Unanswerable
+
+DECLARED = [
+    (name, preset)
+    for name in SECTIONS
+    for preset in importlib.import_module(f"nanoreason.experiments.{name}").PRESETS
+]
+
+
+def arms_of(section: str, preset: str = "cpu", seed: int = 0) -> dict[str, Arm]:
+    found = section_of(section, preset).arms(preset, seed)
+    assert len({arm.name for arm in found}) == len(found)
+    return {arm.name: arm for arm in found}
+
+
+@pytest.mark.parametrize("section, preset", DECLARED)
+def test_every_arm_is_a_run_that_its_recipe_accepts_and_starts_from_an_arm_before_it(section, preset, tmp_path):
+    jobs = jobs_of(section_of(section, preset).arms(preset, 0), 0, tmp_path)
+    before: set[str] = set()
+    for job in jobs:
+        recipe = importlib.import_module(f"nanoreason.recipes.{job.recipe}")
+        assert isinstance(job.config, type(next(iter(recipe.PRESETS.values()))))
+        check_settings(job.config)
+        if job.recipe == "grpo":
+            grpo.check_config(job.config)
+        assert set(job.after) <= before
+        before.add(job.config.out)
+        json.dumps(flatten(job.config), allow_nan=False)
+
+
+@pytest.mark.parametrize("section, preset", DECLARED)
+def test_claims_and_panels_are_declared_with_different_names(section, preset):
+    module = section_of(section, preset)
+    names = [claim.name for claim in module.claims(preset)]
+    assert names and len(set(names)) == len(names)
+    titles = [panel.title for panel in module.panels(preset)]
+    assert titles and len(set(titles)) == len(titles)
+    assert preset in module.caption(preset)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("section", list(SECTIONS))
+def test_the_tiny_preset_runs_every_arm_and_leaves_claims_numbers_and_a_figure(section, tmp_path, capsys):
+    flags = [section, "--preset", "tiny", "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
+    assert main(flags, SECTIONS) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [line["name"] for line in summary["claims"]] == [c.name for c in section_of(section, "tiny").claims("tiny")]
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    arms = {json.loads(line)["arm"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
+    assert arms == set(arms_of(section, "tiny"))
+    stamps = {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("done.json")}
+    assert main(flags, SECTIONS) == 0  # everything is done: nothing is run again
+    assert stamps == {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("done.json")}
+
+
+def differing(a: RunConfig, b: RunConfig) -> set[str]:
+    one, other = flatten(a), flatten(b)
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+
+
+def test_star_differs_between_its_arms_in_what_their_names_say():
+    arms = arms_of("star")
+    plain = arms["plain"].settings
+    assert {arm.base for name, arm in arms.items() if name != "base"} == {"base"}
+    assert differing(plain, arms["temperature"].settings) == {"retry_temperature"}
+    assert differing(plain, arms["continue"].settings) == {"rationalize", "restart"}
+    late = arms["rationalize"].settings
+    assert late.rationalize and late.late_task.digits == (6, 7) and late.late_from == plain.rounds + 1
+    assert arms["direct"].settings.task.form == "direct"
+    assert arms["direct"].settings.task.digits == plain.task.digits
+
+
+def test_r1_goes_down_its_pipeline_and_its_controls_differ_in_one_thing():
+    arms = arms_of("r1")
+    chain = {"zero": "base", "cold": "base", "cold_rl": "cold", "rejection": "base", "final": "rejection",
+             "distilled": "student", "student_rl": "student", "short_rl": "short"}  # fmt: skip
+    assert {name: arms[name].base for name in chain} == chain
+    teachers = {"cold_data": "zero", "short_data": "zero", "rejection_data": "cold_rl", "distilled_data": "final"}
+    assert {name: arms[name].inputs["teacher"].split("/")[0] for name in teachers} == teachers
+    assert differing(arms["cold_data"].settings, arms["short_data"].settings) == {"modes"}
+    assert differing(arms["distilled_data"].settings, arms["distilled_wrong_data"].settings) == {"keep"}
+    capped, raised = arms["capped"].settings, arms["raised"].settings
+    assert differing(capped, raised) == {"max_new_tokens"}
+    assert raised.max_new_tokens.at(30) == capped.max_new_tokens.first < raised.max_new_tokens.at(31)
+    for loss in ("grpo", "dr_grpo", "dapo", "gspo", "cispo"):
+        assert arms[loss].settings.algorithm == ALGORITHMS[loss]
+        assert arms[loss].settings.updates_per_rollout > 1  # with one all clips are the same
+    assert any(isinstance(reward, Overlong) for reward in arms["dapo"].settings.rewards)
+
+
+def test_longcot_rewards_what_its_arms_are_called():
+    arms = arms_of("longcot")
+    for arm, window in {"classic-64": 64, "classic-128": 128, "classic-256": 256}.items():
+        assert arms[arm].settings.max_new_tokens.first == window
+        assert arms[arm].settings.rewards == (Classic(),)
+    assert {arms[name].base for name in ("rl-base", "rl-short", "classic-256", "cosine")} == {
+        "base", "short-8192", "long-8192"
+    }  # fmt: skip
+    assert arms["cosine"].settings.rewards == (Cosine(),)
+    assert differing(arms["cosine"].settings, arms["repetition"].settings) > {"rewards"}
+    assert arms["repetition"].settings.rewards[1] == DenseRepetition(n=8)
+    assert isinstance(arms["hack"].settings.task.task, Unanswerable)
+    long, short = arms["long-512"].settings, arms["short-512"].settings
+    assert differing(long, short) == {"task.modes"} and long.distinct == 512
+
+
+def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():
+    arms = arms_of("l1")
+    assert arms["exact"].settings.rewards == (Lcpo(),) and arms["plain"].settings.rewards == (Accuracy(),)
+    assert differing(arms["exact"].settings, arms["max"].settings) == {"task.kind", "steps"}
+    assert arms["max"].base == "exact" and arms["test_max"].base == "max"
+
+
+def test_s1_measures_every_choice_and_only_s1_asks_the_base_what_is_difficult():
+    arms = arms_of("s1")
+    for name in ("s1", "random", "longest", "diverse", "all", "tokens", "steps", "class"):
+        picked = arms[f"pick_{name}"]
+        assert (picked.inputs.get("base") == "base/policy") == (picked.settings.how == "s1")
+        assert arms[f"sft_{name}"].inputs["data"] == f"pick_{name}/demonstrations.jsonl"
+        assert arms[name].base == f"sft_{name}"
+
+
+def test_sos_learns_from_the_same_problems_in_the_same_order():
+    arms = arms_of("sos")
+    assert differing(arms["sos_model"].settings, arms["op_model"].settings) == {"task.data"}
+    assert differing(arms["sos_model"].settings, arms["correct_model"].settings) == {"task.data"}
+    assert "op_tokens" in arms and "op_tokens" not in arms_of("sos", seed=1)  # it costs as much as sos
+    assert differing(arms["sos_pg_model"].settings, arms["sos_apa_model"].settings) <= {
+        "algorithm", *(f"algorithm.{field.name}" for field in dataclasses.fields(ALGORITHMS["apa"]))
+    }  # fmt: skip
