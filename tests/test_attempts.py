@@ -18,12 +18,12 @@ from nanoreason.run import flatten, from_flat, parse_config
 from nanoreason.tasks import TASKS
 from nanoreason.tasks.attempts import (
     BASE_MIXTURE,
-    HARD,
     KINDS,
     PLAIN,
     RETRY,
     WORDS,
     Attempts,
+    HardAttempts,
     Mixture,
     all_attempts,
     attempt_tokens,
@@ -31,8 +31,9 @@ from nanoreason.tasks.attempts import (
     is_held_out,
     read_attempts,
 )
+from nanoreason.tasks.wrappers import Templated
 
-TASK = Attempts()
+TASK, HARD = Attempts(), HardAttempts()
 FIFTY = TASK.parse("50 from 6 5 20")
 RIGHT = "6 * 5 = 30 , 30 + 20 = 50"
 WRONG = "20 - 6 = 14 , 14 + 5 = 19"
@@ -245,7 +246,8 @@ def test_wrong_answers_are_wrong(answer):
 def test_only_the_one_answer_counts():
     right = tagged(f"{RIGHT} yes", RIGHT)
     assert TASK.reward(FIFTY, right) == TASK.reward(FIFTY, tagged("", "5 * 6 = 30 , 20 + 30 = 50")) == 1.0
-    for text in (RIGHT, f"<think> {RIGHT} yes </think>", right + right, right.replace("</answer>", "")):
+    assert TASK.reward(FIFTY, RIGHT) == 1.0 and Templated(TASK).reward(FIFTY, RIGHT) == 0.0
+    for text in (f"<think> {RIGHT} yes </think>", right + right, right.replace("</answer>", "")):
         assert TASK.reward(FIFTY, text) == 0.0
     divided = tagged("", "20 / 5 = 4 , 6 * 4 = 24")
     for operations, verdict in (("+-*", 0.0), ("+-*/", 1.0)):
@@ -253,7 +255,10 @@ def test_only_the_one_answer_counts():
     assert TASK.reward(TASK.parse("40 from 10 10 3"), tagged("", "10 * 10 = 100 , 100 - 3 = 97")) == 0.0
     too_large = Attempts(max_input=60).parse("10 from 60 6 50")
     assert Attempts().reward(too_large, tagged("", "60 + 50 = 110 , 110 - 6 = 104")) == 0.0
-    assert TASK.answer(right) == RIGHT and TASK.answer(RIGHT) is None
+    assert TASK.answer(right) == TASK.answer(RIGHT) and Templated(TASK).answer(RIGHT) is None
+    assert TASK.answer(right) == TASK.answer(tagged("", "5 * 6 = 30 , 20 + 30 = 50")) != TASK.answer(tagged("", WRONG))
+    for text, right in ((RIGHT, True), (tagged("", f"{RIGHT} yes"), True), (f"{RIGHT} .", True), (WRONG, False)):
+        assert TASK.is_right_leniently(FIFTY, text) == right
 
 
 HOSTILE = [*WORDS, *map(str, range(0, 61, 7)), "٣", "²", "9" * 30, "\n", "yes", "=", "  "]
