@@ -22,6 +22,7 @@ RECIPES = {
     "search_test": "how a searcher searches on Countdown, beside the symbolic strategies",
 }
 SECTIONS = {
+    "base": "pretraining of the base that searches by attempts: which skill arrives when, on Countdown",
     "star": "STaR with and without rationalization against direct answers, on digit addition",
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
     "longcot": "long against short chains of thought, cosine reward, hacking, on sums with optional re-checking",

@@ -182,7 +182,28 @@ def sos_world(s: int) -> list[dict]:
     return lines
 
 
+def base_world(s: int) -> list[dict]:
+    """With s = 1 arithmetic comes before the verdict and thinking pays, with s = -1 the other way round."""
+    lines = []
+    for step in range(0, 1300, 100):
+        early, late = (min(1.0, step / when) for when in ((300, 700) if s > 0 else (700, 300)))
+        good = s > 0
+        lines.append({
+            "arm": "base", "step": step, "tokens_seen": step * 5000, "loss": 3 - step / 500,
+            "eval/steps": 20.0, "eval/steps/right": 20 * early * (1.0 if good else 0.95),
+            "eval/attempts": 4.0, "eval/attempts/legal": 4 * late * (1.0 if good else 0.8), "eval/attempts/new": 3.5,
+            "eval/hits": 0.4, "eval/hits/seen": 0.4 * late * (1.0 if good else 0.8),
+            "eval/yes": 0.4 * late * (1.0 if good else 1.2),
+            "eval/pass@1": 0.35 * late if good else 0.05, "acc/3": 0.3 * late, "eval/found": 0.36 * late,
+            "eval/accuracy/search": 0.5 if good else 0.2, "eval/accuracy/guess": 0.2 if good else 0.5,
+            "eval/gave_up": 0.4 if good else 0.0, "eval/found/lost": 0.01 if good else 0.2,
+            "eval/mode/guess": 0.3, "eval/mode/one": 0.3, "eval/mode/search": 0.4, "eval/clipped_ratio": 0.02,
+        })  # fmt: skip
+    return lines
+
+
 WORLDS = {
+    "base": base_world,
     "star": star_world,
     "r1": r1_world,
     "longcot": longcot_world,

@@ -25,8 +25,10 @@ from nanoreason.tasks import (
     ThinkingAddition,
     ThinkingCountdown,
 )
+from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.wrappers import AskedLength, Templated, Unanswerable
 
+SURE = Attempts(right_guess=1.0, give_up=(0.0, 0.0))
 BARE = {
     "addition": Addition((1, 3), hint_share=0.3),
     "addition, direct": Addition((1, 3), "direct"),
@@ -37,6 +39,8 @@ BARE = {
     "search, paper": StreamOfSearch(3, 9, (10, 40), language="paper"),
     "search, op": StreamOfSearch(3, 9, (10, 40), data="op"),
     "thinking_countdown": ThinkingCountdown(3, 20, (10, 40)),
+    "attempts": SURE,
+    "hard_attempts": HardAttempts(right_guess=0.8),
 }
 SUMS = ThinkingAddition((1, 2), error_prob=0.0)
 WRAPPED = {
@@ -47,11 +51,12 @@ WRAPPED = {
     "asked_length, templated": Templated(AskedLength(SUMS)),
     "thinking_countdown, templated": Templated(ThinkingCountdown(3, 20, (10, 40))),
     "countdown, templated": Templated(Countdown(3, 20, (10, 40))),
+    "attempts, asked_length, templated": Templated(AskedLength(SURE)),
     "all of them": Templated(AskedLength(Unanswerable(SUMS, 0.5))),
 }
 ALL = BARE | WRAPPED
 ERRS = {"thinking", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
-        "thinking_countdown, templated"}  # whose solutions are not always right  # fmt: skip
+        "thinking_countdown, templated", "hard_attempts"}  # whose solutions are not always right  # fmt: skip
 
 hostile = st.one_of(
     st.text(max_size=60),
@@ -174,7 +179,7 @@ def test_what_a_person_types_is_a_problem_or_one_line(task, text):
 
 
 def test_a_typed_problem_is_asked_as_a_drawn_one(task, name):
-    search = "search" in name or "countdown" in name
+    search = any(word in name for word in ("search", "countdown", "attempts"))
     problem = task.parse("24 from 9 4 3" if search else "47 + 38")
     assert type(problem) is Problem and task.difficulty(problem) == (3 if search else 2)
     drawn = task.problem("test", 0).prompt

@@ -36,7 +36,8 @@ from nanoreason.run import (
     table,
     task_flags,
 )
-from nanoreason.tasks import TASKS, Addition
+from nanoreason.tasks import TASKS, Addition, Attempts
+from nanoreason.tasks.attempts import BASE_MIXTURE
 from nanoreason.tokenizer import TextTokenizer
 
 
@@ -68,6 +69,8 @@ class SftConfig(RunConfig):
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: Count = 100  # held-out problems of each difficulty
+    eval_samples: Count = 0  # samples of each besides: pass@k, maj@k, length, what the task counts; 0: greedy only
+    eval_tokens: Count = 0  # tokens of a tested response; 0: as many as the task says, else what the context allows
     eval_every: Count = 0  # steps between tests; 0: only at the end
     log_every: Positive = 20  # steps between lines of metrics.jsonl
     save_every: Positive = 100  # steps between checkpoints
@@ -75,6 +78,10 @@ class SftConfig(RunConfig):
 
 PRESETS = {
     "cpu": SftConfig(),
+    "attempts": SftConfig(  # the base that all sections on attempts share: 6 million tokens
+        task=Attempts(shares=BASE_MIXTURE), context=512, optimizer="muon", steps=1200, lr=5e-3, save_every=50,
+        eval_problems=100, eval_samples=2, eval_tokens=256, eval_every=100,
+    ),
     "tiny": SftConfig(
         task=Addition((1, 2)), width=32, layers=2, heads=2, kv_heads=1, context=64, steps=20, warmup=2,
         rows_per_step=16, save_every=10, log_every=5, eval_problems=8,
@@ -116,7 +123,10 @@ def run(config: SftConfig) -> dict:
         last = done == config.steps
         tested = last or is_due(done, config.eval_every)
         if tested and config.eval_problems and not config.data:
-            metrics = metrics | evaluate(config.eval_task or config.task, model, tokenizer, config.eval_problems)
+            metrics = metrics | evaluate(
+                config.eval_task or config.task, model, tokenizer, config.eval_problems,
+                max_new_tokens=config.eval_tokens or None, samples=config.eval_samples,
+            )  # fmt: skip
         if tested or is_due(done, config.log_every):
             shares = {"dropped_share": counts["dropped"] / counts["problems"]} if counts["problems"] else {}
             run.log(done, **metrics, **counts, **shares)

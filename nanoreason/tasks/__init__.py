@@ -1,6 +1,7 @@
 """All tasks by name. `--task NAME`, `--task NAME,WRAPPER,...`, or one of your own: `--task path/to/file.py:MyTask`."""
 
 from nanoreason.tasks.addition import Addition
+from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.countdown import Countdown, StreamOfSearch, ThinkingCountdown
 from nanoreason.tasks.thinking import ThinkingAddition
 from nanoreason.tasks.wrappers import WRAPPERS
@@ -11,5 +12,7 @@ TASKS = {
     "countdown": Countdown,
     "search": StreamOfSearch,
     "thinking_countdown": ThinkingCountdown,
+    "attempts": Attempts,
+    "hard_attempts": HardAttempts,
     **WRAPPERS,
 }
