@@ -941,7 +941,7 @@ MUTANTS = [
         "the CDF summed in float32", "sampler.py",
         "cdf = probs.cumsum(-1, dtype=exact)",
         "cdf = probs.cumsum(-1)",
-        NUMBERS + "every_token_of_a_large_vocabulary_can_be_drawn_and_its_logprob_is_exact",
+        NUMBERS + "each_token_of_a_long_tail_has_its_own_numbers",
     ),
     Mutant(
         "numbers of 24 bits", "sampler.py",
