@@ -98,7 +98,7 @@ def play(
 
         generate(Sampler(model, tokenizer, stop=task.stop, temperature=temperature), [row], on_stop)
     solved = task.reward(problem, response_text(tokenizer, row)) == 1
-    right = problem.solution if "target" in problem.info else problem.answer
+    right = task.told(problem)
     say(f"{'right' if solved else f'wrong, right is {right}' if right else 'wrong'} ({len(row.response)} tokens)")
     return solved
 

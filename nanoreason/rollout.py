@@ -95,6 +95,10 @@ class Task:
         """The same problem with its answer in the prompt, as STaR's rationalization asks it."""
         raise ValueError(f"the task {type(self).__name__} has no hints: rationalization needs its method `hint`")
 
+    def told(self, problem: Problem) -> str:
+        """What a person is told who asks for a right answer; empty: not known."""
+        return problem.answer
+
     def clean(self, response: str) -> str:
         """What of a right response is worth imitating."""
         return response

@@ -1,11 +1,21 @@
-"""Budget forcing token by token: a scripted model whose every next token is known, in each branch of the loop."""
+"""Budget forcing token by token: a scripted model whose every next token is known, in each branch of the loop; and what
+the recipe measures of it and of its rivals."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nanoreason.forcing import Forcing, deliberate, think
+from nanoreason.checkpoint import save_checkpoint
+from nanoreason.forcing import Forcing, Thought, deliberate, think
 from nanoreason.model import Transformer, small_config
-from nanoreason.rollout import Problem, prompt_row
+from nanoreason.recipes import budget
+from nanoreason.recipes.budget import BudgetConfig
+from nanoreason.rollout import Problem, demonstration, prompt_row
+from nanoreason.run import read_jsonl
+from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks.wrappers import Templated
 from nanoreason.tokenizer import char_tokenizer, word_tokenizer
 
 WORDS = word_tokenizer(
@@ -84,8 +94,8 @@ def test_a_cut_that_falls_on_a_line_end_gets_no_second_one():
 
 def test_a_closing_token_that_is_the_last_of_the_budget_is_a_close_and_one_later_is_a_cut():
     text = "q <think> a b </think> <answer> c </answer>"
-    for budget, cut in ((3, False), (2, True)):
-        got, _, thought = played(script(WORDS, text), WORDS, Forcing(budget))
+    for limit, cut in ((3, False), (2, True)):
+        got, _, thought = played(script(WORDS, text), WORDS, Forcing(limit))
         assert got == text
         assert (thought.tokens, thought.cut) == (2, cut)
 
@@ -189,14 +199,14 @@ def test_many_rows_come_back_in_order_and_within_their_budget(make_model):
     """Of a model with strong opinions: every branch at once, control is complete, nothing forced is in the loss."""
     model = make_model(3, vocab_size=WORDS.vocab_size, max_position_embeddings=64)
     problems = [Problem(text, "") for text in ("q", "q a", "a b", "d")] * 5
-    for budget in (1, 4, 12, 30):
-        thoughts = think(model, WORDS, problems, Forcing(budget, waits=2), group_size=2, answer_tokens=5)
+    for limit in (1, 4, 12, 30):
+        thoughts = think(model, WORDS, problems, Forcing(limit, waits=2), group_size=2, answer_tokens=5)
         assert [t.row.problem.prompt for t in thoughts] == [p.prompt for p in problems for _ in range(2)]
         close = WORDS.encode("</think> <answer>")
         for thought in thoughts:
             row = thought.row
-            assert 0 <= thought.tokens <= budget and thought.waits <= 2
-            assert thought.cut == (thought.tokens == budget) or thought.tokens == budget
+            assert 0 <= thought.tokens <= limit and thought.waits <= 2
+            assert thought.cut == (thought.tokens == limit) or thought.tokens == limit
             assert row.tokens[row.prompt_len] == WORDS.id_of("<think>")
             assert row.tokens[thought.end : thought.end + 2] == close
             inside = row.tokens[thought.start : thought.end]
@@ -204,3 +214,172 @@ def test_many_rows_come_back_in_order_and_within_their_budget(make_model):
             forced = [t for t, m in zip(inside, row.loss_mask[thought.start : thought.end], strict=True) if not m]
             assert forced == [WORDS.id_of("wait")] * thought.waits
     assert {t.waits for t in thoughts} == {0, 1, 2} and {t.cut for t in thoughts} == {True, False}
+
+
+def test_whoever_watches_sees_a_thought_at_each_wait_at_its_close_and_with_its_answer():
+    seen = []
+
+    def watch(thought):
+        seen.append((WORDS.decode(thought.row.tokens), thought.waits, thought.cut, thought.done))
+
+    model = script(WORDS, "q <think> a </think> b </think> <answer> c </answer>")
+    played(model, WORDS, Forcing(3, waits=1), watch=watch)
+    assert seen == [
+        ("q <think> a wait", 1, False, False),
+        ("q <think> a wait b </think> <answer>", 1, True, False),
+        ("q <think> a wait b </think> <answer> c </answer>", 1, True, True),
+    ]
+
+
+# ------------------------------------------------------------------------------- the recipe: what is asked and measured
+
+SUMS = ThinkingAddition((1, 2)).tokenizer()
+TINY = replace(budget.PRESETS["tiny"], problems=3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """A model that nobody has trained: it ends anywhere."""
+    folder = tmp_path_factory.mktemp("base")
+    save_checkpoint(folder / "base", Transformer(small_config(16, 1, 2, SUMS.vocab_size, 200), 1), SUMS)
+    return str(folder / "base")
+
+
+def thought_of(text: str, tokens: int, answer: str = "1") -> Thought:
+    """A finished thought of so many tokens that ends in `text`."""
+    row = prompt_row(SUMS, Problem("1 + 0", answer, info={"digits": 1}))
+    row.tokens += SUMS.encode("<think> " + "so " * tokens + f"</think> <answer> {text}")
+    start = row.prompt_len + 1
+    return Thought(row, start, start + tokens, done=True)
+
+
+def test_an_answer_counts_only_where_it_is_closed_and_alone():
+    for text, right in (("1 </answer>", True), ("2 </answer>", False), ("1", False), ("1 <answer> 1 </answer>", False)):
+        assert budget.is_right(BudgetConfig(), SUMS, thought_of(text, 3)) == right
+
+
+def test_what_stands_in_the_thinking_is_no_answer():
+    thought = thought_of("2 </answer>", 0)
+    thought.row.tokens[thought.start : thought.start] = SUMS.encode("<answer> 1 </answer>")
+    thought.end += 3
+    assert not budget.is_right(BudgetConfig(), SUMS, thought)
+    thought = thought_of("1 </answer>", 0)
+    thought.row.tokens[thought.start : thought.start] = SUMS.encode("<answer> 2 </answer>")
+    thought.end += 3
+    assert budget.is_right(BudgetConfig(), SUMS, thought)
+
+
+def test_rejection_takes_the_first_sample_that_fits_and_the_majority_votes(monkeypatch):
+    """Two problems of four samples: (tokens, answer); 1 is right."""
+    samples = [[(30, 1), (10, 2), (12, 1), (8, 2)], [(20, 1), (25, 1), (40, 2), (30, 1)]]
+    thoughts = [thought_of(f"{answer} </answer>", tokens) for group in samples for tokens, answer in group]
+    monkeypatch.setattr(budget, "forced", lambda *how: thoughts)
+    config = BudgetConfig(budgets=(8, 12, 30), samples=4, problems=1)
+    lines = [line for line, _ in budget.by_samples(config, None, SUMS)]
+    rejection = [line for line in lines if line["kind"] == "rejection"]
+    # budget 8: 4th sample (wrong); none fits, the shortest (right). 12: 2nd (wrong); the shortest. 30: 1st of each
+    assert [line["accuracy"] for line in rejection] == [0.5, 0.5, 1.0]
+    assert [line["thinking"] for line in rejection] == [14, 15, 25]
+    assert [line["tries"] for line in rejection] == [4, 3, 1]
+    assert [line["within"] for line in rejection] == [0.5, 0.5, 1.0]
+    majority = [line for line in lines if line["kind"] == "majority"]
+    assert [line["asked"] for line in majority] == [1, 2, 4]
+    assert [line["thinking"] for line in majority] == pytest.approx([175 / 8, 175 / 4, 175 / 2])
+    assert majority[-1]["accuracy"] == 0.75  # 2:2 is half right, 3:1 is right
+
+
+def test_a_line_of_thoughts_by_hand():
+    thoughts = [thought_of("1 </answer>", 4), thought_of("2 </answer>", 8), thought_of("1 </answer>", 12)]
+    thoughts[2].row.problem = replace(thoughts[2].row.problem, info={"digits": 2})
+    thoughts[1].cut, thoughts[2].waits = True, 3
+    line = budget.line_of(BudgetConfig(), SUMS, thoughts, "short", 8, enforced=True)
+    assert (line["asked"], line["most"], line["enforced"], line["thinking"], line["waits"]) == ("short", 8, True, 8, 1)
+    assert line["accuracy"] == line["within"] == pytest.approx(2 / 3) and line["cut"] == pytest.approx(1 / 3)
+    assert (line["accuracy/1"], line["accuracy/2"], line["thinking/1"], line["thinking/2"]) == (0.5, 1, 6, 12)
+
+
+def test_a_line_at_a_target_by_hand():
+    rows = []
+    for length, digits in ((6, 1), (12, 1), (15, 2)):
+        rows.append(demonstration(SUMS, Problem("1", "1", info={"digits": digits}), " ".join(["so"] * (length - 1))))
+        rows[-1].stop_reason = "length" if length == 15 else "stop"
+    line = budget.target_line(BudgetConfig(), rows, [True, False, True], 10)
+    assert line["error"] == pytest.approx(0.1) and line["mae"] == pytest.approx((4 + 2 + 5) / 30)
+    assert line["thinking"] == 11 and line["within"] == line["cut"] == pytest.approx(1 / 3) and line["most"] == 10
+    assert line["accuracy"] == pytest.approx(2 / 3) and line["accuracy/1"] == 0.5 and line["accuracy/2"] == 1.0
+    assert line["tokens/1"] == 9 and line["tokens/2"] == 15
+
+
+@pytest.mark.parametrize("task", [ThinkingAddition((1, 2)), Templated(ThinkingAddition((1, 2)))], ids=["bare", "tags"])
+def test_the_sentence_about_the_thinking_stands_inside_the_template_and_the_sums_stay_the_same(task):
+    config = replace(TINY, task=task)
+    plain = budget.asked_problems(config)
+    assert plain == task.test_problems(3)
+    for kind, amount, sentence in (
+        ("max", 48, " Think for maximum 4 8 tokens."),
+        ("exact", 48, " Think for 4 8 tokens."),
+        ("steps", 2, " Think for 2 steps"),
+        ("class", "short", " Think short"),
+    ):
+        for before, after in zip(plain, budget.asked_problems(config, kind, amount), strict=True):
+            end = " Assistant:" if isinstance(task, Templated) else ""
+            assert after.prompt == before.prompt.removesuffix(end) + sentence + end
+            assert after.answer == before.answer
+
+
+def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_path):
+    config = replace(TINY, base=base, methods=tuple(budget.METHODS), out=str(tmp_path / "run"))
+    last = budget.run(config)
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert last == lines[-1] and [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {line["method"] for line in lines} == set(budget.METHODS)
+    for line in lines:
+        assert 0 <= line["accuracy"] <= 1
+        if line["method"] in ("forcing", "until") or line.get("enforced"):
+            assert line["within"] == 1.0 and line["thinking"] <= line["most"]
+        if line["method"] == "until":
+            assert line["most"] - 1 <= line["thinking"]  # a "wait" that nothing could follow is not appended
+    json.dumps(lines, allow_nan=False)
+    samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
+    assert [(line["step"], line["method"]) for line in samples] == [(line["step"], line["method"]) for line in lines]
+    sentences = {
+        "tokens": "Think for maximum",
+        "steps": "steps",
+        "class": "Think",
+        "exact": "Think for",
+        "max": "maximum",
+    }
+    for line in samples:
+        question = line["text"].split("Assistant:")[0]
+        assert sentences.get(line["method"], "User:") in question
+        assert ("Think" in question) == (line["method"] not in ("forcing", "until", "wait", "words", "samples"))
+    assert budget.run(replace(config, resume=True)) == last  # measured again as a whole
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == lines
+
+
+def test_where_each_kind_of_response_is_cut(base, tmp_path):
+    """Of an untrained model, which ends anywhere: exact at 2 N, truncated at N, free and max at the context alone."""
+    config = replace(
+        TINY, base=base, methods=("exact", "truncated", "free", "max", "s1"), budgets=(12, 16), problems=20,
+        out=str(tmp_path / "run"), answer_tokens=4,
+    )  # fmt: skip
+    budget.run(config)
+    lines = {(line["method"], line["asked"]): line for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")}
+    for n in (12, 16):
+        assert lines["truncated", n]["within"] == lines["s1", n]["within"] == 1.0
+        assert lines["s1", n]["thinking"] >= n - 5  # an answer may end before its budget, and a wait may not fit
+        assert lines["truncated", n]["thinking"] < lines["exact", n]["thinking"] < lines["free", n]["thinking"]
+        assert lines["exact", n]["thinking"] < 2 * n
+        assert lines["truncated", n]["cut"] > lines["exact", n]["cut"] > lines["free", n]["cut"] == 0.0
+    samples = [(line["method"], line["text"]) for line in read_jsonl(tmp_path / "run" / "samples.jsonl")]
+    assert all(("maximum" in text.split("Assistant:")[0]) == (method == "max") for method, text in samples)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"base": ""}, "--base is needed"), ({"methods": ("wait", "magic")}, "--methods magic: use forc")],
+)
+def test_a_wrong_setting_is_one_clear_error_before_anything_is_written(wrong, message, base, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        budget.run(replace(TINY, **{"base": base, "out": str(tmp_path / "x"), **wrong}))
+    assert not (tmp_path / "x").exists()

@@ -386,6 +386,11 @@ class Attempts(Task):
         target, given = numbers[0], numbers[1:]
         return Posed(given, target, all_attempts(tuple(sorted(given)), self.operations, self.largest)).problem("", "")
 
+    def told(self, problem: Problem) -> str:
+        numbers = tuple(sorted(problem.info["numbers"]))
+        right = Posed(numbers, problem.info["target"], all_attempts(numbers, self.operations, self.largest)).right
+        return right[0].text if right else "nothing: it cannot be made"
+
     def metrics(self, problem: Problem, response: str) -> dict[str, float]:
         """What the response tried, as numbers per response: a share is the quotient of two means.
 

@@ -174,6 +174,9 @@ class Countdown(Task):
         target, given = numbers[0], tuple(numbers[1:])
         return self.pose(given, target, find_solution(given, target) or ())
 
+    def told(self, problem: Problem) -> str:
+        return " , ".join(step.spaced() for step in problem.info["operations"]) or "nothing: it cannot be made"
+
 
 @dataclass(frozen=True)
 class StreamOfSearch(Countdown):
