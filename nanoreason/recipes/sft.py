@@ -113,7 +113,7 @@ def run(config: SftConfig) -> dict:
         rows_of = task_rows(config, tokenizer, context, counts)
     run = Run(config)
     optimizer = make_optimizer(model, config.optimizer)
-    state = resume(run.folder / "policy", model, optimizer)
+    state = resume(run.folder / "policy", model, optimizer, tokenizer)
     first = state.get("step", 0)
     counts.update(state.get("counts", {}))
     run.rewind(first if first else -1)
