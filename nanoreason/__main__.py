@@ -93,7 +93,7 @@ def train(name: str, flags: list[str]) -> int:
     config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
     torch.set_num_threads(config.threads)
     recipe.run(config)
-    print(f"\nleft in {config.out}: " + ", ".join(sorted(os.listdir(config.out))))
+    print(f"\nleft in {config.out}: " + ", ".join(sorted(name for name in os.listdir(config.out) if name[0] != ".")))
     return 0
 
 

@@ -23,7 +23,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -119,8 +119,9 @@ class RunConfig:
 
 
 Config = TypeVar("Config", bound=RunConfig)
-FREE = {"out", "resume", "device", "threads", "micro_tokens", "save_every", "log_every", "eval_every", "steps"}
-# ... may change between a stop and the resumption: they do not change what a step computes
+FREE = {"out", "resume", "device", "threads", "micro_tokens", "save_every", "log_every", "eval_every"}
+# ... may change between a stop and the resumption: they do not change what a step computes. So may `steps`, but where
+# the learning rate falls towards the last one.
 
 
 @functools.cache
@@ -513,8 +514,31 @@ def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> 
 # ------------------------------------------------------------------------------------------------ the run folder
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time works in a folder; ValueError says so. The lock ends with the process, however it ends.
+
+    In the process that has it, it may be taken again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+b") as file:
+        try:
+            try:
+                import fcntl
+
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # Windows
+                import msvcrt
+
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            raise ValueError(f"another process works in {folder}: wait for it, or choose another --out") from None
+        yield
+
+
 class Run:
-    """The folder of one run. It exists, with config.json in it, before the first step.
+    """The folder of one run. It exists, with config.json in it, before the first step; other processes keep out of it.
 
     `metrics.jsonl` and `samples.jsonl` are flushed line by line, so a killed run keeps what it logged. Each line
     carries the step it belongs to: a resumed run first drops the lines that its checkpoint does not know of.
@@ -525,13 +549,17 @@ class Run:
         self.folder = Path(config.out)
         stored = self.folder / "config.json"
         settings = {"recipe": type(config).__name__, **flatten(config)}
-        if stored.exists() and any(path != stored for path in self.folder.iterdir()):  # a config alone is no run
+        self._lock = locked(self.folder)
+        self._lock.__enter__()
+        mine = {stored, self.folder / ".lock"}
+        if stored.exists() and any(path not in mine for path in self.folder.iterdir()):  # a config alone is no run
             if not config.resume:
                 raise FileExistsError(
                     f"{self.folder} already holds a run: add --resume to go on with it, or choose another --out"
                 )
             before = read_json(stored)
-            changed = {k: v for k, v in settings.items() if k not in FREE and v != before.get(k)}
+            free = FREE | ({"steps"} if settings.get("decay", "none") == "none" else set())
+            changed = {k: v for k, v in settings.items() if k not in free and v != before.get(k)}
             if changed:
                 said = ", ".join(f"{k}={before.get(k)!r}, not {v!r}" for k, v in changed.items())
                 raise ValueError(f"cannot resume {self.folder}: it ran with {said}")
@@ -563,6 +591,7 @@ class Run:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._lock.__exit__(None, None, None)
 
 
 def read_jsonl(path: Path) -> list[dict]:

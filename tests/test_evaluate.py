@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoreason.environment import by_difficulty, evaluate, judge, sample
-from nanoreason.evaluate import bootstrap_interval, maj_at_k, pass_at_k
+from nanoreason.evaluate import bootstrap_interval, control, maj_at_k, pass_at_k, performance, scaling
 from nanoreason.learn import make_optimizer, update
 from nanoreason.model import Transformer, small_config
 from nanoreason.rollout import Task, demonstration
@@ -249,3 +249,17 @@ def test_no_problems_have_no_accuracy(make_model):
     words = addition.tokenizer()
     model = make_model(0, vocab_size=words.vocab_size)
     assert evaluate(Addition((2,)), model, words, 0) == {}
+
+
+# ------------------------------------------------------------------------------- scaling with the length of thinking
+
+
+def test_control_scaling_and_performance_by_hand():
+    assert control([10, 30, 60], [16, 16, 64]) == pytest.approx(2 / 3)
+    assert control([10, 30, 60], [64] * 3, least=20) == pytest.approx(2 / 3)
+    # slopes: (0.5-0.2)/20 = 0.015, (0.4-0.2)/40 = 0.005, (0.4-0.5)/20 = -0.005; their mean is 0.005 per token
+    assert scaling([10, 30, 50], [0.2, 0.5, 0.4], per=100) == pytest.approx(50.0)
+    assert scaling([30, 10, 50], [0.5, 0.2, 0.4], per=100) == pytest.approx(50.0)  # in any order
+    assert scaling([10, 30, 50], [0.2, 0.5, 0.4], per=1000) == pytest.approx(500.0)
+    assert scaling([10, 10], [0.2, 0.9]) == 0.0 and scaling([10, 10, 20], [0.2, 0.4, 0.4]) == pytest.approx(100.0)
+    assert performance([0.2, 0.5, 0.4]) == 0.5

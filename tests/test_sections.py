@@ -1,4 +1,4 @@
-"""The sections as they are declared: every arm is a run that its recipe accepts, and the tiny preset runs to its figure."""
+"""The sections as they are declared: every arm is a run that its recipe accepts, and the tiny preset runs to the end."""
 
 import dataclasses
 import importlib
@@ -17,9 +17,7 @@ from nanoreason.run import RunConfig, check_settings, flatten
 from nanoreason.tasks.wrappers import Unanswerable
 
 DECLARED = [
-    (name, preset)
-    for name in SECTIONS
-    for preset in importlib.import_module(f"nanoreason.experiments.{name}").PRESETS
+    (name, preset) for name in SECTIONS for preset in importlib.import_module(f"nanoreason.experiments.{name}").PRESETS
 ]
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -43,6 +42,7 @@ from nanoreason.run import (
     RunConfig,
     device_name,
     flatten,
+    locked,
     pick_device,
     read_json,
     read_jsonl,
@@ -241,26 +241,6 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def locked(out: Path):
-    """Only one process at a time works in a folder. The lock ends with the process, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a+b") as file:
-        try:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # Windows
-                import msvcrt
-
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            raise ValueError(f"another process works in {out}: wait for it, or choose another --out") from None
-        yield
 
 
 # ---------------------------------------------------------------------------------------------- what it came to

@@ -161,7 +161,7 @@ def train(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy)
-    state = resume(run.folder / "policy", policy, optimizer)
+    state = resume(run.folder / "policy", policy, optimizer, tokenizer)
     run.rewind(state["step"] if state else -1)
     state = state or {"step": 0, "num_tokens": 0}
     if measured:

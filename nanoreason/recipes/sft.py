@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanoreason.checkpoint import load_checkpoint, resume, save_checkpoint
+from nanoreason.checkpoint import load_checkpoint, load_extra, resume, save_checkpoint
 from nanoreason.environment import evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer, small_config
@@ -113,10 +113,12 @@ def run(config: SftConfig) -> dict:
         rows_of = task_rows(config, tokenizer, context, counts)
     run = Run(config)
     optimizer = make_optimizer(model, config.optimizer)
-    state = resume(run.folder / "policy", model, optimizer)
+    state = resume(run.folder / "policy", model, optimizer, tokenizer)
     first = state.get("step", 0)
     counts.update(state.get("counts", {}))
     run.rewind(first if first else -1)
+
+    extra = load_extra(config.base) if config.data else task_flags(flatten(config))  # a file does not say its task
 
     def finish(done: int, metrics: dict) -> None:
         """Test, log and save where it is due."""
@@ -132,7 +134,7 @@ def run(config: SftConfig) -> dict:
             run.log(done, **metrics, **counts, **shares)
         if last or is_due(done, config.save_every):
             save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, {"step": done, "counts": dict(counts)},
-                            extra=task_flags(flatten(config)))  # fmt: skip
+                            extra=extra)  # fmt: skip
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure
@@ -157,7 +159,8 @@ def task_rows(
     """The rows of each step, made of the task's solutions.
 
     A problem without a solution, and one that does not fit into the context, is dropped and counted, never cut: a cut
-    one would teach to stop, or to go on, in the middle. `counts` has problems, rows, dropped and tokens_seen.
+    one would teach to stop, or to go on, in the middle. `counts` has problems, rows, dropped (they do not fit; what
+    is neither a row nor dropped had no solution) and tokens_seen.
     """
 
     def fitting(problems: list[Problem]) -> list[Rollout]:
@@ -193,6 +196,8 @@ def file_rows(
             rows.append(demonstration(tokenizer, problem))
         except ValueError as error:
             raise ValueError(f"{config.data}, line {line}: {error}") from None
+        if not rows[-1].prompt_len:
+            raise ValueError(f"{config.data}, line {line}: its prompt has no tokens, there is nothing to respond to")
         if (length := len(rows[-1].tokens)) > context:
             raise ValueError(f"{config.data}, line {line}: {length} tokens, more than the context of {context}")
     return in_epochs(rows, config.rows_per_step, config.seed)
@@ -209,7 +214,7 @@ def read_problems(path: Path) -> list[tuple[int, Problem]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # no JSON; nested too deep
                 row = None
             if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
                 raise ValueError(f'{path}, line {number}: not a JSON object with the texts "prompt" and "response"')

@@ -623,6 +623,48 @@ MUTANTS = [
         "sorted(pool, key=length):",
         SELECT + "within_a_domain_the_weights_halve_from_rank_to_rank_of_length",
     ),
+    Mutant(
+        "the answer is looked for in the thinking as well", "recipes/budget.py",
+        "tokenizer.decode(thought.row.tokens[thought.end :])",
+        "tokenizer.decode(thought.row.tokens[thought.start :])",
+        BUDGET + "what_stands_in_the_thinking_is_no_answer",
+    ),
+    Mutant(
+        "broken traces are chosen too", "recipes/select.py",
+        "good = [trace for trace in traces if is_well_formed(trace.text)]",
+        "good = traces",
+        SELECT + "each_way_to_choose_gives_what_it_names[random]",
+    ),
+    Mutant(
+        "a policy of a data file claims the task of the settings", "recipes/sft.py",
+        "extra = load_extra(config.base) if config.data else task_flags(flatten(config))",
+        "extra = task_flags(flatten(config))",
+        SFT + "a_policy_of_a_file_is_for_the_task_of_its_base",
+    ),
+    Mutant(
+        "too long demonstrations are cut", "recipes/sft.py",
+        "kept = [row for row in rows if len(row.tokens) <= context]",
+        "kept = [row for row in rows if not row.retract(max(0, len(row.tokens) - context))]",
+        SFT + "problems_without_solution_and_too_long_ones_are_dropped_and_counted",
+    ),
+    Mutant(
+        "lines of a data file end at any separator", "recipes/sft.py",
+        "enumerate(text.split(\"\\n\"), 1)",
+        "enumerate(text.splitlines(), 1)",
+        SFT + "line_separators_inside_texts_and_a_byte_order_mark_are_no_faults",
+    ),
+    Mutant(
+        "forced tokens are shown as the model's own", "play.py",
+        "if sampled else f\"«{tokenizer.decode(tokens)}»\"",
+        "if True else f\"«{tokenizer.decode(tokens)}»\"",
+        PLAY + "a_thought_is_shown_as_it_comes_with_what_was_forced_in_marks",
+    ),
+    Mutant(
+        "a person is told the search of a drawn problem", "play.py",
+        "right = task.told(problem)",
+        "right = problem.solution",
+        PLAY + "without_the_word_in_its_vocabulary_a_model_is_kept_from_stopping_all_the_same",
+    ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
     Mutant(
         "an error forgotten in the result", "tasks/thinking.py",
