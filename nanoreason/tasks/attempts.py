@@ -306,7 +306,9 @@ class Attempts(Task):
     targets: tuple[int, int] = (10, 60)  # smallest and largest target
     operations: str = "+-*"  # of + - * /
     largest: Positive = 60  # no value exceeds it; so many number tokens, and 0
-    shares: Mixture = Mixture((("guess", 0.25), ("short", 0.3), ("long", 0.45)))  # kinds of text among the solutions
+    shares: Mixture = Mixture.parse(
+        "guess:.25,short:.3,long:.45"
+    )  # of the solutions: guess, one, blind, short, long, cut, asked, more, compare, mark
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
