@@ -293,6 +293,11 @@ KINDS: dict[str, Callable[[Attempts, Posed, random.Random], Problem]] = {
 }  # fmt: skip
 
 
+SOLUTIONS = Mixture.parse("guess:.25,short:.3,long:.45")
+# What a base is pretrained on: 80 tokens a row, two fifths of them in long thoughts.
+BASE_MIXTURE = Mixture.parse("guess:.18,short:.2,long:.3,cut:.08,compare:.08,asked:.1,more:.06")
+
+
 # --------------------------------------------------------------------------------------------------------- the task
 
 
@@ -306,9 +311,7 @@ class Attempts(Task):
     targets: tuple[int, int] = (10, 60)  # smallest and largest target
     operations: str = "+-*"  # of + - * /
     largest: Positive = 60  # no value exceeds it; so many number tokens, and 0
-    shares: Mixture = Mixture.parse(
-        "guess:.25,short:.3,long:.45"
-    )  # of the solutions: guess, one, blind, short, long, cut, asked, more, compare, mark
+    shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
@@ -443,10 +446,6 @@ class HardAttempts(Attempts):
 
     inputs: Annotated[int, Range(2, 5)] = 4  # how many numbers a problem has
     max_input: Positive = 9  # inputs are uniform in 1..max_input
-
-
-# What a base is pretrained on: 80 tokens a row, two fifths of them in long thoughts.
-BASE_MIXTURE = Mixture.parse("guess:.18,short:.2,long:.3,cut:.08,compare:.08,asked:.1,more:.06")
 
 
 # ------------------------------------------------------------------------------------------------------- the reader
