@@ -51,16 +51,17 @@ def star_world(s: int) -> list[dict]:
     return lines
 
 
-def r1_world(s: int) -> list[dict]:
+def r1_world(s: int, preset: str = "cpu") -> list[dict]:
+    names, k = r1.PRESETS[preset].names, r1.PRESETS[preset].rl.eval_samples
     start, end = 0.4 - 0.25 * s, 0.4 + 0.25 * s
-    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, r1.RECHECKS: 1, "accuracy": 0.5, "entropy": 0.2,
+    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, names.tries: 1, "accuracy": 0.5, "entropy": 0.2,
             "num_tokens": (0, 900), r1.ROLLOUT: 30, f"{r1.ROLLOUT}_wrong": 20, "frac_learnt_zero_std": 0.4}  # fmt: skip
     arms = {
         "zero": {r1.ACC: (start, end), r1.LENGTH: (30 - 10 * s, 30 + 10 * s), "accuracy": (0.1, 0.9),
-                 r1.ROLLOUT: (30 - 10 * s, 30 + 10 * s), "eval/mode/direct": (0.5 + 0.4 * s, 0.5 - 0.4 * s),
-                 "eval/maj@16": end + 0.1 * s, r1.RECHECKS: (0.5 - 0.4 * s, 0.5 + 0.4 * s),
-                 **{f"eval/accuracy/recheck/{n}": 0.5 + 0.2 * s for n in (2, 3)},
-                 **{f"eval/accuracy/steps/{n}": 0.5 - 0.2 * s for n in (2, 3)},
+                 r1.ROLLOUT: (30 - 10 * s, 30 + 10 * s), f"eval/mode/{names.none}": (0.5 + 0.4 * s, 0.5 - 0.4 * s),
+                 f"eval/maj@{k}": end + 0.1 * s, names.tries: (0.5 - 0.4 * s, 0.5 + 0.4 * s),
+                 **{f"eval/accuracy/{names.long}/{n}": 0.5 + 0.2 * s for n in (2, 3)},
+                 **{f"eval/accuracy/{names.short}/{n}": 0.5 - 0.2 * s for n in (2, 3)},
                  **{f"eval/pass@{k}": (start, end) for k in (1, 2, 4, 8, 16)}},
         "no_thoughts": {r1.ACC: (0, 0.25 - 0.25 * s), r1.LENGTH: (10, 15 - 5 * s)},
         "easy": {r1.LENGTH: (20, 20 - 10 * s)},
@@ -282,13 +283,21 @@ def test_the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote(
         assert r1.rl_at_equal_tokens(Results([*rl, teacher])) == {0: expected}
 
 
+def test_the_claims_of_r1_on_attempts_meet_their_opposites_too():
+    for signs, expected in (((1, 1, 1), True), ((-1, -1, -1), False), ((1, 1, -1), False)):
+        lines = [{**line, "seed": seed} for seed, s in enumerate(signs) for line in r1_world(s, "attempts")]
+        judged = [claim.judge(Results(lines)) for claim in r1.claims("attempts")]
+        assert {line["name"] for line in judged if line["passed"] != expected} == set()
+    assert r1.extra(Results(lines), "attempts")
+
+
 def test_re_checks_are_compared_with_single_passes_at_equal_difficulty():
     """Simpson's paradox: re-checks are mostly of hard sums, so that over all sums they look worse."""
     metrics = {"eval/accuracy/recheck/2": 0.9, "eval/accuracy/steps/2": 0.8, "eval/accuracy/recheck/3": 0.5,
                "eval/accuracy/steps/3": 0.2, "eval/accuracy/recheck": 0.5, "eval/accuracy/steps": 0.6}  # fmt: skip
     r = Results([{"arm": "zero", "step": 0, "seed": 0, **metrics}])
-    assert r1.gain_of_rechecks(r, "zero", (2, 3))[0] == pytest.approx(0.2)
-    assert r1.gain_of_rechecks(r, "zero", (4,)) == {}
+    assert r1.gain_of_retries(r, "zero", r1.SUM_MODES, (2, 3))[0] == pytest.approx(0.2)
+    assert r1.gain_of_retries(r, "zero", r1.SUM_MODES, (4,)) == {}
 
 
 def test_lengths_that_arrive_at_once_or_never_are_not_in_order():

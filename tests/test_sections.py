@@ -102,6 +102,17 @@ def test_r1_goes_down_its_pipeline_and_its_controls_differ_in_one_thing():
     assert any(isinstance(reward, Overlong) for reward in arms["dapo"].settings.rewards)
 
 
+def test_r1_on_attempts_starts_from_the_shipped_bases_in_turn():
+    for seed in (0, 3, 4):
+        arms = arms_of("r1", "attempts", seed)
+        assert arms["base"].settings.base == arms["direct"].settings.base == f"data/checkpoints/attempts-{seed % 4}"
+        assert arms["base"].settings.steps == 0 and "easy" not in arms and "skills" not in arms
+    assert differing(arms["base"].settings, arms["direct"].settings) == {"task.shares", "steps", "lr"}
+    capped, raised = arms["capped"].settings, arms["raised"].settings
+    assert differing(capped, raised) == {"max_new_tokens"} and capped.algorithm.length_constant == 256
+    assert raised.max_new_tokens.at(20) == capped.max_new_tokens.first < raised.max_new_tokens.at(21)
+
+
 def test_longcot_rewards_what_its_arms_are_called():
     arms = arms_of("longcot")
     for arm, window in {"classic-64": 64, "classic-128": 128, "classic-256": 256}.items():

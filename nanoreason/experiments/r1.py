@@ -1,13 +1,15 @@
-"""DeepSeek-R1 (2501.12948) in miniature: R1-Zero, the pipeline, distillation, on sums that may be thought about.
+"""DeepSeek-R1 (2501.12948) in miniature: R1-Zero, the pipeline, distillation, on problems that may be thought about.
 
-One base per seed, trained on direct answers (guesses), sums worked column by column (with slips) and a few that are
-worked out again after "wait" until two passes agree. It learns in two phases: first all three in plenty, then a mixture
-in which thinking is rare, as it is in what people write. What a base can do and what it usually does are two things,
-and RL is to change the second. Then, all by GRPO with rewards for accuracy and format:
+Countdown by attempts (attempts): a shipped base per seed (section `base`) that can try, judge and try again, but often
+guesses or gives up. An attempt succeeds once in ten times whatever is learnt, so only more attempts help.
+Sums (cpu, tiny): a base that guesses, works a sum out (with slips), or works it out again after "wait"; it learns
+first all three in plenty, then a mixture in which thinking is rare. Reinforcement unlearns the slips, and with them the
+reason to think. What a base can do and what it usually does are two things, and RL is to change the second. Then, all
+by GRPO with rewards for accuracy and format:
 
     zero             R1-Zero: RL on the base; the figure that made it famous
-    no_thoughts      control: the same on a base that was only ever shown direct answers
-    easy             control: one-digit sums, which need no thought
+    no_thoughts      control: the same on a base that was only ever, or last, shown direct answers
+    easy             control: one-digit sums, which need no thought (sums alone)
     capped, raised   RL under a budget of tokens that is too small; in `raised` it grows halfway
     cold             cold start: the base fine-tuned on a few hundred right, re-checked traces of zero
     cold_rl          RL on that
@@ -44,7 +46,8 @@ from nanoreason.recipes import grpo, select, sft
 from nanoreason.rewards import Accuracy, Format, Overlong
 from nanoreason.rollout import Task
 from nanoreason.run import Schedule
-from nanoreason.tasks import ThinkingAddition, ThinkingCountdown
+from nanoreason.tasks import Attempts, ThinkingAddition, ThinkingCountdown
+from nanoreason.tasks.attempts import BASE_MIXTURE, Mixture
 from nanoreason.tasks.wrappers import Templated
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
@@ -61,13 +64,30 @@ PIPELINE = {  # stage -> (arm that measures it, before or after its steps)
 
 
 @dataclass(frozen=True)
+class Modes:
+    """What a task calls the ways of thinking that are compared, and where it counts how often a response retries."""
+
+    none: str = "direct"  # no thought
+    short: str = "steps"  # one pass: traces for the control of the cold start
+    long: str = "recheck"  # several: traces for the cold start
+    tries: str = "eval/thinking/rechecks"
+    retries: str = "re-checks"  # what that is called
+    several: str = "re-checked"  # and what those responses are
+
+
+SUM_MODES = Modes()
+ATTEMPT_MODES = Modes("guess", "one", "search", "eval/attempts", "attempts", "several attempts")
+SEARCH_MODES = Modes("direct", "direct", "search", "eval/thinking/moves", "moves", "searches")
+
+
+@dataclass(frozen=True)
 class Preset:
-    skills: sft.SftConfig  # the first phase of every base
+    skills: sft.SftConfig  # the first phase of every base; with a shipped one: how the student is trained
     habits: dict  # the second: what differs from the first
     modes: tuple[tuple[float, ...], tuple[float, ...]]  # how often each way of thinking is shown in the two phases
     student: dict  # the student's shape: what differs from the base
     rl: grpo.GrpoConfig  # what all RL runs have in common
-    easy: Task  # problems that need no thought
+    easy: Task | None  # problems that need no thought
     zero_steps: int
     control_steps: int  # of no_thoughts and easy
     cap: int  # tokens: too few to re-check the longest sums
@@ -79,8 +99,8 @@ class Preset:
     student_steps: int  # of RL on the student
     loss_steps: int  # rollouts of each of the five losses
     loss_updates: int = 4  # updates per rollout there: with one, all clips are the same
-    long: str = "recheck"  # the mode of traces for the cold start
-    short: str = "steps"  # and of those of its control
+    names: Modes = SUM_MODES
+    shipped: int = 0  # so many bases lie in data/checkpoints, seeds share them in turn; 0: bases are trained here
 
 
 # In minutes of training a model this small does not learn to stop if two passes agree and only then: it stops after
@@ -106,6 +126,12 @@ TRACES = select.SelectConfig(task=RL.task)
 TINY_TRACES = select.PRESETS["tiny"]
 TINY_SUMS = ThinkingAddition((1,), error_prob=0.0)
 COUNTDOWN = Templated(ThinkingCountdown(direct=0.3))
+RL_ATTEMPTS = replace(
+    RL, task=Attempts(), rewards=(Accuracy(), Format(0.1)), prompts=16, max_new_tokens=Schedule(256), warmup=2,
+    # not tied to the budget, so that a smaller budget is no larger step
+    algorithm=replace(ALGORITHMS["dr_grpo"], length_constant=256), eval_problems=100, eval_samples=8,
+)  # fmt: skip
+ATTEMPT_TRACES = select.SelectConfig(task=Attempts(), max_new_tokens=256)
 GPU_TRACES = select.SelectConfig(task=COUNTDOWN, max_new_tokens=512)
 PRESETS = {
     "cpu": Preset(
@@ -114,6 +140,13 @@ PRESETS = {
         easy=Templated(ThinkingAddition((1,))), zero_steps=120, control_steps=30, cap=50, cap_steps=60,
         cold=(replace(TRACES, problems=300, how="first", choose=300), 60), rejection=(TRACES, 150),
         distilled=(replace(TRACES, problems=500), 250), pipeline_steps=(50, 40), student_steps=60, loss_steps=20,
+    ),
+    "attempts": Preset(
+        skills=replace(sft.PRESETS["attempts"], steps=600, eval_every=0), habits={}, modes=((), ()),
+        student=dict(width=48, layers=2), rl=RL_ATTEMPTS, easy=None, zero_steps=60, control_steps=20, cap=96,
+        cap_steps=40, cold=(replace(ATTEMPT_TRACES, problems=300, how="first", choose=300), 60),
+        rejection=(ATTEMPT_TRACES, 100), distilled=(replace(ATTEMPT_TRACES, problems=500), 200),
+        pipeline_steps=(20, 20), student_steps=30, loss_steps=10, names=ATTEMPT_MODES, shipped=4,
     ),
     "tiny": Preset(
         skills=replace(
@@ -142,7 +175,7 @@ PRESETS = {
         cold=(replace(GPU_TRACES, problems=1000, how="first", choose=500), 100),
         rejection=(replace(GPU_TRACES, problems=4000), 1000),
         distilled=(replace(GPU_TRACES, problems=8000), 2000), pipeline_steps=(100, 80), student_steps=200,
-        loss_steps=60, long="search", short="direct",
+        loss_steps=60, names=SEARCH_MODES,
     ),
 }  # fmt: skip
 
@@ -180,18 +213,34 @@ def arms(preset: str, seed: int) -> list[Arm]:
             Arm(arm, "sft", tune, base, inputs={"data": f"{arm}_data/demonstrations.jsonl"}),
         ]
 
+    def shipped() -> list[Arm]:
+        """A shipped base as it is, and after it was shown guesses alone; a student of its own."""
+        folder = f"data/checkpoints/attempts-{seed % chosen.shipped}"
+        as_it_is = sft.SftConfig(base=folder, task=chosen.rl.task, steps=0, eval_problems=0)
+        guesses = Attempts(shares=Mixture.parse("guess:1"))
+        return [
+            Arm("base", "sft", as_it_is),
+            Arm("direct", "sft", replace(as_it_is, task=guesses, steps=60, lr=1e-3)),
+            Arm("student", "sft", replace(chosen.skills, task=Attempts(shares=BASE_MIXTURE), **chosen.student)),
+        ]
+
+    def trained() -> list[Arm]:
+        return [
+            skills("skills"),
+            skills("student_skills", **chosen.student),
+            skills("direct", (1.0,) + (0.0,) * (len(first_phase) - 1), steps=chosen.skills.steps // 2),
+            habits("base", "skills"),
+            habits("student", "student_skills"),
+        ]
+
     cap = dict(eval_samples=0)
     raised = Schedule(chosen.cap, ((chosen.cap_steps // 2 + 1, chosen.rl.max_new_tokens.first),))
     first, last = chosen.pipeline_steps
     return [
-        skills("skills"),
-        skills("student_skills", **chosen.student),
-        skills("direct", (1.0,) + (0.0,) * (len(first_phase) - 1), steps=chosen.skills.steps // 2),
-        habits("base", "skills"),
-        habits("student", "student_skills"),
+        *(shipped() if chosen.shipped else trained()),
         rl("zero", "base", chosen.zero_steps),
         rl("no_thoughts", "direct", chosen.control_steps, preflight=0),
-        rl("easy", "base", chosen.control_steps, preflight=0, task=chosen.easy),
+        *([rl("easy", "base", chosen.control_steps, preflight=0, task=chosen.easy)] if chosen.easy else []),
         rl("capped", "base", chosen.cap_steps, max_new_tokens=Schedule(chosen.cap), **cap),
         rl("raised", "base", chosen.cap_steps, max_new_tokens=raised, **cap),
         rl("student_rl", "student", chosen.student_steps, preflight=0),
@@ -199,8 +248,8 @@ def arms(preset: str, seed: int) -> list[Arm]:
         *(rl(loss, "base", chosen.loss_steps, algorithm=ALGORITHMS[loss], eval_samples=0,
              updates_per_rollout=chosen.loss_updates,
              rewards=chosen.rl.rewards + ((Overlong(),) if loss == "dapo" else ())) for loss in LOSSES),
-        *from_traces("cold", chosen.cold, "zero", "base", modes=(chosen.long,)),
-        *from_traces("short", chosen.cold, "zero", "base", modes=(chosen.short,)),
+        *from_traces("cold", chosen.cold, "zero", "base", modes=(chosen.names.long,)),
+        *from_traces("short", chosen.cold, "zero", "base", modes=(chosen.names.short,)),
         rl("cold_rl", "cold", first, preflight=0),
         rl("short_rl", "short", first, preflight=0),
         *from_traces("rejection", chosen.rejection, "cold_rl", "base"),
@@ -214,7 +263,7 @@ def arms(preset: str, seed: int) -> list[Arm]:
 
 # -------------------------------------------------------------------------------------------------------- claims
 
-ACC, FORMAT, LENGTH, RECHECKS = "eval/pass@1", "eval/format", "eval/mean_length", "eval/thinking/rechecks"
+ACC, FORMAT, LENGTH = "eval/pass@1", "eval/format", "eval/mean_length"
 ROLLOUT = "completions/mean_length"  # tokens, tags included
 
 
@@ -224,9 +273,11 @@ def length_follows_accuracy(r: Results) -> PerSeed:
     return r.per_seed(lambda seed: rank_correlation(*curves[seed]))
 
 
-def gain_of_rechecks(r: Results, arm: str, levels: tuple[int, ...]) -> PerSeed:
-    """P(right | re-checked) - P(right | one pass) at equal difficulty: per number of digits, then the mean."""
-    return average(r.last(arm, f"eval/accuracy/recheck/{n}") - r.last(arm, f"eval/accuracy/steps/{n}") for n in levels)
+def gain_of_retries(r: Results, arm: str, names: Modes, levels: tuple[int, ...]) -> PerSeed:
+    """P(right | several passes) - P(right | one) at equal difficulty: per level, then the mean."""
+    return average(
+        r.last(arm, f"eval/accuracy/{names.long}/{n}") - r.last(arm, f"eval/accuracy/{names.short}/{n}") for n in levels
+    )
 
 
 def teacher_of(r: Results) -> str:
@@ -247,18 +298,22 @@ def rl_at_equal_tokens(r: Results) -> PerSeed:
 
 
 def claims(preset: str) -> list[Claim]:
-    rl, first, last = PRESETS[preset].rl, Results.first, Results.last
+    chosen, first, last = PRESETS[preset], Results.first, Results.last
+    rl, names = chosen.rl, chosen.names
     found = [
         Claim("R1-Zero: gain in accuracy", gain("zero", ACC), 0.3),
         Claim("R1-Zero: length after / before", growth("zero", LENGTH), 1.5, no_effect=1),
         Claim("R1-Zero: rank correlation of accuracy and length over the training", length_follows_accuracy, 0.5),
-        Claim("R1-Zero: gain in the share of responses without thought", gain("zero", "eval/mode/direct"), -0.3, LESS),
+        Claim("R1-Zero: gain in the share of responses without thought", gain("zero", f"eval/mode/{names.none}"),
+              -0.15 if chosen.shipped else -0.3, LESS),
         Claim("R1-Zero: majority of the samples - pass@1",
               lambda r: r.last("zero", f"eval/maj@{rl.eval_samples}") - r.last("zero", ACC), 0.03),
         Claim("without thoughts in the base: gain in accuracy", gain("no_thoughts", ACC), 0.1, LESS),
         Claim("without thoughts in the base: length after / before", growth("no_thoughts", LENGTH), 1.1, LESS, 1),
-        Claim("easy sums: length after / before", growth("easy", LENGTH), 0.9, LESS, 1),
+        *([Claim("easy sums: length after / before", growth("easy", LENGTH), 0.9, LESS, 1)] if chosen.easy else []),
         Claim("budget raised halfway / not raised: late length", ratio("raised", "capped", ROLLOUT), 1.1, no_effect=1),
+        # responses of a shipped base are in the format already
+        Claim("pipeline: cold start - base, accuracy", lead("cold_rl", "zero", ACC, first), 0.1) if chosen.shipped else
         Claim("pipeline: cold start - base, format", lead("cold_rl", "zero", FORMAT, first), 0.05),
         Claim("pipeline: cold start - R1-Zero, accuracy", lead("cold_rl", "zero", ACC, first, last), -0.03, LESS),
         Claim("pipeline: R1 - R1-Zero, accuracy", lead("final", "zero", ACC), 0.03),
@@ -272,25 +327,30 @@ def claims(preset: str) -> list[Claim]:
               lead("dapo", "grpo", "frac_learnt_zero_std", Results.mean), -0.05, LESS),
         Claim("losses: late entropy, DAPO (clip-higher) / GRPO", ratio("dapo", "grpo", "entropy"), 1.1, no_effect=1),
     ]  # fmt: skip
-    if PRESETS[preset].long == "recheck":  # its searches have no re-checks
+    if names is not SEARCH_MODES:  # those searches have no re-checks
+        levels = (rl.task.inputs,) if chosen.shipped else rl.task.task.digits
         found += [
-            Claim("R1-Zero: re-checks after / before", growth("zero", RECHECKS), 2.0, no_effect=1),
-            Claim("R1-Zero: accuracy of re-checked - of single passes, at equal difficulty",
-                  lambda r: gain_of_rechecks(r, "zero", rl.task.task.digits), 0.03),
+            Claim(f"R1-Zero: {names.retries} after / before", growth("zero", names.tries), 1.5 if chosen.shipped else
+                  2.0, no_effect=1),
+            Claim(f"R1-Zero: accuracy of {names.several} - of single passes, at equal difficulty",
+                  lambda r: gain_of_retries(r, "zero", names, levels), 0.03),
         ]  # fmt: skip
     return found
 
 
 def extra(results: Results, preset: str) -> dict:
     """What each arm came to, and R1's table of stages, every seed."""
-    names = {"accuracy": ACC, "format": FORMAT, "length": LENGTH, "re-checks": RECHECKS, "sampled tokens": "num_tokens"}
-    names |= {key: f"eval/{key}" for key in ("pass@16", "mode/direct", "mode/steps", "mode/recheck")}
+    chosen = PRESETS[preset]
+    modes, k = chosen.names, chosen.rl.eval_samples
+    names = {"accuracy": ACC, "format": FORMAT, "length": LENGTH, modes.retries: modes.tries}
+    names |= {"sampled tokens": "num_tokens", f"pass@{k}": f"eval/pass@{k}"}
+    names |= {f"mode/{mode}": f"eval/mode/{mode}" for mode in (modes.none, modes.short, modes.long)}
     stages = {
         stage: {name: at(results, arm, key).rounded() for name, key in list(names.items())[:3]}
         for stage, (arm, at) in PIPELINE.items()
     }
-    before = results.first("zero", "eval/pass@16").rounded()
-    equal = {"pass@16 of the base": before, "student RL at equal tokens": rl_at_equal_tokens(results).rounded()}
+    before = results.first("zero", f"eval/pass@{k}").rounded()
+    equal = {f"pass@{k} of the base": before, "student RL at equal tokens": rl_at_equal_tokens(results).rounded()}
     return results.table(names) | {"pipeline": stages} | equal
 
 
@@ -314,8 +374,10 @@ def spent(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[floa
 def panels(preset: str) -> list[Panel]:
     """Top: R1-Zero. Bottom: the budget, the pipeline, distillation, the losses."""
     chosen, base, share = PRESETS[preset], "tab:gray", {"ylim": (-0.03, 1.03)}
-    zero = [Line("zero", "R1-Zero"), Line("no_thoughts", "base without thoughts", base), Line("easy", "easy sums")]
-    names = {"direct": "no thought", "steps": "one pass", "recheck": "re-checked", "search": "search"}
+    zero = [Line("zero", "R1-Zero"), Line("no_thoughts", "base without thoughts", base)]
+    zero += [Line("easy", "easy sums")] if chosen.easy else []
+    modes = chosen.names
+    names = {modes.none: "no thought", modes.short: "one pass", modes.long: "several passes"}
     before_after = [Line("zero", "R1-Zero, pass@k", where={"at": Results.last}),
                     Line("zero", "base, pass@k", base, {"at": Results.first})]  # fmt: skip
 
@@ -357,6 +419,7 @@ def panels(preset: str) -> list[Panel]:
 
 def caption(preset: str) -> str:
     rl = PRESETS[preset].rl
-    sums = isinstance(rl.task.task, ThinkingAddition)
-    what = f"sums of {' and '.join(map(str, rl.task.task.digits))} digits" if sums else "Countdown"
+    what = "Countdown by attempts" if PRESETS[preset].shipped else "Countdown"
+    if isinstance(getattr(rl.task, "task", None), ThinkingAddition):
+        what = f"sums of {' and '.join(map(str, rl.task.task.digits))} digits"
     return f"DeepSeek-R1 on {what} that may be thought about, preset {preset}: sampled at temperature 1."

@@ -41,7 +41,7 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.model import Transformer
-from nanoreason.rewards import REWARDS, Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Repetition, Reward
+from nanoreason.rewards import REWARDS, Accuracy, Classic, Cosine, DenseRepetition, Format, Lcpo, Repetition, Reward
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
     Count,
@@ -61,7 +61,7 @@ from nanoreason.run import (
     table,
     task_flags,
 )
-from nanoreason.tasks import TASKS, Addition
+from nanoreason.tasks import TASKS, Addition, Attempts
 from nanoreason.tokenizer import TextTokenizer
 
 
@@ -103,6 +103,11 @@ class GrpoConfig(RunConfig):
 
 PRESETS = {
     "cpu": GrpoConfig(),
+    "attempts": GrpoConfig(  # R1-Zero in a few minutes: accuracy and length of thought rise together
+        base="data/checkpoints/attempts-0", task=Attempts(), rewards=(Accuracy(), Format(0.1)), steps=40,
+        max_new_tokens=Schedule(256), algorithm=ALGORITHMS["dr_grpo"], lr=3e-4, warmup=2, preflight=16,
+        eval_problems=100, eval_samples=4, eval_every=10,
+    ),
     "tiny": GrpoConfig(
         task=Addition((1,)), steps=4, prompts=4, group_size=4, max_new_tokens=Schedule(32), preflight=8, warmup=1,
         save_every=2, eval_every=2, eval_problems=8,

@@ -23,7 +23,7 @@ import functools
 import random
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 from nanoreason.countdown import Numbers, apply, check_operations, same_answer
@@ -213,8 +213,12 @@ def long(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
 
 
 def cut(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
-    """A long thought that ends anywhere, and what one can answer then: the attempt that said yes, else the last that
-    was complete, else a guess. Without these texts a model that is cut copies the torn attempt into its answer."""
+    """What one can answer when a long thought is cut anywhere: the attempt that said yes, else the last that was
+    complete, else a guess. Without these texts a model copies the torn attempt into its answer.
+
+    The cut is not the model's choice, so the thought and its closing tags are the prompt here, not part of the loss:
+    in the loss it would learn to close its thoughts in the middle of an attempt.
+    """
     said, _ = thought(shuffled(posed, draw), posed.target, draw, give_up=0.0, check=0.5, most=task.most(posed))
     words = f" {RETRY[0]} ".join(said).split()
     kept = words[: draw.randrange(len(words))]
@@ -222,7 +226,8 @@ def cut(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     torn = len(kept) % each
     complete = len(kept) // each + (torn >= each - 2)  # its verdict and the wait behind it may be missing
     answer = said[complete - 1].rsplit(" ", 1)[0] if complete else draw.choice(posed.attempts).text
-    return posed.problem(tagged(" ".join(kept), answer), "cut")
+    problem = posed.problem(f"{answer} {END}", "cut")
+    return replace(problem, prompt=" ".join([problem.prompt, OPEN, *kept, CLOSE, ANSWER]))
 
 
 def asked_length(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
@@ -258,7 +263,7 @@ def compare(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """A drill, `50 : 12 no 50 yes 51 no`: 40 % equal, half of the others near. A yes is so rare in thoughts that
     without it verdicts stay at chance for millions of tokens."""
     said, target = [], posed.target
-    for _ in range(draw.randint(4, 16)):
+    for _ in range(draw.randint(6, 24)):
         value = target
         if draw.random() >= 0.4:
             near = draw.random() < 0.5
@@ -282,10 +287,15 @@ def attempt_tokens(inputs: int) -> int:
     return 6 * inputs - 5
 
 
-PLAIN = {"guess": guess, "one": one, "blind": blind, "short": short, "long": long, "cut": cut}  # the problem, as it is
+PLAIN = {"guess": guess, "one": one, "blind": blind, "short": short, "long": long}  # the problem, as it is
 KINDS: dict[str, Callable[[Attempts, Posed, random.Random], Problem]] = {
-    **PLAIN, "asked": asked_length, "more": more, "compare": compare, "mark": mark,
+    **PLAIN, "cut": cut, "asked": asked_length, "more": more, "compare": compare, "mark": mark,
 }  # fmt: skip
+
+
+SOLUTIONS = Mixture.parse("guess:.25,short:.3,long:.45")
+# What a base is pretrained on: 80 tokens a row, two fifths of them in long thoughts.
+BASE_MIXTURE = Mixture.parse("guess:.18,short:.2,long:.3,cut:.08,compare:.08,asked:.1,more:.06")
 
 
 # --------------------------------------------------------------------------------------------------------- the task
@@ -301,7 +311,7 @@ class Attempts(Task):
     targets: tuple[int, int] = (10, 60)  # smallest and largest target
     operations: str = "+-*"  # of + - * /
     largest: Positive = 60  # no value exceeds it; so many number tokens, and 0
-    shares: Mixture = Mixture((("guess", 0.25), ("short", 0.3), ("long", 0.45)))  # kinds of text among the solutions
+    shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
@@ -436,10 +446,6 @@ class HardAttempts(Attempts):
 
     inputs: Annotated[int, Range(2, 5)] = 4  # how many numbers a problem has
     max_input: Positive = 9  # inputs are uniform in 1..max_input
-
-
-# What a base is pretrained on: 80 tokens a row, two fifths of them in long thoughts.
-BASE_MIXTURE = Mixture.parse("guess:.18,short:.2,long:.3,cut:.08,compare:.08,asked:.1,more:.06")
 
 
 # ------------------------------------------------------------------------------------------------------- the reader
