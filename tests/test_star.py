@@ -1,25 +1,28 @@
 """STaR's algorithm box: what is kept, what is rationalized, where each round starts, how long it trains."""
 
 import copy
-import json
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nanoreason.checkpoint import load_checkpoint, save_checkpoint
+from nanoreason.__main__ import main
+from nanoreason.checkpoint import load_checkpoint, load_extra, save_checkpoint
 from nanoreason.model import Transformer, small_config
 from nanoreason.recipes import star
 from nanoreason.rollout import demonstration, seed_of
 from nanoreason.run import Run, read_jsonl
-from nanoreason.tasks.addition import Addition, hinted, tokenizer
+from nanoreason.tasks import Addition, ThinkingAddition
+from nanoreason.tasks.addition import tokenizer
 
 CONFIG = replace(
-    star.PRESETS["tiny"], digits=(2, 3), problems=24, pool=60, first_steps=3, step_increment=0, rows_per_step=8,
+    star.PRESETS["tiny"], task=Addition((2, 3)), problems=24, pool=60, first_steps=3, step_increment=0, rows_per_step=8,
     prompt_set=0,
 )  # fmt: skip
+
+
+def hinted(problem):
+    return CONFIG.task.hint(problem)
 
 
 def fate(problem) -> str:
@@ -36,21 +39,21 @@ class Scripted:
         self.fits: list[dict] = []
         self.real_fit = star.fit
 
-        def respond(policy, words, problems, *, temperature, name, **_):
+        def sample(task, policy, words, problems, *, temperature, name, **_):
             self.attempts.append((name, problems, temperature))
-            rows = []
+            groups = []
             for problem in problems:
                 has_hint = "Target: " in problem.prompt
                 right = fate(problem) == "solved" or (fate(problem) == "hint" and (has_hint or name == "retry"))
-                rows.append(demonstration(words, problem, problem.solution + junk if right else "0"))
-            return rows
+                groups.append([demonstration(words, problem, problem.solution + junk if right else "0")])
+            return groups
 
         def fit(model, optimizer, rows_of, *, steps, **options):
             seen = [row for step in range(60) for row in rows_of(step)]  # several epochs
             self.fits.append({"start": copy.deepcopy(model), "rows": seen, "steps": steps, "optimizer": optimizer})
-            self.real_fit(model, optimizer, rows_of, steps=steps, **options)
+            yield from self.real_fit(model, optimizer, rows_of, steps=steps, **options)
 
-        patch.setattr(star, "respond", respond)
+        patch.setattr(star, "sample", sample)
         patch.setattr(star, "fit", fit)
 
 
@@ -167,6 +170,13 @@ def test_a_round_in_which_nothing_was_right_says_what_to_do(scripted, play, monk
         play(replace(CONFIG, rationalize=True))
 
 
+def test_a_policy_that_goes_on_survives_a_round_in_which_nothing_was_right(scripted, play, models, monkeypatch):
+    """Without restart there is a last policy to keep, and the problems of the next round are others."""
+    monkeypatch.setattr(Addition, "reward", lambda *_: 0.0)
+    policy, metrics = play(replace(CONFIG, restart=False))
+    assert policy is models[1] and metrics["steps"] == metrics["kept"] == 0 and not scripted.fits
+
+
 def test_the_metrics_of_a_round_give_the_accuracy_of_each_attempt_by_length(scripted, play):
     _, metrics = play(replace(CONFIG, rationalize=True))
     for name, problems, _ in scripted.attempts:
@@ -228,7 +238,8 @@ def test_the_base_stays_the_same_through_a_whole_run_and_the_policy_is_the_last_
 ):
     base, _ = models
     save_checkpoint(tmp_path / "base", base, words)
-    config = replace(CONFIG, base=str(tmp_path / "base"), out=str(tmp_path / "run"), rounds=3, eval_digits=(2,))
+    config = replace(CONFIG, base=str(tmp_path / "base"), out=str(tmp_path / "run"), rounds=3,
+                     eval_task=Addition((2,)))  # fmt: skip
     star.run(config)
     assert_same_weights(load_checkpoint(tmp_path / "base")[0], base)
     for fit in scripted.fits:
@@ -236,34 +247,32 @@ def test_the_base_stays_the_same_through_a_whole_run_and_the_policy_is_the_last_
     policy, _ = load_checkpoint(tmp_path / "run" / "policy")
     assert not torch.equal(policy.lm_head.weight, base.lm_head.weight)
     assert [line["step"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
-    assert not (tmp_path / "run" / "base").exists()  # it was given, so none was trained
+    assert load_extra(tmp_path / "run" / "policy")["task.digits"] == [2, 3]  # the task that was practised
 
 
-def test_a_run_of_no_rounds_only_trains_and_measures_the_base(tmp_path, monkeypatch):
+def test_a_run_of_no_rounds_only_measures_the_base(tmp_path, monkeypatch, models, words, assert_same_weights):
     monkeypatch.setattr(star, "one_round", None)
-    metrics = star.run(replace(CONFIG, base_steps=3, rounds=0, out=str(tmp_path / "run"), eval_digits=(2,)))
-    assert {"acc/2", "acc_strict/2"} <= metrics.keys()
-    base, policy = (load_checkpoint(tmp_path / "run" / name)[0] for name in ("base", "policy"))
-    assert torch.equal(base.lm_head.weight, policy.lm_head.weight)
-    assert json.loads(Path(tmp_path / "run" / "base" / "training.json").read_text()) == {"step": 3, "finished": True}
+    save_checkpoint(tmp_path / "base", models[0], words)
+    metrics = star.run(replace(CONFIG, base=str(tmp_path / "base"), rounds=0, out=str(tmp_path / "run"),
+                               eval_task=Addition((4,))))  # fmt: skip
+    assert {"acc/4", "acc_strict/4"} <= metrics.keys() and "acc/2" not in metrics
+    assert_same_weights(load_checkpoint(tmp_path / "run" / "policy")[0], models[0])
 
 
-def test_the_base_is_trained_until_it_reaches_its_goal(tmp_path, monkeypatch):
-    monkeypatch.setattr(star, "one_round", None)
-    grades = iter([0.2, 0.7])  # after 100 and 200 steps
-    monkeypatch.setattr(
-        star, "grade", lambda task, words, rows: [SimpleNamespace(lenient=next(grades))] if task.digits == (2,) else []
-    )
-    config = replace(
-        CONFIG, base_steps=300, base_goal=0.5, base_goal_digits=2, rounds=0, out=str(tmp_path / "run"), eval_digits=(1,)
-    )
-    star.run(config)
-    stopped = {"step": 200, "finished": True}
-    assert json.loads((tmp_path / "run" / "base" / "training.json").read_text()) == stopped
-    before = load_checkpoint(tmp_path / "run" / "base")[0]
-    star.train_base(config, tmp_path / "run" / "base", before.device)  # resumed: nothing is left to do
-    assert json.loads((tmp_path / "run" / "base" / "training.json").read_text()) == stopped
-    assert torch.equal(load_checkpoint(tmp_path / "run" / "base")[0].lm_head.weight, before.lm_head.weight)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--base", "nowhere"], "nowhere"),
+        (["--task", "thinking", "--rationalize"], "has no hints: rationalization needs its method `hint`"),
+        (["--problems", "65"], "--problems 65 cannot be drawn from a --pool of 64"),
+        (["--prompt-share", "1.5"], "--prompt-share 1.5: must be at least 0 and at most 1"),
+        (["--decay", "exp"], "--decay exp: one of none, cosine, linear"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line_and_nothing_is_written(tmp_path, capsys, flags, message):
+    assert main(["star", "--preset", "tiny", "--out", str(tmp_path / "run"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 # ----------------------------------------------------------------------------------------------- the schedules
@@ -280,9 +289,14 @@ PAPER_WITHOUT_HINTS = [40, 48, 57, 69, 82, 99, 119, 143, 171, 206, 247, 297, 356
     ],
     ids=["geometric", "linear", "constant"],
 )
-def test_the_step_schedules_are_the_papers(scripted, play, monkeypatch, schedule, steps):
+def test_the_step_schedules_are_the_papers(scripted, play, schedule, steps):
     taken = []
-    scripted.real_fit = lambda *args, steps, after, **_: taken.append(steps) or after(0, {"loss": 0.0})
+
+    def fit(*args, steps, **_):
+        taken.append(steps)
+        yield steps, {"loss": 0.0}
+
+    scripted.real_fit = fit
     logged = [play(replace(CONFIG, **schedule), round=round)[1]["steps"] for round in range(1, 17)]
     assert taken == logged == steps
 
@@ -291,7 +305,7 @@ def test_the_step_schedules_are_the_papers(scripted, play, monkeypatch, schedule
 
 
 def test_a_round_draws_equally_many_sums_of_each_length_without_repeating_an_item_of_the_pool():
-    pool = {n: [Addition((n,)).problem(f"train-{n}", i) for i in range(60)] for n in (2, 3)}
+    pool = {n: [Addition((n,)).problem(f"train-{k}", i) for i in range(60)] for k, n in enumerate((2, 3))}
     config = replace(CONFIG, problems=60)  # all of the pool
     drawn = star.round_problems(config, 1)
     for n in (2, 3):
@@ -305,7 +319,7 @@ def test_the_problems_of_a_round_are_a_function_of_seed_and_round():
 
 
 def test_late_lengths_join_in_their_round_and_stay(words):
-    config = replace(CONFIG, prompt_set=2, late_digits=(4,), late_from=2)
+    config = replace(CONFIG, prompt_set=2, late_task=Addition((4,)), late_from=2)
     lengths = [{problem.info["digits"] for problem in star.round_problems(config, round)} for round in (1, 2, 3)]
     assert lengths == [{2, 3}, {2, 3, 4}, {2, 3, 4}]
     worked = [(row.problem.info["digits"], "Target: " in row.problem.prompt) for row in star.prompt_set(config, words)]
@@ -320,8 +334,9 @@ def test_the_worked_examples_are_the_same_each_round_with_and_without_hint_and_t
     config = replace(CONFIG, prompt_set=4, prompt_share=0.25, rationalize=True)
     examples = star.prompt_set(config, words)
     plain = [row.problem for row in examples if "Target: " not in row.problem.prompt]
-    assert len(plain) == 4 * len(config.digits)
-    assert [row.problem for row in examples] == plain + [hinted(problem) for problem in plain]
+    assert len(plain) == 4 * len(config.task.digits)
+    two, three = plain[:4], plain[4:]  # of each length, without hint and with it
+    assert [row.problem for row in examples] == [*two, *map(hinted, two), *three, *map(hinted, three)]
     prompts = prompts_of(examples)
     for round in (1, 2):
         play(config, round=round)
@@ -331,3 +346,9 @@ def test_the_worked_examples_are_the_same_each_round_with_and_without_hint_and_t
             assert len(sampled) <= 6
         assert prompts <= prompts_of(rows)
         assert all("Target: " not in p for p in prompts_of(rows) - prompts)  # sampled traces have no hint
+
+
+def test_a_task_without_hints_is_practised_without_them():
+    config = replace(CONFIG, task=ThinkingAddition((2,)), prompt_set=3)
+    examples = star.prompt_set(config, config.task.tokenizer())
+    assert len(examples) == 3 and star.has_hints(CONFIG.task) and not star.has_hints(config.task)
