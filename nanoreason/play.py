@@ -58,6 +58,16 @@ def marked(tokenizer: TextTokenizer, row: Rollout, start: int) -> str:
     )
 
 
+def right_answer(problem: Problem) -> str:
+    """
+    >>> right_answer(Problem("4 + 3", "7"))
+    'right is 7'
+    """
+    steps = problem.info.get("operations")  # where many answers are right, as on Countdown, one of them
+    answer = problem.answer if steps is None else ", ".join(map(str, steps))
+    return f"right is {answer}" if answer else "there is no solution"
+
+
 def play(
     model: Transformer, tokenizer: TextTokenizer, task: Task, problem: Problem, forcing: Forcing, temperature: float,
     seed: int,
@@ -98,8 +108,7 @@ def play(
 
         generate(Sampler(model, tokenizer, stop=task.stop, temperature=temperature), [row], on_stop)
     solved = task.reward(problem, response_text(tokenizer, row)) == 1
-    right = problem.solution if "target" in problem.info else problem.answer
-    say(f"{'right' if solved else f'wrong, right is {right}' if right else 'wrong'} ({len(row.response)} tokens)")
+    say(f"{'right' if solved else f'wrong, {right_answer(problem)}'} ({len(row.response)} tokens)")
     return solved
 
 
