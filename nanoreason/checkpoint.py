@@ -283,6 +283,8 @@ def load_training(folder: str | Path, model: Transformer, optimizer: torch.optim
         moments = read_tensors(file)
     except ValueError as error:
         raise ValueError(f"{error}: the run cannot go on exactly") from None
+    if not moments and not any(state.get(key) for key in COUNTERS):
+        return state  # saved before the first step: there is nothing to remember
     for name, parameter in model.named_parameters():
         of_it = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
         if any(value.ndim and value.shape != parameter.shape for value in of_it.values()) or not of_it:

@@ -183,6 +183,8 @@ def file_rows(
             rows.append(demonstration(tokenizer, problem))
         except ValueError as error:
             raise ValueError(f"{config.data}, line {line}: {error}") from None
+        if not rows[-1].prompt_len:
+            raise ValueError(f"{config.data}, line {line}: its prompt is empty, there is nothing to answer")
         if (length := len(rows[-1].tokens)) > context:
             raise ValueError(f"{config.data}, line {line}: {length} tokens, more than the context of {context}")
     return in_epochs(rows, config.rows_per_step, config.seed)
@@ -199,7 +201,7 @@ def read_problems(path: Path) -> list[tuple[int, Problem]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
                 raise ValueError(f'{path}, line {number}: not a JSON object with the texts "prompt" and "response"')
