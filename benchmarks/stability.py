@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from timing import write_results
 
-from nanoreason.evaluate import test_accuracy
-from nanoreason.learn import from_stream, make_optimizer, update
+from nanoreason.environment import evaluate
+from nanoreason.learn import make_optimizer, update
 from nanoreason.model import Transformer, small_config
-from nanoreason.rollout import seed_of
+from nanoreason.rollout import demonstration, seed_of
 from nanoreason.run import table
-from nanoreason.tasks.addition import Addition, budget, digits_of, test_sums, tokenizer
+from nanoreason.tasks.addition import Addition, tokenizer
 
 STEPS, WARMUP, ROWS = 900, 20, 32
 TESTED = (300, 500, 600, 650, 700, 750, 800, 850, 900)  # steps after which accuracy is measured
@@ -54,31 +54,31 @@ class Arm:
 
 ARMS: list[tuple[Arm, int]] = [  # and the number of seeds
     *[(Arm(family, schedule), 4) for family in ("llama", "qwen3") for schedule in ("constant", "linear")],
-    (Arm(optimizer="muon", lr=5e-3), 4),
-    (Arm(heads=4, kv_heads=2), 2),
+    (Arm(optimizer="muon", lr=5e-3, kv_heads=2), 4),
+    (Arm(optimizer="muon", lr=5e-3), 2),
+    (Arm(heads=4, kv_heads=2), 4),
     (Arm(heads=4, kv_heads=1), 2),
     (Arm(heads=2, kv_heads=2), 2),
 ]
 
 
-def run(arm: Arm, seed: int) -> dict:
+def run(arm: Arm, seed: int, steps: int = STEPS, tested: tuple[int, ...] = TESTED, problems: int = 200) -> dict:
     """One line of results. `tokens_per_second` is that of the updates alone, in this process's CPU time."""
-    words = tokenizer()
+    words, task = tokenizer(), Addition((1, 2))
     shape = dict(kv_heads=arm.kv_heads, model_type=arm.family)
     model = Transformer(small_config(96, 3, arm.heads, words.vocab_size, 128, **shape), seed_of("stability", seed))
     optimizer = make_optimizer(model, arm.optimizer)
-    rows_of = from_stream(words, Addition((1, 2)), f"stability-{seed}", ROWS)
-    problems = test_sums((1, 2), 200)
     accuracy, seconds, tokens = {}, 0.0, 0
-    for step in range(STEPS):
-        rate = arm.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS if arm.schedule == "linear" else 1.0)
-        rows = rows_of(step)
+    for step in range(steps):
+        rate = arm.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / steps if arm.schedule == "linear" else 1.0)
+        indices = range(step * ROWS, (step + 1) * ROWS)
+        rows = [demonstration(words, task.problem(f"stability-{seed}", i)) for i in indices]
         started = time.process_time()
         update(model, optimizer, rows, lr=rate, micro_tokens=1024)
         seconds += time.process_time() - started
         tokens += sum(len(row.tokens) for row in rows)
-        if step + 1 in TESTED:
-            found = test_accuracy(model, words, Addition(), problems, budget=budget, key=digits_of)
+        if step + 1 in tested:
+            found = evaluate(task, model, words, problems)
             accuracy[step + 1] = [found["acc/1"], found["acc/2"]]
     return {**asdict(arm), "seed": seed, "accuracy": accuracy, "tokens_per_second": round(tokens / seconds)}
 
