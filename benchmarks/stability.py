@@ -3,6 +3,7 @@
     python benchmarks/stability.py OUT.jsonl             all arms, one line of JSON per run; goes on where it stopped
     python benchmarks/stability.py OUT.jsonl --table     only write the table of what OUT holds
     python benchmarks/stability.py OUT.jsonl qwen3       only arms whose name holds a word
+    python benchmarks/stability.py OUT.jsonl --quick     one run of two steps, to see that it runs
 
 Every run trains a new model of width 96 with 3 layers on worked sums of one and two digits, 32 rows a step, 900 steps,
 and is tested greedily on all 81 sums of one digit and on 200 held-out ones of two: often late in training, so that a
@@ -83,32 +84,36 @@ def run(arm: Arm, seed: int, steps: int = STEPS, tested: tuple[int, ...] = TESTE
     return {**asdict(arm), "seed": seed, "accuracy": accuracy, "tokens_per_second": round(tokens / seconds)}
 
 
-def tables(lines: list[dict]) -> str:
+def tables(lines: list[dict], steps: int = STEPS) -> str:
     """One row per arm: accuracy on two digits at the end by seed, its mean and least, and the largest late swing."""
     rows = []
     for arm in dict.fromkeys(Arm(**{key: line[key] for key in asdict(Arm())}) for line in lines):
         runs = [line for line in lines if all(line[key] == value for key, value in asdict(arm).items())]
         runs.sort(key=lambda line: line["seed"])
-        end = [run["accuracy"][str(STEPS)][1] for run in runs]
+        end = [run["accuracy"][str(steps)][1] for run in runs]
         swing = 0.0
         for one in runs:  # the deepest fall below what was already reached
             late = [two for step, (_, two) in one["accuracy"].items() if int(step) >= LATE]
             swing = max([swing, *(max(late[: i + 1]) - value for i, value in enumerate(late))])
         speed = statistics.median(run["tokens_per_second"] for run in runs)
-        ones = min(run["accuracy"][str(STEPS)][0] for run in runs)
+        ones = min(run["accuracy"][str(steps)][0] for run in runs)
         rows.append([str(arm), " ".join(f"{x:.2f}" for x in end), f"{statistics.fmean(end):.2f}", f"{min(end):.2f}",
                      f"{ones:.2f}", f"{swing:.2f}", f"{speed:,.0f}"])  # fmt: skip
     header = ["arm", "2 digits, by seed", "mean", "least", "1 digit, least", "largest fall", "tokens/s"]
     return table(header, rows)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="JSON lines, one per run; runs that it holds are not repeated")
     parser.add_argument("words", nargs="*", help="only arms whose name holds one of these (default: all)")
     parser.add_argument("--table", action="store_true", help="run nothing, only write down what was found")
-    flags = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two steps of the first arm; nothing is written")
+    flags = parser.parse_args(words)
     torch.set_num_threads(1)
+    if flags.quick:
+        print(tables([json.loads(json.dumps(run(ARMS[0][0], 0, steps=2, tested=(2,), problems=1)))], steps=2))
+        return
     lines = [json.loads(line) for line in flags.out.read_text().splitlines()] if flags.out.exists() else []
     for seed in [] if flags.table else range(max(seeds for _, seeds in ARMS)):  # all arms of a seed before the next one
         for arm, seeds in ARMS:
