@@ -200,7 +200,15 @@ def name_of(value: Any, table: dict[str, Any]) -> str:
     if hasattr(type(value), "source"):
         return type(value).source
     named = [name for name, entry in table.items() if entry is type(value)]
-    return named[0] if named else value.name
+    return named[0] if named else getattr(value, "name", "") or own_name(type(value))
+
+
+def own_name(kind: type) -> str:
+    """What `--field` calls a class that was handed over in Python: file.py:Name; its name alone in a notebook."""
+    try:
+        return f"{os.path.relpath(inspect.getfile(kind))}:{kind.__qualname__}"
+    except (TypeError, OSError, ValueError):  # made in a session, where there is no file; on another drive
+        return kind.__qualname__
 
 
 def layers(value: Any) -> list[Any]:

@@ -1,24 +1,19 @@
 """Checkpoints: both ways with `transformers`, clear errors, safe against a kill at any moment, exact resume."""
 
-import contextlib
 import copy
 import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nanoreason import checkpoint, learn
+from nanoreason import checkpoint
 from nanoreason.checkpoint import existing, load_checkpoint, load_extra, load_training, resume, save_checkpoint
 from nanoreason.learn import make_optimizer, update
-from nanoreason.recipes import sft, star
-from nanoreason.rollout import demonstration
-from nanoreason.run import Run, read_jsonl
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -700,152 +695,3 @@ def test_a_second_kill_before_the_first_save_was_repaired_loses_nothing_either(m
                 save_checkpoint(folder, model, words, state={"step": 2})
         assert existing(folder) == tmp_path / "policy.old"
         assert load_training(folder, load_checkpoint(folder)[0])["step"] == 1
-
-
-# --------------------------------------------------------------------------------------------- stop and resume
-
-SFT = replace(sft.PRESETS["tiny"], steps=12, save_every=4, log_every=3, rows_per_step=8, eval_every=6, eval_problems=2)
-STAR = replace(
-    star.PRESETS["tiny"], base_steps=112, rounds=3, rows_per_step=8, problems=12, rationalize=True, first_steps=3,
-    temperature=0.7, eval_problems=3,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def scripted_answers():
-    """Makes STaR's policy answer every third problem right, whatever its weights: a tiny model would find nothing.
-
-    The rows are still sampled, and the choice depends on what was sampled, so that a policy, a round or a random
-    number that differs after a resume shows in the data.
-    """
-    patch = pytest.MonkeyPatch()
-    real = star.respond
-
-    def respond(model, words, problems, **options):
-        rows = real(model, words, problems, **options)
-        return [demonstration(words, row.problem) if sum(row.tokens) % 3 == 0 else row for row in rows]
-
-    patch.setattr(star, "respond", respond)
-    yield
-    patch.undo()
-
-
-def left_by(folder: Path) -> dict:
-    """All that a run leaves: bytes of every checkpoint file, and log lines without their times."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".jsonl" and path.parent != folder
-    }
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        if (folder / name).exists():
-            lines = read_jsonl(folder / name)
-            files[name] = [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-    return files
-
-
-def assert_same_run(stopped: dict, whole: dict) -> None:
-    assert stopped.keys() == whole.keys()
-    for name in whole:
-        if isinstance(whole[name], bytes):
-            equal = stopped[name] == whole[name]  # not in the assert: a diff of binary files takes minutes
-            assert equal, f"{name} differs"
-        else:
-            assert stopped[name] == whole[name], name
-
-
-@pytest.fixture(scope="module")
-def whole_sft(tmp_path_factory) -> dict:
-    out = tmp_path_factory.mktemp("sft") / "run"
-    sft.run(replace(SFT, out=str(out)))
-    left = left_by(out)
-    assert len(left["metrics.jsonl"]) >= 4 and "policy/training.safetensors" in left
-    return left
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "count", "after"),
-    [
-        (learn, "update", 1, False),  # before anything was learnt
-        (learn, "update", 4, True),  # a step was done that no checkpoint knows of
-        (learn, "update", 7, False),  # between two checkpoints, logged lines behind the last one
-        (sft, "save_checkpoint", 2, False),  # logged, not saved
-        (sft, "save_checkpoint", 2, True),
-        (sft, "save_checkpoint", 3, False),  # all done, the last checkpoint missing
-        (sft, "save_checkpoint", 3, True),  # all done
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
-)
-def test_a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped(
-    whole_sft, tmp_path, owner, name, count, after
-):
-    config = replace(SFT, out=str(tmp_path / "run"))
-    with pytest.MonkeyPatch.context() as patch:
-        stop = Stop(patch, owner, name, count, after)
-        with pytest.raises(KeyboardInterrupt):
-            sft.run(config)
-        assert stop.fired
-    sft.run(replace(config, resume=True))
-    assert_same_run(left_by(tmp_path / "run"), whole_sft)
-
-
-def test_a_run_stopped_at_every_other_step_still_ends_bit_equal(whole_sft, tmp_path):
-    config = replace(SFT, out=str(tmp_path / "run"))
-    for attempt in range(20):
-        with pytest.MonkeyPatch.context() as patch:
-            Stop(patch, learn, "update", 6)
-            with contextlib.suppress(KeyboardInterrupt):
-                sft.run(replace(config, resume=attempt > 0))
-                break
-    assert attempt == 2  # five steps each, the last checkpoint at a multiple of four
-    assert_same_run(left_by(tmp_path / "run"), whole_sft)
-
-
-@pytest.fixture(scope="module")
-def whole_star(tmp_path_factory, scripted_answers) -> dict:
-    out = tmp_path_factory.mktemp("star") / "run"
-    star.run(replace(STAR, out=str(out)))
-    left = left_by(out)
-    assert [line["step"] for line in left["metrics.jsonl"]] == [0, 1, 2, 3]
-    assert all(0 < line["kept"] < 1 for line in left["metrics.jsonl"][1:])
-    assert left["samples.jsonl"]
-    return left
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "count", "after"),
-    [
-        (learn, "update", 106, False),  # in the base's training, behind its checkpoint at 100
-        (star, "test_accuracy", 1, False),  # the base is done, round 0 is not
-        (learn, "update", 114, False),  # in the update of round 1
-        (Run, "log", 2, True),  # round 1 is logged, its policy is not saved
-        (star, "save_checkpoint", 4, True),  # between rounds 1 and 2
-        (star, "grade", 4, False),  # in round 2, between the first and the second attempt
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
-)
-def test_a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped(
-    whole_star, tmp_path, owner, name, count, after
-):
-    config = replace(STAR, out=str(tmp_path / "run"))
-    with pytest.MonkeyPatch.context() as patch:
-        stop = Stop(patch, owner, name, count, after)
-        with pytest.raises(KeyboardInterrupt):
-            star.run(config)
-        assert stop.fired
-    star.run(replace(config, resume=True))
-    assert_same_run(left_by(tmp_path / "run"), whole_star)
-
-
-@pytest.mark.parametrize("recipe", ["sft", "star"])
-def test_resuming_a_finished_run_changes_nothing_and_returns_its_last_line(
-    whole_sft, whole_star, tmp_path, recipe, monkeypatch
-):
-    module, config = {"sft": (sft, SFT), "star": (star, STAR)}[recipe]
-    config = replace(config, out=str(tmp_path / "run"))
-    last = module.run(config)
-    before = left_by(tmp_path / "run")
-    monkeypatch.setattr(learn, "update", None)  # nothing is left to be learnt
-    again = module.run(replace(config, resume=True))
-    assert_same_run(left_by(tmp_path / "run"), before)
-    assert {k: v for k, v in again.items() if k != "step"} == {k: v for k, v in last.items() if k != "step"}

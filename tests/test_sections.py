@@ -1,4 +1,4 @@
-"""The sections as they are declared: every arm is a run that its recipe accepts, and the tiny preset runs to the end."""
+"""The sections as they are declared: every arm is a run that its recipe accepts, and the tiny preset runs."""
 
 import dataclasses
 import importlib

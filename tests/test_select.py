@@ -312,11 +312,11 @@ def test_what_cannot_work_is_one_clear_error_before_anything_is_written(wrong, m
 def test_a_file_is_written_again_as_it_was_on_resume_and_not_overwritten_without(tmp_path):
     config = replace(POOL, how="random", choose=5, out=str(tmp_path / "run"))
     select.run(config)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "config.json"}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
     with pytest.raises(FileExistsError, match="--resume"):
         select.run(replace(config, choose=6))
     select.run(replace(config, resume=True))
-    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.name != "config.json"}
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
     assert before == after and set(before) == {"demonstrations.jsonl", "metrics.jsonl", "samples.jsonl"}
     assert all(
         json.loads(line).keys() == {"prompt", "response"} for line in before["demonstrations.jsonl"].splitlines()

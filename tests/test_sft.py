@@ -192,12 +192,14 @@ def test_so_many_distinct_problems_are_those_that_star_practises_on():
 
 def test_no_steps_only_measure(base, tmp_path, assert_same_weights):
     for name, settings in (("scratch", {}), ("base", {"base": base})):
-        config = replace(TINY, steps=0, out=str(tmp_path / name), eval_samples=2, eval_tokens=20, **settings)
+        config = replace(
+            TINY, steps=0, decay="none", out=str(tmp_path / name), eval_samples=2, eval_tokens=20, **settings
+        )
         line = sft.run(config)
         assert line["step"] == 0 and "loss" not in line
         assert {"acc/1", "acc/2", "eval/pass@2"} <= line.keys()
         assert sft.run(replace(config, resume=True)) == line
-    sft.run(replace(TINY, steps=3, out=str(tmp_path / "more"), eval_problems=0))
+    sft.run(replace(TINY, steps=3, decay="none", out=str(tmp_path / "more"), eval_problems=0))
     more = replace(config, base="", out=str(tmp_path / "scratch"), resume=True, steps=3)
     sft.run(more)  # a run that has only measured can go on too
     left, whole = (load_checkpoint(tmp_path / name / "policy")[0] for name in ("scratch", "more"))

@@ -104,7 +104,7 @@ def counted(config: RunConfig, out: Path) -> dict:
     return settings
 
 
-def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list[Job]:
+def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto", threads: int = 1) -> list[Job]:
     """The jobs of one seed, each after those it starts from; ValueError if an arm starts from none of them."""
     jobs: dict[str, Job] = {}
     waiting = {arm.name: arm for arm in arms}
@@ -115,7 +115,13 @@ def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto") -> list
         for arm in ready:
             folders = {setting: str(out / f"seed{seed}" / place) for setting, place in arm.sources().items()}
             config = dataclasses.replace(
-                arm.settings, seed=seed, out=str(out / f"seed{seed}" / arm.name), device=device, resume=True, **folders
+                arm.settings,
+                seed=seed,
+                out=str(out / f"seed{seed}" / arm.name),
+                device=device,
+                threads=threads,
+                resume=True,
+                **folders,
             )
             settings = {"recipe": arm.recipe} | counted(config, out)
             needs = dict.fromkeys(arm.needs())
@@ -301,7 +307,9 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
     return summary
 
 
-def reproduce(section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0) -> dict:
+def reproduce(
+    section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0, threads: int = 1
+) -> dict:
     """Run everything that is not done yet; returns what stands in OUT/summary.json."""
     module = section_of(section, preset)
     where = pick_device(device)
@@ -309,7 +317,7 @@ def reproduce(section: str, preset: str, seeds: int, out: Path, device: str = "a
     workers = workers or (cores() if where.type == "cpu" else 1)
     check_folder(out, section, preset)
     with locked(out):
-        jobs = [job for seed in range(seeds) for job in jobs_of(module.arms(preset, seed), seed, out, device)]
+        jobs = [job for seed in range(seeds) for job in jobs_of(module.arms(preset, seed), seed, out, device, threads)]
         for job in jobs:
             is_done(job)  # a folder that holds something else is told before anything is run
         configs = {f"seed{job.config.seed}/{job.arm}": job.settings for job in jobs}
@@ -329,16 +337,19 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("--out", default="", help="folder of everything (default: runs/SECTION-PRESET)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
     summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
     parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
+    if flags.threads < 1 or flags.workers < 0:
+        raise ValueError("--threads is at least 1 and --workers at least 0")
     if flags.seeds < 1:
         raise ValueError(f"--seeds {flags.seeds}: at least one seed is needed")
     out = Path(flags.summarise or flags.out or f"runs/{flags.section}-{flags.preset}")
     if flags.summarise:
         summary = summarise(flags.section, flags.preset, out)
     else:
-        summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers)
+        summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers, flags.threads)
     cost = "" if summary["seconds"] is None else f", {summary['seconds']:.0f} s of {summary['device']}"
     print(f"\n{flags.section}, preset {flags.preset}, {summary['seeds']} seed(s){cost}")
     for line in summary["claims"]:

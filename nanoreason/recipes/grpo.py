@@ -150,7 +150,7 @@ def run(config: GrpoConfig) -> dict:
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
-    if fresh and config.eval_samples:
+    if fresh and (config.eval_samples or not config.steps):
         measured |= test(config, 0, policy, tokenizer)
     header = True
     for step, metrics in train(config, policy, tokenizer, run, measured):
@@ -169,7 +169,7 @@ def train(
     state = resume(run.folder / "policy", policy, optimizer, tokenizer)
     run.rewind(state["step"] if state else -1)
     state = state or {"step": 0, "num_tokens": 0}
-    if measured:
+    if measured or not config.steps:
         run.log(0, **measured)
     reference = None
     for step in range(state["step"] + 1, config.steps + 1):
@@ -278,7 +278,7 @@ def compute_advantages(
 def update_policy(
     config: GrpoConfig, step: int, policy: Transformer, optimizer, groups: list[list[Rollout]]
 ) -> dict[str, float]:
-    """The updates on one rollout: its rows are shuffled and dealt out into minibatches, once per epoch."""
+    """The updates on one rollout: its rows are shuffled and dealt out into the minibatches, once per epoch."""
     rows = [row for group in groups for row in group]
     updates = config.updates_per_rollout * config.epochs
     loss = replace(config.algorithm, on_policy=updates == 1)
@@ -287,9 +287,11 @@ def update_policy(
     found: list[dict[str, float]] = []
     for i in range(updates):
         epoch, part = divmod(i, config.updates_per_rollout)
-        order = random.Random(seed_of(config.seed, "order", step - 1, epoch)).sample(rows, len(rows))
+        order = rows  # one minibatch: in another order it would be the same up to rounding
+        if config.updates_per_rollout > 1:
+            order = random.Random(seed_of(config.seed, "order", step - 1, epoch)).sample(rows, len(rows))
         minibatch = order[part :: config.updates_per_rollout]
-        rollouts = len(minibatch)
+        rollouts = len({id(row.root) for row in minibatch})
         if loss.overlong_filter:  # after the advantages: a group's baseline knows of all its rows
             minibatch = [row for row in minibatch if row.stop_reason != "length"]
         lr = learning_rate((step - 1) * updates + i, config.steps * updates, config.lr, config.warmup, config.decay)

@@ -279,6 +279,8 @@ def counting_down(solution: str) -> str:
     >>> counting_down("<think> a wait b </think> <answer> c </answer>")
     '<think> 2 steps left a wait 1 steps left b </think> <answer> c </answer>'
     """
+    if not thinking_tokens(solution):
+        return solution  # a direct answer has no passes
     thinking, answer = solution.removeprefix("<think> ").split(" </think>")
     parts = re.split(r" (wait|Hmm|Alternatively) ", thinking)  # pass, word, pass, ..., pass
     left = iter(range(len(parts) // 2 + 1, 0, -1))

@@ -706,7 +706,7 @@ MUTANTS = [
         "wrong traces slip into rejection sampling", "recipes/select.py",
         "[t for t in good if t.right in wanted and (",
         "[t for t in good if (",
-        SELECT + "what_is_kept_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
+        SELECT + "what_is_kept_of_a_teacher_is_right_or_wrong_as_asked_in_the_format_and_in_the_modes",
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",

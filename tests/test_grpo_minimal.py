@@ -1,0 +1,109 @@
+"""GRPO on one screen: the same step as `grpo`'s default one, bit for bit, and the files that a step goes through."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanoreason.recipes import grpo, grpo_minimal
+from nanoreason.run import Schedule, read_jsonl
+from nanoreason.tasks import Addition
+
+ROOT = Path(__file__).parent.parent
+BASE = str(ROOT / "tests" / "data" / "one-digit-sums")
+SIZE = dict(base=BASE, task=Addition((1,), form="direct"), steps=3, prompts=8, group_size=8, lr=1e-3, seed=5)
+
+
+def both(folder: Path) -> list[dict]:
+    """[what three steps of grpo_minimal left, what three steps of grpo left]: weights and metrics."""
+    grpo_minimal.run(grpo_minimal.GrpoMinimalConfig(**SIZE, max_new_tokens=6, out=str(folder / "minimal")))
+    grpo.run(grpo.GrpoConfig(**SIZE, max_new_tokens=Schedule(6), preflight=0, eval_problems=0,
+                             out=str(folder / "grpo")))  # fmt: skip
+    return [
+        {
+            "weights": (folder / name / "policy" / "model.safetensors").read_bytes(),
+            "lines": read_jsonl(folder / name / "metrics.jsonl"),
+        }
+        for name in ("minimal", "grpo")
+    ]
+
+
+def assert_equal(folder: Path) -> None:
+    minimal, full = both(folder)
+    equal = minimal["weights"] == full["weights"]  # not in the assert: a diff of binary files takes minutes
+    assert equal, "the weights differ"
+    learnt = minimal["weights"] != (Path(BASE) / "model.safetensors").read_bytes()
+    assert learnt
+    assert [line["step"] for line in minimal["lines"]] == [line["step"] for line in full["lines"]] == [1, 2, 3]
+    for ours, theirs in zip(minimal["lines"], full["lines"], strict=True):
+        assert ours["reward"] == theirs["reward"] and ours["grad_norm"] == theirs["grad_norm"] > 0
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+    assert 0 < sum(line["reward"] for line in minimal["lines"]) < 3  # some right, some wrong
+
+
+def test_three_steps_equal_those_of_grpo_bit_for_bit(tmp_path):
+    assert_equal(tmp_path)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_they_are_equal_on_other_processors_too(tmp_path, capability):
+    """The kernels of a processor without AVX2, and of one without AVX-512; chosen when torch is imported."""
+    code = f"""
+import importlib.util, pathlib, torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("equal", {str(Path(__file__))!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.assert_equal(pathlib.Path({str(tmp_path)!r}))
+print(torch.backends.cpu.get_cpu_capability())
+"""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    if capability == "default":
+        assert done.stdout.split()[-1] in ("DEFAULT", "NO")
+
+
+def test_more_steps_than_there_are_of_warm_up_use_the_same_learning_rate():
+    """Where `grpo` has settings, `grpo_minimal` has their default values."""
+    full, minimal = grpo.GrpoConfig(), grpo_minimal.GrpoMinimalConfig()
+    assert (full.prompts, full.group_size, full.lr) == (minimal.prompts, minimal.group_size, minimal.lr)
+    assert (full.max_new_tokens.at(1), full.task) == (minimal.max_new_tokens, minimal.task)
+    assert (full.warmup, full.decay, full.temperature, full.micro_tokens) == (5, "none", 1.0, 2048)
+    assert grpo_minimal.PRESETS.keys() >= {"cpu", "tiny"}
+
+
+# ---------------------------------------------------------------------------------------------- the files of a step
+
+# What every part of a step stands on: the vocabulary, settings and seeds, text <-> tokens, the formula of AdamW. The
+# task has its sums from arithmetic.py and their spaces from prompts.py.
+GROUND = {"rollout.py", "run.py", "tokenizer.py", "optim.py", "arithmetic.py", "prompts.py"}
+SHARED = {"environment.py", "sampler.py", "model.py", "learn.py", "tasks/addition.py"}
+
+
+@pytest.fixture(scope="module")
+def step_files():
+    spec = importlib.util.spec_from_file_location("step_files", ROOT / "benchmarks" / "step_files.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_default_step_goes_through_six_files_and_the_ground_floor(step_files):
+    found = step_files.files_of_a_step("grpo_minimal")
+    assert set(found) - GROUND == SHARED | {"recipes/grpo_minimal.py"}
+    assert found[0] == "recipes/grpo_minimal.py" and set(step_files.GROUND) == GROUND
+
+
+def test_the_step_of_grpo_goes_through_one_more_that_of_rewards(step_files):
+    found = step_files.files_of_a_step("grpo")
+    assert set(found) - GROUND == SHARED | {"recipes/grpo.py", "rewards.py"}
+
+
+def test_the_script_prints_them(step_files, capsys):
+    step_files.main()
+    shown = capsys.readouterr().out
+    assert "grpo_minimal" in shown and "recipes/grpo.py" in shown and "sampler.py" in shown
