@@ -192,6 +192,16 @@ def test_asked_lengths_are_obeyed_as_far_as_attempts_allow():
     assert any(" maximum " in p.prompt for p in problems)
 
 
+def test_some_thoughts_begin_with_wait_and_some_insist_on_their_yes():
+    task, problems = of("long", 600, insist=0.2, wait_first=0.3)
+    first = sum(p.solution.startswith("<think> wait ") for p in problems) / 600
+    checks = [task.metrics(p, p.solution)["checks"] for p in problems if task.reward(p, p.solution)]
+    assert first == pytest.approx(0.3, abs=0.06)
+    assert sum(n > 6 for n in checks) / len(checks) == pytest.approx(0.16, abs=0.06)
+    task, problems = of("long", 300, insist=0.0, wait_first=0.0, check=0.0)
+    assert all(task.metrics(p, p.solution)["checks"] == 0 and "<think> wait" not in p.solution for p in problems)
+
+
 def test_thoughts_reach_the_longest_budget():
     task, problems = of("more", 300)
     lengths = [task.metrics(p, p.solution)["thinking/length"] for p in problems]

@@ -33,6 +33,7 @@ from nanoreason.run import Positive, Range, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 HOLD_OUT = 10  # one (inputs, target) in ten is held out
+INSISTENT = 0.97  # chance to state a right attempt once more, of a thought that does so until it is cut
 RETRY = ("wait", "but", "Alternatively", "Hmm")  # what stands between two attempts
 WORDS = [
     "User:", "Assistant:", *TAGS, "from", "+", "-", "*", "/", "=", ",", ":", ";", "yes", "no", *RETRY,
@@ -180,6 +181,15 @@ def in_tags(said: list[str], answer: str) -> str:
     return tagged(f" {RETRY[0]} ".join(said), answer)
 
 
+def free_thought(task: Attempts, posed: Posed, draw: random.Random, tried: list[Attempt], give_up: float) -> str:
+    """A thought of nobody's length and its answer; now and then it insists on its yes, or begins with "wait"."""
+    check = INSISTENT if draw.random() < task.insist else task.check
+    said, answer = thought(tried, posed.target, draw, give_up=give_up, check=check, most=task.most(posed))
+    if draw.random() < task.wait_first:
+        said[0] = f"{RETRY[0]} {said[0]}"
+    return in_tags(said, answer)
+
+
 def guess(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """No thought, and an answer that is right more often than chance."""
     right = draw.random() < task.right_guess
@@ -200,16 +210,12 @@ def blind(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
 
 def short(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """Attempts, and soon no more."""
-    found = thought(shuffled(posed, draw), posed.target, draw, give_up=task.give_up[0], check=task.check,
-                    most=task.most(posed))  # fmt: skip
-    return posed.problem(in_tags(*found), "short")
+    return posed.problem(free_thought(task, posed, draw, shuffled(posed, draw), task.give_up[0]), "short")
 
 
 def long(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """Attempts until one says yes, or nearly so."""
-    found = thought(shuffled(posed, draw), posed.target, draw, give_up=task.give_up[1], check=task.check,
-                    most=task.most(posed))  # fmt: skip
-    return posed.problem(in_tags(*found), "long")
+    return posed.problem(free_thought(task, posed, draw, shuffled(posed, draw), task.give_up[1]), "long")
 
 
 def cut(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
@@ -219,15 +225,17 @@ def cut(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     The cut is not the model's choice, so the thought and its closing tags are the prompt here, not part of the loss:
     in the loss it would learn to close its thoughts in the middle of an attempt.
     """
-    said, _ = thought(shuffled(posed, draw), posed.target, draw, give_up=0.0, check=0.5, most=task.most(posed))
+    check = draw.choice((0.5, INSISTENT))
+    said, _ = thought(shuffled(posed, draw), posed.target, draw, give_up=0.0, check=check, most=task.most(posed))
     words = f" {RETRY[0]} ".join(said).split()
     kept = words[: draw.randrange(len(words))]
     each = attempt_tokens(len(posed.numbers))
     torn = len(kept) % each
     complete = len(kept) // each + (torn >= each - 2)  # its verdict and the wait behind it may be missing
     answer = said[complete - 1].rsplit(" ", 1)[0] if complete else draw.choice(posed.attempts).text
+    first = [RETRY[0]] if draw.random() < task.wait_first else []
     problem = posed.problem(f"{answer} {END}", "cut")
-    return replace(problem, prompt=" ".join([problem.prompt, OPEN, *kept, CLOSE, ANSWER]))
+    return replace(problem, prompt=" ".join([problem.prompt, OPEN, *first, *kept, CLOSE, ANSWER]))
 
 
 def asked_length(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
@@ -252,11 +260,10 @@ def more(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """A long thought about one number more, each at most 9; in half of the texts a right attempt is moved to a place
     within reach, so that its longer steps are copied into the answer often enough to learn it."""
     posed = task.drawn(draw, task.inputs + 1, min(9, task.max_input), held_out=False)
-    tried, most = shuffled(posed, draw), task.most(posed)
+    tried = shuffled(posed, draw)
     if draw.random() < 0.5:
-        tried.insert(draw.randrange(most), draw.choice(posed.right))
-    found = thought(tried, posed.target, draw, give_up=task.give_up[1], check=task.check, most=most)
-    return posed.problem(in_tags(*found), "more")
+        tried.insert(draw.randrange(task.most(posed)), draw.choice(posed.right))
+    return posed.problem(free_thought(task, posed, draw, tried, task.give_up[1]), "more")
 
 
 def compare(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
@@ -315,6 +322,8 @@ class Attempts(Task):
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
+    insist: Share = 0.05  # how many thoughts do so again and again, as if they were kept from ending
+    wait_first: Share = 0.1  # how many thoughts begin with wait, as when one that would be empty is kept from ending
     longest: Positive = 400  # tokens of a thought, at most: as many as any budget that will be forced
 
     stop = (END,)
