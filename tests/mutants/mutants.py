@@ -34,7 +34,7 @@ PLAY = "test_play.py::test_"
 THINKING = "test_thinking.py::test_"
 TASKS = "test_tasks.py::test_"
 ENVIRONMENT = "test_environment.py::test_"
-R1 = "test_r1.py::test_"
+RESUME = "test_resume.py::test_"
 CONFIG = "test_hf_config.py::test_"
 TOKENIZER = "test_tokenizer.py::test_"
 NUMBERS = "test_numbers.py::test_"
@@ -48,8 +48,8 @@ GOES_ON = SAMPLER + "a_row_that_goes_on_equals_a_fresh_run_of_the_same_row"
 MICRO_BATCHES = LEARN + "the_gradient_does_not_depend_on_the_micro_batch_size[sft_loss-token]"
 SIGN_TABLE = LEARN + "clipping_stops_the_gradient_only_of_moves_that_went_far_enough"
 KILLED = CHECKPOINT + "a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one[False]"
-SFT_RESUME = CHECKPOINT + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
-STAR_RESUME = CHECKPOINT + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
+SFT_RESUME = RESUME + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
+STAR_RESUME = RESUME + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
 GRPO_RESUME = GRPO + "a_stopped_and_resumed_run_ends_bit_equal_to_one_that_never_stopped"
 
 MUTANTS = [
@@ -688,7 +688,7 @@ MUTANTS = [
         "the raised budget is not used by the rollout", "recipes/grpo.py",
         "refills, cap = config.algorithm.max_refills, config.max_new_tokens.at(step)",
         "refills, cap = config.algorithm.max_refills, config.max_new_tokens.first",
-        R1 + "the_budget_rises_in_the_middle_of_a_run",
+        GRPO + "the_budget_rises_in_the_middle_of_a_run",
     ),
     Mutant(
         "pass@k of held-out rows grouped across problems", "environment.py",
