@@ -44,6 +44,7 @@ def assert_equal(folder: Path) -> None:
     assert 0 < sum(line["reward"] for line in minimal["lines"]) < 3  # some right, some wrong
 
 
+@pytest.mark.trains
 def test_three_steps_equal_those_of_grpo_bit_for_bit(tmp_path):
     assert_equal(tmp_path)
 
