@@ -524,7 +524,7 @@ def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a folder; ValueError says so. The lock ends with the process, however it ends.
+    """Only one process at a time works in a folder; ValueError says so. The lock ends with its process, come what may.
 
     In the process that has it, it may be taken again.
     """
