@@ -254,7 +254,7 @@ def tasks(draw, wrapped=True):
             values[field.name] = Mixture((("guess", draw(st.floats(0.001, 10))), ("long", 1.0)))
         elif draw(st.booleans()):
             values[field.name] = draw(values_of(hints_of(kind)[field.name]))
-    if "digits" in values or "shares" in values or "hinted_shares" in values:
+    if "digits" in hints_of(kind) and values.keys() & {"digits", "shares", "hinted_shares"}:
         values["digits"] = values.get("digits") or (1, 2)
         for name in [name for name in values if name.endswith("shares")]:
             weights = st.floats(0.001, 10)
