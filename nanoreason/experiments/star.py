@@ -147,7 +147,8 @@ def claims(preset: str) -> list[Claim]:
     found = [
         Claim("plain: share of neighbouring lengths of which the shorter arrives in an earlier round",
               lambda r: arrived(r, "plain", preset, in_order), 0.9),
-        Claim("plain: rounds from first to last arrival", lambda r: arrived(r, "plain", preset, spread), 0.5, no_effect=0.5),
+        Claim("plain: rounds from first to last arrival",
+              lambda r: arrived(r, "plain", preset, spread), 0.5, no_effect=0.5),
         Claim("rationalize: rounds from first to last arrival",
               lambda r: arrived(r, "rationalize", preset, spread), 0.5, LESS, 0.5),
         Claim("rationalize - plain: accuracy, mean over rounds", lead("plain"), 0.05),
