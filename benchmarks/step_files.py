@@ -48,10 +48,10 @@ def files_of_a_step(recipe: str) -> list[str]:
     base = str(ROOT / "data" / "checkpoints" / "star-base")
     policy, tokenizer = load_checkpoint(base)
     optimizer = make_optimizer(policy)
+    minimal = replace(grpo_minimal.PRESETS["tiny"], base=base)
     if recipe == "grpo_minimal":
-        config = replace(grpo_minimal.PRESETS["tiny"], base=base)
-        return entered(lambda: grpo_minimal.grpo_step(config, 0, policy, tokenizer, optimizer))
-    config = replace(grpo.PRESETS["cpu"], base=base, prompts=4, group_size=4)
+        return entered(lambda: grpo_minimal.grpo_step(minimal, 0, policy, tokenizer, optimizer))
+    config = replace(grpo.PRESETS["cpu"], base=base, task=minimal.task, prompts=4, group_size=4)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(replace(config, out=folder))
 

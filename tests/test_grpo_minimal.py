@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,9 +55,9 @@ def test_three_steps_equal_those_of_grpo_bit_for_bit(tmp_path):
 
 @pytest.mark.trains
 def test_three_steps_from_the_shipped_base_equal_those_of_grpo_bit_for_bit(tmp_path):
-    """Its default base and task, with scratchpads of up to 64 tokens in several micro-batches."""
+    """Scratchpads in several micro-batches, of sums that the base knows and of sums that it seldom gets right."""
     base = str(ROOT / "data" / "checkpoints" / "star-base")
-    assert_equal(tmp_path, dict(base=base, task=Addition((3, 4)), steps=3, prompts=6, group_size=6), cap=64)
+    assert_equal(tmp_path, dict(base=base, task=Addition((3, 4)), steps=3, prompts=6, group_size=6), cap=96)
 
 
 @pytest.mark.trains
@@ -109,11 +110,20 @@ print(torch.backends.cpu.get_cpu_capability())
         assert done.stdout.split()[-1] in ("DEFAULT", "NO")
 
 
+@pytest.mark.trains
+def test_the_reward_of_the_shipped_base_rises_within_a_few_steps(tmp_path):
+    """As the README says, with a quarter of the rows and a higher learning rate: from about 0.2 to 0.8."""
+    base, preset = str(ROOT / "data" / "checkpoints" / "star-base"), grpo_minimal.PRESETS["cpu"]
+    grpo_minimal.run(replace(preset, base=base, steps=12, prompts=8, group_size=8, lr=3e-4, out=str(tmp_path)))
+    rewards = [line["reward"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert 0.02 < statistics.fmean(rewards[:3]) < 0.5  # there is something to learn, and from something
+    assert statistics.fmean(rewards[-3:]) > statistics.fmean(rewards[:3]) + 0.3
+
+
 def test_more_steps_than_there_are_of_warm_up_use_the_same_learning_rate():
     """Where `grpo` has settings, `grpo_minimal` has their default values."""
     full, minimal = grpo.GrpoConfig(), grpo_minimal.GrpoMinimalConfig()
     assert (full.prompts, full.group_size, full.lr) == (minimal.prompts, minimal.group_size, minimal.lr)
-    assert (full.max_new_tokens.at(1), full.task) == (minimal.max_new_tokens, minimal.task)
     assert (full.warmup, full.decay, full.temperature, full.micro_tokens) == (5, "none", 1.0, 2048)
     assert grpo_minimal.PRESETS.keys() >= {"cpu", "tiny"}
 
