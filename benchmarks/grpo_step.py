@@ -4,6 +4,7 @@
     python benchmarks/grpo_step.py fixed            8 prompts x 16 samples x 128 tokens: time and peak memory of a step
     python benchmarks/grpo_step.py heavy            the same with heavy-tailed lengths
     python benchmarks/grpo_step.py head             8 x 512 log-probs at a vocabulary of 151,936: memory, gradient
+    python benchmarks/grpo_step.py --quick          few tokens, ours alone, to see that it runs; nothing is written
 
 Both sides have the same weights, prompts, lengths, reward, loss and learning rate. TRL runs with its default settings
 (bf16 autocast and gradient checkpointing on every device) in 4 micro-batches of 32 rows; ours is the recipe's step with
@@ -34,13 +35,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 from sample import QWEN, TINY, heavy_tailed, twin
+from timing import clock_for, write_results
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from nanoreason import learn
-from nanoreason.model import Transformer
-from nanoreason.recipes.grpo import GrpoConfig, compare, improve, with_algorithm
-from nanoreason.rollout import Problem, prompt_rows
-from nanoreason.run import device_name
+from nanoreason.model import ModelConfig, Transformer, small_config
+from nanoreason.recipes.grpo import GrpoConfig, compute_advantages, update_policy
+from nanoreason.rollout import Problem, prompt_groups
+from nanoreason.run import Schedule, pick_device
 from nanoreason.sampler import Sampler
 from nanoreason.tokenizer import word_tokenizer
 
@@ -51,6 +53,8 @@ LENGTHS = {
 }
 TARGETS = {"fixed": 1.7, "heavy": 2.8}  # wanted ratios to TRL's step
 HEAD_TOKENS = 8 * 512
+QUICK_LENGTHS = [1 + i % 3 for i in range(PROMPTS * GROUP)]
+QUICK_MODEL = small_config(16, 1, 2, TINY.vocab_size, 64, model_type="qwen3")
 WORDS = word_tokenizer([f"w{i}" for i in range(1, TINY.vocab_size)])
 PROBLEMS = [
     Problem(" ".join(f"w{1 + (7 * p + 5 * t) % (TINY.vocab_size - 1)}" for t in range(PROMPT_TOKENS)), "")
@@ -95,30 +99,30 @@ class Ours:
     def __init__(self, model: Transformer, lengths: list[int], watch: Stopwatch):
         self.model, self.lengths, self.watch, self.steps = model, lengths, watch, 0
         self.optimizer = learn.make_optimizer(model)
-        config = GrpoConfig(
-            base="none", average="token", kl_coef=0.0, prompts=PROMPTS, group_size=GROUP, lr=1e-6, warmup=0,
-            max_new_tokens=NEW_TOKENS,
+        self.config = GrpoConfig(
+            algorithm=learn.Algorithm(average="token"), prompts=PROMPTS, group_size=GROUP, lr=1e-6, warmup=0,
+            max_new_tokens=Schedule(NEW_TOKENS),
         )  # fmt: skip
-        self.config = with_algorithm(config)
         self.generate = watch.timed("generation", lambda rows: Sampler(self.model, eos_id=None).finish(rows))
 
     def step(self) -> dict[str, float]:
         self.watch.start()
-        rows = prompt_rows(WORDS, PROBLEMS, GROUP, seed=self.steps)
+        groups = prompt_groups(WORDS, PROBLEMS, GROUP, seed=self.steps)
+        rows = [row for group in groups for row in group]
         for row, length in zip(rows, self.lengths, strict=True):
             row.max_new_tokens = length
         self.generate(rows)
         for row in rows:
             row.reward = reward(row.response)
+        self.steps += 1
         original = learn.logprobs_and_entropy
         learn.logprobs_and_entropy = self.watch.timed("log-probs", original)
         try:
-            compare(self.config, self.model, None, rows)
-            improve(self.config, self.steps, self.model, self.optimizer, rows)
+            compute_advantages(self.config, self.model, None, groups)
+            update_policy(self.config, self.steps, self.model, self.optimizer, groups)
         finally:
             learn.logprobs_and_entropy = original
         assert [len(row.response) for row in rows] == self.lengths
-        self.steps += 1
         return self.watch.stop()
 
 
@@ -188,9 +192,9 @@ def run_trl(model: Transformer, lengths: list[int], watch: Stopwatch, steps: int
 # --------------------------------------------------------------------------------------------------------- a step
 
 
-def time_steps(part: str, repeat: int, device: torch.device, clock: Callable[[], float], with_trl: bool) -> None:
-    model = Transformer(TINY).to(device)
-    ours = Ours(model, LENGTHS[part], Stopwatch(clock))
+def time_steps(part: str, repeat: int, device: torch.device, with_trl: bool) -> list[str]:
+    clock, target = clock_for(device), TARGETS[part]
+    ours = Ours(Transformer(TINY).to(device), LENGTHS[part], Stopwatch(clock))
     found: dict[str, list[dict[str, float]]] = {"TRL": [], "ours": []}
 
     def between(trl_step: dict[str, float]) -> None:
@@ -201,25 +205,24 @@ def time_steps(part: str, repeat: int, device: torch.device, clock: Callable[[],
         run_trl(Transformer(TINY).to(device), LENGTHS[part], Stopwatch(clock), 1 + repeat, between, lambda: None)
     else:
         found = {"ours": [ours.step() for _ in range(1 + repeat)]}
+    lines = []
     for name, steps in found.items():
-        steps = steps[1:]  # the first one warms up
-        median = {phase: statistics.median(step[phase] for step in steps) for phase in steps[0]}
-        totals = [step["step"] for step in steps]
-        line = f"{part:<6} {name:<5} {median.pop('step'):6.2f} s ({min(totals):.2f}..{max(totals):.2f})  "
-        line += "  ".join(f"{phase} {seconds:.2f}" for phase, seconds in median.items())
-        print(line, flush=True)
+        memory = child("step", part, name, str(device))["bytes"] / 1e6
+        lines.append(
+            f"{part:<6} {name:<5} {medians(steps[1:])}  peak memory {memory:,.0f} MB"
+        )  # the first one warms up
     if with_trl:
         ratios = [trl["step"] / our["step"] for trl, our in zip(found["TRL"][1:], found["ours"][1:], strict=True)]
-        print(
-            f"{part:<6} TRL / ours: {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-            f"  target {TARGETS[part]}",
-            flush=True,
-        )
-    for name in found:
-        print(
-            f"{part:<6} {name:<5} peak memory {child('step', part, name, str(device))['bytes'] / 1e6:.0f} MB",
-            flush=True,
-        )
+        of_all = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
+        lines.append(f"{part:<6} TRL / ours: {of_all}  target {target}")
+    return lines
+
+
+def medians(steps: list[dict[str, float]]) -> str:
+    median = {phase: statistics.median(step[phase] for step in steps) for phase in steps[0]}
+    totals = [step["step"] for step in steps]
+    phases = "  ".join(f"{phase} {seconds:.2f}" for phase, seconds in median.items() if phase != "step")
+    return f"{median['step']:6.2f} s ({min(totals):.2f}..{max(totals):.2f})  {phases}"
 
 
 # --------------------------------------------------------------------------------------------------------- memory
@@ -267,13 +270,13 @@ def memory_of_a_step(part: str, name: str, device: str) -> dict[str, float]:
     return {"bytes": peak[0].bytes()}
 
 
-def memory_of_the_head(name: str, device: str, out: str) -> dict[str, float]:
-    """Forward and backward pass of the log-probs of HEAD_TOKENS tokens; the gradient is left in the file `out`."""
+def memory_of_the_head(name: str, device: str, out: str, tokens: int = HEAD_TOKENS, shape: ModelConfig = QWEN) -> dict:
+    """Forward and backward pass of the log-probs of some tokens; the gradient is left in the file `out`."""
     generator = torch.Generator().manual_seed(0)
-    V, D = QWEN.vocab_size, QWEN.hidden_size
-    hidden = torch.randn(HEAD_TOKENS, D, generator=generator).to(device).requires_grad_()
+    V, D = shape.vocab_size, shape.hidden_size
+    hidden = torch.randn(tokens, D, generator=generator).to(device).requires_grad_()
     weight = torch.randn(V, D, generator=generator).mul_(D**-0.5).to(device).requires_grad_()
-    targets = torch.randint(V, (HEAD_TOKENS,), generator=generator).to(device)
+    targets = torch.randint(V, (tokens,), generator=generator).to(device)
     started, peak = time.process_time(), PeakMemory(hidden.device)
     if name == "full":
         logprobs = -F.cross_entropy(F.linear(hidden, weight), targets, reduction="none")
@@ -285,53 +288,63 @@ def memory_of_the_head(name: str, device: str, out: str) -> dict[str, float]:
     return found
 
 
-def head(device: torch.device) -> None:
+def head(device: torch.device, measure: Callable = lambda *words: child("head", *words)) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: child("head", name, str(device), f"{folder}/{name}") for name in ("full", "chunked")}
+        found = {name: measure(name, str(device), f"{folder}/{name}") for name in ("full", "chunked")}
         pairs = zip(*(torch.load(f"{folder}/{name}", weights_only=True) for name in found), strict=True)
         errors = [((a - b).abs().max() / a.abs().max()).item() for a, b in pairs]
-    for name, answer in found.items():
-        print(
-            f"head   {name:<8} {HEAD_TOKENS} tokens, width {QWEN.hidden_size}, vocabulary {QWEN.vocab_size:,}: "
-            f"{answer['bytes'] / 1e6:,.0f} MB, forward and backward {answer['seconds']:.0f} s"
-        )
-    ratio = found["chunked"]["bytes"] / found["full"]["bytes"]
-    print(f"head   chunked / full memory: {ratio:.3f}  target < 0.25")
-    print(f"head   largest difference of gradients / largest gradient: {max(errors):.1e}  target < 1e-5")
+    lines = [
+        f"{name:<8} {answer['bytes'] / 1e6:>6,.0f} MB, forward and backward {answer['seconds']:.1f} s"
+        for name, answer in found.items()
+    ]
+    if found["full"]["bytes"] > 1e6:
+        ratio = found["chunked"]["bytes"] / found["full"]["bytes"]
+        lines.append(f"chunked / full memory: {ratio:.3f}  target < 0.25")
+    return [*lines, f"largest difference of gradients / largest gradient: {max(errors):.1e}  target < 1e-5"]
 
 
-def main() -> None:
+def quick(device: torch.device) -> list[str]:
+    """A step of a very small model, and a small head, in this process."""
+    ours = Ours(Transformer(QUICK_MODEL).to(device), QUICK_LENGTHS, Stopwatch(clock_for(device)))
+    return [medians([ours.step()]), *head(device, lambda *words: memory_of_the_head(*words, 8, QUICK_MODEL))]
+
+
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="of fixed, heavy, head (default: all)")
     parser.add_argument("--repeat", type=int, default=5, help="steps that are timed, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="few tokens, without TRL")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    flags = parser.parse_args()
+    flags = parser.parse_args(words)
     torch.set_num_threads(flags.threads)
     if flags.child:
-        kind, *words = flags.parts
+        kind, *arguments = flags.parts
         with redirect_stdout(sys.stderr):
-            answer = {"step": memory_of_a_step, "head": memory_of_the_head}[kind](*words)
+            answer = {"step": memory_of_a_step, "head": memory_of_the_head}[kind](*arguments)
         print(json.dumps(answer))
         return
     unknown = [part for part in flags.parts if part not in (*LENGTHS, "head")]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}: use fixed, heavy, head")
-    device = torch.device(flags.device)
-    clock = time.process_time if device.type == "cpu" and flags.threads == 1 else time.perf_counter
+    device = pick_device(flags.device)
+    if flags.quick:
+        write_results("GRPO step", quick(device), device, keep=False)
+        return
     try:
         import trl
 
-        versions = f"TRL {trl.__version__}"
+        versions = f"beside TRL {trl.__version__}"
     except ImportError:
-        trl, versions = None, "no TRL (for the comparison: pip install trl), ours alone"
-    print(f"{device_name(device)}, {flags.threads} thread(s), torch {torch.__version__}, {versions}")
-    for part in flags.parts or [*LENGTHS, "head"]:
-        if part == "head":
-            head(device)
-        else:
-            time_steps(part, flags.repeat, device, clock, trl is not None)
+        trl, versions = None, "ours alone (for the comparison: pip install trl)"
+    parts = flags.parts or [*LENGTHS, "head"]
+    lines = [line for part in parts if part in LENGTHS for line in time_steps(part, flags.repeat, device, bool(trl))]
+    if lines:
+        write_results("GRPO step", [versions, *lines], device)
+    if "head" in parts:
+        title = f"Log-probs of {HEAD_TOKENS} tokens, width {QWEN.hidden_size}, vocabulary {QWEN.vocab_size:,}"
+        write_results(title, head(device), device)
 
 
 if __name__ == "__main__":

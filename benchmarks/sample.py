@@ -4,6 +4,7 @@
     python benchmarks/sample.py --compile                   also generate with the static cache and torch.compile
     python benchmarks/sample.py small-512 --repeat 9
     python benchmarks/sample.py --checkpoint FOLDER         a real checkpoint, one and eight rows
+    python benchmarks/sample.py --quick                     a few tokens, to see that it runs; nothing is written
 
 Contestants take turns in one process (see timing.py); printed are medians and the range. Only useful tokens count:
 those up to each row's own length. The floor is the time that the arithmetic and the memory traffic of the live rows
@@ -28,7 +29,8 @@ import transformers
 from timing import Peak, interleaved, write_results
 from transformers import GenerationConfig
 
-from nanoreason.checkpoint import ARCHITECTURES, load_checkpoint
+from nanoreason.checkpoint import load_checkpoint
+from nanoreason.hf_config import ARCHITECTURES
 from nanoreason.model import KVCache, ModelConfig, Transformer, small_config
 from nanoreason.rollout import Problem, Rollout, seed_of
 from nanoreason.run import pick_device
@@ -66,6 +68,7 @@ WORKLOADS = {
     "tiny-heavy": Workload(TINY, [8 + (7 * i) % 33 for i in range(128)], heavy_tailed(128, 80, 256), 5.0),
     "qwen-8": Workload(QWEN, [32] * 8, [32] * 8, 2.2),
 }
+QUICK = {"quick": Workload(small_config(16, 1, 2, 16, 16, kv_heads=1, model_type="qwen3"), [3, 2, 4], [2, 5, 3], 0.0)}
 
 
 def make_rows(work: Workload) -> list[Rollout]:
@@ -139,7 +142,7 @@ def floor_seconds(work: Workload, peak: Peak) -> float:
     return seconds
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)} (default: all)")
     parser.add_argument("--checkpoint", default="", help="folder of a real checkpoint: workloads checkpoint-1 and -8")
@@ -147,10 +150,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="also generate with static cache and torch.compile")
-    flags = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one small workload, once")
+    flags = parser.parse_args(words)
     torch.set_num_threads(flags.threads)
     device = pick_device(flags.device)
-    workloads, models = dict(WORKLOADS), {}
+    workloads, models = dict(QUICK if flags.quick else WORKLOADS), {}
     if flags.checkpoint:
         model = load_checkpoint(flags.checkpoint, device)[0]
         workloads = {f"checkpoint-{n}": Workload(model.config, [32] * n, [32] * n, 1.5) for n in (1, 8)}
@@ -162,8 +166,8 @@ def main() -> None:
     for name in flags.workloads or workloads:
         work = workloads[name]
         model = models.get(name) or Transformer(work.model).to(device)
-        lines += compare(name, work, model, flags.repeat, flags.compile)
-    write_results("The checkpoint's sampler" if flags.checkpoint else "Sampler", lines, device)
+        lines += compare(name, work, model, 1 if flags.quick else flags.repeat, flags.compile)
+    write_results("Sampler, a real checkpoint" if flags.checkpoint else "Sampler", lines, device, not flags.quick)
 
 
 def compare(name: str, work: Workload, model: Transformer, repeat: int, compiled: bool) -> list[str]:
@@ -175,11 +179,11 @@ def compare(name: str, work: Workload, model: Transformer, repeat: int, compiled
     if compiled:
         contestants["generate, static, compiled"] = lambda: generate(reference, work, "static")
     timings = interleaved(contestants, model.device, repeat, read_bytes=bytes_and_flops(work)[3] // 4 * 4)
-    lines = []
+    lines, longest = [], max(map(len, timings))
     for contestant, timing in timings.items():
         slow, fast = timing.range
         lines.append(
-            f"{name:<12} {contestant:<26} {timing.rate:>7,.0f} tokens/s ({slow:,.0f}..{fast:,.0f})"
+            f"{name:<12} {contestant:<{longest}} {timing.rate:>7,.0f} tokens/s ({slow:,.0f}..{fast:,.0f})"
             f"  {timing.times_faster_than(timings['generate']):.2f}x generate"
             f"  {timing.share_of_floor(lambda peak: floor_seconds(work, peak)):.2f} of floor"
             + (f"  target {work.target}x" if contestant == "ours" else "")

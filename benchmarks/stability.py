@@ -3,6 +3,7 @@
     python benchmarks/stability.py OUT.jsonl             all arms, one line of JSON per run; goes on where it stopped
     python benchmarks/stability.py OUT.jsonl --table     only write the table of what OUT holds
     python benchmarks/stability.py OUT.jsonl qwen3       only arms whose name holds a word
+    python benchmarks/stability.py OUT.jsonl --quick     one run of two steps, to see that it runs
 
 Every run trains a new model of width 96 with 3 layers on worked sums of one and two digits, 32 rows a step, 900 steps,
 and is tested greedily on all 81 sums of one digit and on 200 held-out ones of two: often late in training, so that a
@@ -26,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from timing import write_results
 
-from nanoreason.evaluate import test_accuracy
-from nanoreason.learn import from_stream, make_optimizer, update
+from nanoreason.environment import evaluate
+from nanoreason.learn import make_optimizer, update
 from nanoreason.model import Transformer, small_config
-from nanoreason.rollout import seed_of
+from nanoreason.rollout import demonstration, seed_of
 from nanoreason.run import table
-from nanoreason.tasks.addition import Addition, budget, digits_of, test_sums, tokenizer
+from nanoreason.tasks.addition import Addition, tokenizer
 
 STEPS, WARMUP, ROWS = 900, 20, 32
 TESTED = (300, 500, 600, 650, 700, 750, 800, 850, 900)  # steps after which accuracy is measured
@@ -54,61 +55,65 @@ class Arm:
 
 ARMS: list[tuple[Arm, int]] = [  # and the number of seeds
     *[(Arm(family, schedule), 4) for family in ("llama", "qwen3") for schedule in ("constant", "linear")],
-    (Arm(optimizer="muon", lr=5e-3), 4),
-    (Arm(heads=4, kv_heads=2), 2),
+    (Arm(optimizer="muon", lr=5e-3, kv_heads=2), 4),
+    (Arm(optimizer="muon", lr=5e-3), 2),
+    (Arm(heads=4, kv_heads=2), 4),
     (Arm(heads=4, kv_heads=1), 2),
     (Arm(heads=2, kv_heads=2), 2),
 ]
 
 
-def run(arm: Arm, seed: int) -> dict:
+def run(arm: Arm, seed: int, steps: int = STEPS, tested: tuple[int, ...] = TESTED, problems: int = 200) -> dict:
     """One line of results. `tokens_per_second` is that of the updates alone, in this process's CPU time."""
-    words = tokenizer()
+    words, task = tokenizer(), Addition((1, 2))
     shape = dict(kv_heads=arm.kv_heads, model_type=arm.family)
     model = Transformer(small_config(96, 3, arm.heads, words.vocab_size, 128, **shape), seed_of("stability", seed))
     optimizer = make_optimizer(model, arm.optimizer)
-    rows_of = from_stream(words, Addition((1, 2)), f"stability-{seed}", ROWS)
-    problems = test_sums((1, 2), 200)
     accuracy, seconds, tokens = {}, 0.0, 0
-    for step in range(STEPS):
-        rate = arm.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS if arm.schedule == "linear" else 1.0)
-        rows = rows_of(step)
+    for step in range(steps):
+        rate = arm.lr * min(1.0, (step + 1) / WARMUP) * (1 - step / steps if arm.schedule == "linear" else 1.0)
+        indices = range(step * ROWS, (step + 1) * ROWS)
+        rows = [demonstration(words, task.problem(f"stability-{seed}", i)) for i in indices]
         started = time.process_time()
         update(model, optimizer, rows, lr=rate, micro_tokens=1024)
         seconds += time.process_time() - started
         tokens += sum(len(row.tokens) for row in rows)
-        if step + 1 in TESTED:
-            found = test_accuracy(model, words, Addition(), problems, budget=budget, key=digits_of)
+        if step + 1 in tested:
+            found = evaluate(task, model, words, problems)
             accuracy[step + 1] = [found["acc/1"], found["acc/2"]]
     return {**asdict(arm), "seed": seed, "accuracy": accuracy, "tokens_per_second": round(tokens / seconds)}
 
 
-def tables(lines: list[dict]) -> str:
+def tables(lines: list[dict], steps: int = STEPS) -> str:
     """One row per arm: accuracy on two digits at the end by seed, its mean and least, and the largest late swing."""
     rows = []
     for arm in dict.fromkeys(Arm(**{key: line[key] for key in asdict(Arm())}) for line in lines):
         runs = [line for line in lines if all(line[key] == value for key, value in asdict(arm).items())]
         runs.sort(key=lambda line: line["seed"])
-        end = [run["accuracy"][str(STEPS)][1] for run in runs]
+        end = [run["accuracy"][str(steps)][1] for run in runs]
         swing = 0.0
         for one in runs:  # the deepest fall below what was already reached
             late = [two for step, (_, two) in one["accuracy"].items() if int(step) >= LATE]
             swing = max([swing, *(max(late[: i + 1]) - value for i, value in enumerate(late))])
         speed = statistics.median(run["tokens_per_second"] for run in runs)
-        ones = min(run["accuracy"][str(STEPS)][0] for run in runs)
+        ones = min(run["accuracy"][str(steps)][0] for run in runs)
         rows.append([str(arm), " ".join(f"{x:.2f}" for x in end), f"{statistics.fmean(end):.2f}", f"{min(end):.2f}",
                      f"{ones:.2f}", f"{swing:.2f}", f"{speed:,.0f}"])  # fmt: skip
     header = ["arm", "2 digits, by seed", "mean", "least", "1 digit, least", "largest fall", "tokens/s"]
     return table(header, rows)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="JSON lines, one per run; runs that it holds are not repeated")
     parser.add_argument("words", nargs="*", help="only arms whose name holds one of these (default: all)")
     parser.add_argument("--table", action="store_true", help="run nothing, only write down what was found")
-    flags = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two steps of the first arm; nothing is written")
+    flags = parser.parse_args(words)
     torch.set_num_threads(1)
+    if flags.quick:
+        print(tables([json.loads(json.dumps(run(ARMS[0][0], 0, steps=2, tested=(2,), problems=1)))], steps=2))
+        return
     lines = [json.loads(line) for line in flags.out.read_text().splitlines()] if flags.out.exists() else []
     for seed in [] if flags.table else range(max(seeds for _, seeds in ARMS)):  # all arms of a seed before the next one
         for arm, seeds in ARMS:

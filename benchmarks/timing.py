@@ -119,12 +119,20 @@ def machine(device: torch.device) -> str:
     return f"{name}, {threads}, {load}, torch {torch.__version__}"
 
 
-def write_results(name: str, lines: list[str], device: torch.device) -> None:
-    """Print the lines, and put them into RESULTS.md as the section `name` in place of what it said before."""
+def write_results(name: str, lines: list[str], device: torch.device, keep: bool = True) -> None:
+    """Print the lines, and put them into RESULTS.md as the section `name` in place of the table that it had before.
+
+    The words that stand under a table are a person's. They stay, and have to be read again with the new numbers.
+    """
     text = "\n".join(lines)
     section = f"## {name}\n\n{machine(device)}, {time.strftime('%Y-%m-%d')}\n\n```\n{text}\n```\n"
     print(section, flush=True)
-    old = RESULTS.read_text() if RESULTS.exists() else "# What was measured\n\nWritten by the scripts beside it.\n"
-    head, *sections = re.split(r"\n(?=## )", old)
-    kept = [part.rstrip("\n") + "\n" for part in sections if not part.startswith(f"## {name}\n")]
-    RESULTS.write_text("\n".join([head.rstrip("\n") + "\n", *sorted([*kept, section])]))
+    if not keep:
+        return
+    head, *sections = re.split(r"\n(?=## )", RESULTS.read_text())
+    named = {part.split("\n")[0].removeprefix("## "): part.strip("\n") + "\n" for part in sections}
+    words = named.get(name, "").rpartition("\n```\n")[2].strip("\n") if name in named else ""
+    named[name] = section + (f"\n{words}\n" if words else "")
+    RESULTS.write_text("\n".join([head.rstrip("\n") + "\n", *(named[key] for key in sorted(named))]))
+    if words:
+        print(f"{RESULTS}: the words under this table are about older numbers, read them again", flush=True)

@@ -524,9 +524,9 @@ def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a folder; ValueError says so. The lock ends with the process, however it ends.
+    """Only one process at a time works in a folder; ValueError says so.
 
-    In the process that has it, it may be taken again.
+    The lock ends with the process, however it ends. In the process that has it, it may be taken again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+b") as file:

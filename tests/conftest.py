@@ -1,6 +1,9 @@
 """What the tests share: one thread, few hypothesis examples, a tiny model with strong opinions, ragged rows."""
 
+import os
 import random
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin cost the tests beside them
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ settings.register_profile(  # for tests that are expected to fail: the first fai
     "first", settings.get_profile("few"), phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile("few")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("NANOREASON_TEST_THREADS", "1")))  # `make test-portable`
 
 VOCAB = 24
 

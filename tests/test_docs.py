@@ -34,7 +34,7 @@ def test_own_task_reward_and_model_work_as_the_page_says(tmp_path, monkeypatch, 
     monkeypatch.setattr("builtins.input", lambda prompt: "q")
     for command in commands(page):
         flags = command[2:] if command[1] == "train.py" else command[3:]
-        less = {"sft": ["--steps", "150", "--eval-problems", "4"], "grpo": ["--steps", "1", "--eval-problems", "4"]}
+        less = {"sft": ["--steps", "60", "--eval-problems", "4"], "grpo": ["--steps", "1", "--eval-problems", "4"]}
         more = less.get(flags[0], []) + (["--out", "runs/own"] if "--rewards" in flags else [])
         if "FOLDER" not in flags and not any(flag.startswith("--family") for flag in flags):
             assert main([*flags, *more]) == 0, (command, capsys.readouterr())

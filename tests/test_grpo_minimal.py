@@ -4,10 +4,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from nanoreason.checkpoint import load_extra
 from nanoreason.recipes import grpo, grpo_minimal
 from nanoreason.run import Schedule, read_jsonl
 from nanoreason.tasks import Addition
@@ -17,10 +20,10 @@ BASE = str(ROOT / "tests" / "data" / "one-digit-sums")
 SIZE = dict(base=BASE, task=Addition((1,), form="direct"), steps=3, prompts=8, group_size=8, lr=1e-3, seed=5)
 
 
-def both(folder: Path) -> list[dict]:
+def both(folder: Path, size: dict, cap: int) -> list[dict]:
     """[what three steps of grpo_minimal left, what three steps of grpo left]: weights and metrics."""
-    grpo_minimal.run(grpo_minimal.GrpoMinimalConfig(**SIZE, max_new_tokens=6, out=str(folder / "minimal")))
-    grpo.run(grpo.GrpoConfig(**SIZE, max_new_tokens=Schedule(6), preflight=0, eval_problems=0,
+    grpo_minimal.run(grpo_minimal.GrpoMinimalConfig(**size, max_new_tokens=cap, out=str(folder / "minimal")))
+    grpo.run(grpo.GrpoConfig(**size, max_new_tokens=Schedule(cap), preflight=0, eval_problems=0,
                              out=str(folder / "grpo")))  # fmt: skip
     return [
         {
@@ -31,11 +34,11 @@ def both(folder: Path) -> list[dict]:
     ]
 
 
-def assert_equal(folder: Path) -> None:
-    minimal, full = both(folder)
+def assert_equal(folder: Path, size: dict = SIZE, cap: int = 6) -> None:
+    minimal, full = both(folder, size, cap)
     equal = minimal["weights"] == full["weights"]  # not in the assert: a diff of binary files takes minutes
     assert equal, "the weights differ"
-    learnt = minimal["weights"] != (Path(BASE) / "model.safetensors").read_bytes()
+    learnt = minimal["weights"] != (Path(size["base"]) / "model.safetensors").read_bytes()
     assert learnt
     assert [line["step"] for line in minimal["lines"]] == [line["step"] for line in full["lines"]] == [1, 2, 3]
     for ours, theirs in zip(minimal["lines"], full["lines"], strict=True):
@@ -44,10 +47,49 @@ def assert_equal(folder: Path) -> None:
     assert 0 < sum(line["reward"] for line in minimal["lines"]) < 3  # some right, some wrong
 
 
+@pytest.mark.trains
 def test_three_steps_equal_those_of_grpo_bit_for_bit(tmp_path):
     assert_equal(tmp_path)
 
 
+@pytest.mark.trains
+def test_three_steps_from_the_shipped_base_equal_those_of_grpo_bit_for_bit(tmp_path):
+    """Its default base and task, with scratchpads of up to 64 tokens in several micro-batches."""
+    base = str(ROOT / "data" / "checkpoints" / "star-base")
+    assert_equal(tmp_path, dict(base=base, task=Addition((3, 4)), steps=3, prompts=6, group_size=6), cap=64)
+
+
+@pytest.mark.trains
+def test_a_run_that_was_stopped_is_done_again_as_a_whole(tmp_path):
+    config = grpo_minimal.GrpoMinimalConfig(**SIZE, max_new_tokens=6, out=str(tmp_path / "whole"))
+    last = grpo_minimal.run(config)
+    stopped, real = replace(config, out=str(tmp_path / "stopped")), grpo_minimal.grpo_step
+
+    def step(config, step, *arguments):
+        if step == 2:
+            raise KeyboardInterrupt
+        return real(config, step, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo_minimal, "grpo_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            grpo_minimal.run(stopped)
+    assert grpo_minimal.run(replace(stopped, resume=True)) == last
+    for name in ("metrics.jsonl", "policy/model.safetensors"):
+        equal = (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert equal, name
+    assert load_extra(tmp_path / "whole" / "policy")["task.form"] == "direct"  # `play` and `eval` know what to ask
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    config = grpo_minimal.GrpoMinimalConfig(**SIZE, device="cuda", out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="'cuda' is not available"):
+        grpo_minimal.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.trains
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_they_are_equal_on_other_processors_too(tmp_path, capability):
     """The kernels of a processor without AVX2, and of one without AVX-512; chosen when torch is imported."""
@@ -94,13 +136,13 @@ def step_files():
 
 def test_one_default_step_goes_through_six_files_and_the_ground_floor(step_files):
     found = step_files.files_of_a_step("grpo_minimal")
-    assert set(found) - GROUND == SHARED | {"recipes/grpo_minimal.py"}
+    assert set(found) == GROUND | SHARED | {"recipes/grpo_minimal.py"} and len(found) == len(set(found))
     assert found[0] == "recipes/grpo_minimal.py" and set(step_files.GROUND) == GROUND
 
 
 def test_the_step_of_grpo_goes_through_one_more_that_of_rewards(step_files):
     found = step_files.files_of_a_step("grpo")
-    assert set(found) - GROUND == SHARED | {"recipes/grpo.py", "rewards.py"}
+    assert set(found) == GROUND | SHARED | {"recipes/grpo.py", "rewards.py"} and len(found) == len(set(found))
 
 
 def test_the_script_prints_them(step_files, capsys):

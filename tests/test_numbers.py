@@ -111,7 +111,7 @@ def test_ids_without_a_token_are_never_drawn_and_the_learner_agrees(make_model, 
     drawn = {token for row in rows for token in row.response}
     assert any(token % 3 == 1 for token in free) and not any(token % 3 == 1 for token in drawn)
     if top_p == 1:
-        learned = learn.score(model, rows, temperature or 1.0, 4096)
+        learned = learn.compute_logprobs(model, rows, temperature or 1.0, 4096)
         for row, logprobs in zip(rows, learned, strict=True):
             assert row.logprobs[row.prompt_len :] == pytest.approx(logprobs[row.prompt_len :], abs=1e-4)
 

@@ -241,6 +241,7 @@ def test_no_data_of_an_earlier_round_is_used_again(scripted, play):
     assert len(three_digits_of_round_1 & prompts_of(scripted.fits[1]["rows"])) <= 2  # drawn again by chance
 
 
+@pytest.mark.trains
 def test_the_base_stays_the_same_through_a_whole_run_and_the_policy_is_the_last_rounds(
     scripted, tmp_path, models, tokenizer, assert_same_weights
 ):

@@ -147,9 +147,9 @@ def claims(preset: str) -> list[Claim]:
     found = [
         Claim("plain: share of neighbouring lengths of which the shorter arrives in an earlier round",
               lambda r: arrived(r, "plain", preset, in_order), 0.9),
-        Claim("plain: rounds from first to last arrival", lambda r: arrived(r, "plain", preset, spread), 0.5),
+        Claim("plain: rounds from first to last arrival", lambda r: arrived(r, "plain", preset, spread), 0.5, no_effect=0.5),
         Claim("rationalize: rounds from first to last arrival",
-              lambda r: arrived(r, "rationalize", preset, spread), 0.5, LESS),
+              lambda r: arrived(r, "rationalize", preset, spread), 0.5, LESS, 0.5),
         Claim("rationalize - plain: accuracy, mean over rounds", lead("plain"), 0.05),
         Claim("plain - direct: final accuracy", lambda r: r.last("plain", acc) - r.last("direct", acc), 0.03),
         Claim("rationalize - direct: final accuracy",

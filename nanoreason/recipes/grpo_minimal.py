@@ -17,7 +17,7 @@ from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.environment import sample
 from nanoreason.learn import make_optimizer, token_weights, update
 from nanoreason.rollout import Batch, Task, response_text, seed_of
-from nanoreason.run import Positive, Rate, Run, RunConfig, chosen, learning_rate, say
+from nanoreason.run import Positive, Rate, Run, RunConfig, chosen, flatten, learning_rate, pick_device, say, task_flags
 from nanoreason.tasks import TASKS, Addition
 
 
@@ -66,12 +66,13 @@ def grpo_step(config: GrpoMinimalConfig, step: int, policy, tokenizer, optimizer
 
 def run(config: GrpoMinimalConfig) -> dict:
     """All steps; the policy is left in OUT/policy."""
-    policy, tokenizer = load_checkpoint(config.base)
+    policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     run, optimizer, metrics = Run(config), make_optimizer(policy), {}
+    run.rewind(-1)  # there are no checkpoints on the way: a run that was stopped is done again
     for step in range(config.steps):
         metrics = grpo_step(config, step, policy, tokenizer, optimizer)
         run.log(step + 1, **metrics)
         say(f"step {step + 1}: reward {metrics['reward']:.3f}")
-    save_checkpoint(run.folder / "policy", policy, tokenizer)
+    save_checkpoint(run.folder / "policy", policy, tokenizer, extra=task_flags(flatten(config)))
     run.close()
     return metrics

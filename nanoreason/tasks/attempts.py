@@ -126,7 +126,7 @@ class Mixture:
             raise ValueError(f"{text!r} is no mixture: guess:0.2,long:0.8, of {', '.join(KINDS)}") from None
 
     def __str__(self) -> str:
-        return ",".join(f"{kind}:{share:g}" for kind, share in self.shares)
+        return ",".join(f"{kind}:{share!r}" for kind, share in self.shares)
 
     @property
     def weights(self) -> list[float]:

@@ -34,7 +34,8 @@ PLAY = "test_play.py::test_"
 THINKING = "test_thinking.py::test_"
 TASKS = "test_tasks.py::test_"
 ENVIRONMENT = "test_environment.py::test_"
-R1 = "test_r1.py::test_"
+RESUME = "test_resume.py::test_"
+MINIMAL = "test_grpo_minimal.py::test_"
 CONFIG = "test_hf_config.py::test_"
 TOKENIZER = "test_tokenizer.py::test_"
 NUMBERS = "test_numbers.py::test_"
@@ -48,8 +49,8 @@ GOES_ON = SAMPLER + "a_row_that_goes_on_equals_a_fresh_run_of_the_same_row"
 MICRO_BATCHES = LEARN + "the_gradient_does_not_depend_on_the_micro_batch_size[sft_loss-token]"
 SIGN_TABLE = LEARN + "clipping_stops_the_gradient_only_of_moves_that_went_far_enough"
 KILLED = CHECKPOINT + "a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one[False]"
-SFT_RESUME = CHECKPOINT + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
-STAR_RESUME = CHECKPOINT + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
+SFT_RESUME = RESUME + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
+STAR_RESUME = RESUME + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
 GRPO_RESUME = GRPO + "a_stopped_and_resumed_run_ends_bit_equal_to_one_that_never_stopped"
 
 MUTANTS = [
@@ -520,6 +521,48 @@ MUTANTS = [
         GRPO + "cut_rows_are_filtered_after_the_groups_baseline_was_taken",
     ),
     Mutant(
+        "rows that stay count more for those that were cut", "recipes/grpo.py",
+        "weights=token_weights(minibatch, loss.average, constant, rollouts),",
+        "weights=token_weights(minibatch, loss.average, constant),",
+        GRPO + "the_overlong_filter_does_not_rescale_the_gradient_of_the_rows_that_stay[sequence]",
+    ),
+    Mutant(
+        "Dr. GRPO's constant is the budget of the step", "recipes/grpo.py",
+        "loss.length_constant or config.max_new_tokens.largest",
+        "loss.length_constant or config.max_new_tokens.at(step)",
+        GRPO + "dr_grpos_constant_does_not_change_with_the_budgets_schedule",
+    ),
+    Mutant(
+        "refills ask for whole rollouts", "recipes/grpo.py",
+        "missing = range(first, first + config.prompts - len(kept))",
+        "missing = range(first, first + config.prompts)",
+        GRPO + "dapo_asks_as_many_new_problems_as_groups_were_flat_until_its_refills_are_used_up",
+    ),
+    Mutant(
+        "k2 is measured as k3", "learn.py",
+        "estimate = kl_estimate(logprobs, ref_logprobs, self.kl_estimator)",
+        "estimate = kl_estimate(logprobs, ref_logprobs)",
+        GRPO + "k2_and_k3_are_put_into_the_loss_and_not_taken_out_of_the_reward[k2]",
+    ),
+    Mutant(
+        "--steps 0 leaves nothing to read", "recipes/grpo.py",
+        "if fresh and (config.eval_samples or not config.steps):",
+        "if fresh and config.eval_samples:",
+        GRPO + "no_steps_only_measure",
+    ),
+    Mutant(
+        "GRPO on one screen averages over tokens", "recipes/grpo_minimal.py",
+        'token_weights(rows, "sequence")',
+        'token_weights(rows, "token")',
+        MINIMAL + "three_steps_equal_those_of_grpo_bit_for_bit",
+    ),
+    Mutant(
+        "GRPO on one screen writes its lines twice when it is resumed", "recipes/grpo_minimal.py",
+        "    run.rewind(-1)",
+        "    run.rewind(config.steps)",
+        MINIMAL + "a_run_that_was_stopped_is_done_again_as_a_whole",
+    ),
+    Mutant(
         "k1 in the reward and in the loss", "learn.py",
         "if self.kl_coef and self.kl_estimator != \"k1\":",
         "if self.kl_coef:",
@@ -688,7 +731,7 @@ MUTANTS = [
         "the raised budget is not used by the rollout", "recipes/grpo.py",
         "refills, cap = config.algorithm.max_refills, config.max_new_tokens.at(step)",
         "refills, cap = config.algorithm.max_refills, config.max_new_tokens.first",
-        R1 + "the_budget_rises_in_the_middle_of_a_run",
+        GRPO + "the_budget_rises_in_the_middle_of_a_run",
     ),
     Mutant(
         "pass@k of held-out rows grouped across problems", "environment.py",
@@ -710,8 +753,8 @@ MUTANTS = [
     ),
     Mutant(
         "re-checks compared over all difficulties at once", "experiments/r1.py",
-        'average(r.last(arm, f"eval/accuracy/recheck/{n}") - r.last(arm, f"eval/accuracy/steps/{n}") for n in levels)',
-        'average(r.last(arm, "eval/accuracy/recheck") - r.last(arm, "eval/accuracy/steps") for n in levels)',
+        'r.last(arm, f"eval/accuracy/{names.long}/{n}") - r.last(arm, f"eval/accuracy/{names.short}/{n}")',
+        'r.last(arm, f"eval/accuracy/{names.long}") - r.last(arm, f"eval/accuracy/{names.short}")',
         CLAIMS + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
     ),
     Mutant(
@@ -1109,8 +1152,8 @@ MUTANTS = [
     ),
     Mutant(
         "resuming names only some of what changed", "run.py",
-        "k not in FREE and v != before.get(k)",
-        "k not in FREE and \".\" not in k and v != before.get(k)",
+        "k not in free and v != before.get(k)",
+        "k not in free and \".\" not in k and v != before.get(k)",
         RUN + "resuming_lists_all_settings_that_changed_with_what_they_were_and_are",
     ),
     Mutant(

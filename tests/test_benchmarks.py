@@ -1,0 +1,50 @@
+"""Every benchmark runs: imported, and run on its smallest workload, which writes nothing down."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+WORDS = {
+    "sample": [],
+    "grpo_step": [],
+    "learner": ["update", "cuts", "optimizers"],  # a start is one of a new process
+    "search": [],
+    "stability": ["none.jsonl"],
+}
+
+
+def test_every_benchmark_is_here():
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        *WORDS,
+        "timing",
+        "step_files",
+        "demo_portable",
+    }  # the last two: see test_grpo_minimal; minutes
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_smallest_workload_runs(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    timing = importlib.import_module("timing")
+    monkeypatch.setattr(timing, "peak_now", lambda *_: timing.Peak(1e10, 1e10))  # measured by three large products
+    before = timing.RESULTS.read_text(encoding="utf-8")
+    importlib.import_module(name).main([*WORDS[name], "--quick"])
+    assert timing.RESULTS.read_text(encoding="utf-8") == before
+    assert "/" in capsys.readouterr().out
+
+
+def test_a_measurement_replaces_its_table_and_keeps_the_words_below(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    timing, torch = importlib.import_module("timing"), sys.modules["torch"]
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "RESULTS.md")
+    timing.RESULTS.write_text("# Results\n\nHead.\n")
+    timing.write_results("B", ["1 token/s"], torch.device("cpu"))
+    timing.RESULTS.write_text(timing.RESULTS.read_text() + "\nIt is slow.\n")
+    timing.write_results("A", ["of a"], torch.device("cpu"))
+    timing.write_results("B", ["2 tokens/s"], torch.device("cpu"))
+    text = timing.RESULTS.read_text()
+    assert text.startswith("# Results\n\nHead.\n\n## A\n") and text.count("## B\n") == 1
+    assert text.endswith("```\n2 tokens/s\n```\n\nIt is slow.\n") and "1 token/s" not in text
