@@ -33,8 +33,7 @@ test-portable: $(VENV)/ready
 	done
 
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/sample.py
-	$(BIN)/python benchmarks/grpo_step.py
+	for name in sample grpo_step learner search; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
