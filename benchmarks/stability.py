@@ -85,21 +85,23 @@ def run(arm: Arm, seed: int, steps: int = STEPS, tested: tuple[int, ...] = TESTE
 
 
 def tables(lines: list[dict], steps: int = STEPS) -> str:
-    """One row per arm: accuracy on two digits at the end by seed, its mean and least, and the largest late swing."""
+    """One row per arm: accuracy on two digits at the end by seed, its mean and least, the least at LATE, the falls."""
     rows = []
     for arm in dict.fromkeys(Arm(**{key: line[key] for key in asdict(Arm())}) for line in lines):
         runs = [line for line in lines if all(line[key] == value for key, value in asdict(arm).items())]
         runs.sort(key=lambda line: line["seed"])
         end = [run["accuracy"][str(steps)][1] for run in runs]
+        early = min(run["accuracy"][str(min(LATE, steps))][1] for run in runs)
         swing = 0.0
         for one in runs:  # the deepest fall below what was already reached
             late = [two for step, (_, two) in one["accuracy"].items() if int(step) >= LATE]
             swing = max([swing, *(max(late[: i + 1]) - value for i, value in enumerate(late))])
         speed = statistics.median(run["tokens_per_second"] for run in runs)
         ones = min(run["accuracy"][str(steps)][0] for run in runs)
-        rows.append([str(arm), " ".join(f"{x:.2f}" for x in end), f"{statistics.fmean(end):.2f}", f"{min(end):.2f}",
-                     f"{ones:.2f}", f"{swing:.2f}", f"{speed:,.0f}"])  # fmt: skip
-    header = ["arm", "2 digits, by seed", "mean", "least", "1 digit, least", "largest fall", "tokens/s"]
+        seeds = " ".join(f"{x:.2f}" for x in end)
+        shares = [f"{x:.2f}" for x in (statistics.fmean(end), min(end), early, ones, swing)]
+        rows.append([str(arm), seeds, *shares, f"{speed:,.0f}"])
+    header = ["arm", "2 digits, by seed", "mean", "least", f"at {LATE}", "1 digit, least", "largest fall", "tokens/s"]
     return table(header, rows)
 
 
@@ -127,8 +129,11 @@ def main(words: list[str] | None = None) -> None:
     if flags.words:
         print(tables(lines))
     else:
-        note = f"Greedy accuracy on held-out sums after {STEPS} steps; fall: of two digits, after step {LATE}."
-        write_results("Stability on digit addition", [note, "", *tables(lines).split("\n")], torch.device("cpu"))
+        note = [
+            f"Greedy accuracy on held-out sums after {STEPS} steps. At {LATE}: the least on two digits by then.",
+            f"Fall: how far two digits fell below what they had reached, from step {LATE} on.",
+        ]
+        write_results("Stability on digit addition", [*note, "", *tables(lines).split("\n")], torch.device("cpu"))
 
 
 if __name__ == "__main__":
