@@ -204,6 +204,10 @@ def panels(preset: str) -> list[Panel]:
             joined = f"{' and '.join(map(str, chosen.late.digits))} digits join the practice"
             axis.axvline(rounds + 0.5, color="gray", linestyle="--", label=joined)
 
+    longer = [
+        Panel("Longer sums, with rationalization", family("rationalize", "acc/{}", unseen, label), also=joining,
+              ylabel=ylabel, **how),
+    ] if chosen.late_rounds else []  # fmt: skip
     return [
         Panel("STaR without rationalization", family("plain", "acc/{}", digits, label), ylabel=ylabel, **how),
         Panel("STaR with rationalization", family("rationalize", "acc/{}", digits, label, where=compared),
@@ -216,8 +220,7 @@ def panels(preset: str) -> list[Panel]:
         Panel("Rationalization: solved when hinted at",
               family("rationalize", "hinted/{}", digits, label, where=compared),
               ylabel="share of the problems that failed", **how | {"xlabel": "round"}),
-        Panel("Longer sums, with rationalization", family("rationalize", "acc/{}", unseen or digits, label),
-              also=joining, ylabel=ylabel, **how),
+        *longer,
     ]  # fmt: skip
 
 
