@@ -69,7 +69,7 @@ PRESETS = {
     ),
     "demo": Preset(
         None, star.StarConfig(rounds=3, problems=240, step_increment=0, lr=2e-3), None, 0,
-        replace(DIRECT, steps=1000), ("plain", "rationalize", "direct"),
+        replace(DIRECT, steps=500), ("plain", "rationalize", "direct"),
     ),
 }  # fmt: skip
 
