@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.environment import evaluate
-from nanoreason.play import task_of
+from nanoreason.play import for_checkpoint
 from nanoreason.rollout import Task
-from nanoreason.run import Count, Positive, Rate, RunConfig, chosen, parse_config, pick_device, say, table
+from nanoreason.run import Count, Positive, Rate, RunConfig, chosen, pick_device, say, table
 from nanoreason.tasks import TASKS
 
 
@@ -30,14 +30,8 @@ class EvalConfig(RunConfig):
 
 def main(argv: list[str]) -> int:
     prog = "python -m nanoreason eval CHECKPOINT"
-    checkpoint, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    as_json, flags = "--json" in flags, [flag for flag in flags if flag != "--json"]
-    config = EvalConfig()
-    if checkpoint and not any(flag.split("=")[0] == "--task" for flag in flags):
-        config.task = task_of(checkpoint)
-    config = parse_config({"default": config}, flags, prog)
-    if not checkpoint:
-        raise ValueError(f"usage: {prog} [--json] [--flag value ...]: a checkpoint folder is missing")
+    as_json, argv = "--json" in argv, [flag for flag in argv if flag != "--json"]
+    checkpoint, config = for_checkpoint(EvalConfig(), argv, prog, "[--json]")
     model, tokenizer = load_checkpoint(checkpoint, pick_device(config.device))
     metrics = evaluate(config.task, model, tokenizer, config.problems, max_new_tokens=config.max_new_tokens or None,
                        samples=config.samples, temperature=config.temperature)  # fmt: skip

@@ -44,6 +44,20 @@ def task_of(checkpoint: str) -> Task:
     return from_flat("task", flags, TASKS)
 
 
+def for_checkpoint(config: RunConfig, argv: list[str], prog: str, more: str) -> tuple[str, RunConfig]:
+    """The checkpoint that the command line names first and the settings that follow; its own task unless one is named.
+
+    `prog` and `more` are for the line that says what is missing.
+    """
+    checkpoint, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    if checkpoint and not any(flag.split("=")[0] == "--task" for flag in flags):
+        config.task = task_of(checkpoint)
+    config = parse_config({"default": config}, flags, prog)
+    if not checkpoint:
+        raise ValueError(f"usage: {prog} {more} [--flag value ...]: a checkpoint folder is missing")
+    return checkpoint, config
+
+
 def marked(tokenizer: TextTokenizer, row: Rollout, start: int) -> str:
     """The row from token `start` on; each stretch of forced tokens in «», EOS left out."""
     parts: list[tuple[bool, list[int]]] = []
@@ -105,13 +119,7 @@ def play(
 
 def main(argv: list[str]) -> int:
     prog = "python -m nanoreason play CHECKPOINT"
-    checkpoint, flags = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    config = PlayConfig()
-    if checkpoint and not any(flag.split("=")[0] == "--task" for flag in flags):
-        config.task = task_of(checkpoint)
-    config = parse_config({"default": config}, flags, prog)
-    if not checkpoint:
-        raise ValueError(f"usage: {prog} [--problem TEXT] [--flag value ...]: a checkpoint folder is missing")
+    checkpoint, config = for_checkpoint(PlayConfig(), argv, prog, "[--problem TEXT]")
     model, tokenizer = load_checkpoint(checkpoint, pick_device(config.device))
     task, word = config.task, config.word
     try:
