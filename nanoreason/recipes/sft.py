@@ -79,8 +79,8 @@ class SftConfig(RunConfig):
 PRESETS = {
     "cpu": SftConfig(),
     "attempts": SftConfig(  # the base that all sections on attempts share: 6 million tokens
-        task=Attempts(shares=BASE_MIXTURE), context=512, optimizer="muon", steps=1200, lr=5e-3, save_every=50,
-        eval_problems=100, eval_samples=2, eval_tokens=256, eval_every=150,
+        task=Attempts(shares=BASE_MIXTURE), context=512, optimizer="muon", steps=1600, lr=5e-3, save_every=50,
+        eval_problems=232, eval_samples=2, eval_tokens=256, eval_every=200,
     ),
     "tiny": SftConfig(
         task=Addition((1, 2)), width=32, layers=2, heads=2, kv_heads=1, context=64, steps=20, warmup=2,

@@ -33,7 +33,7 @@ from nanoreason.run import Positive, Range, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 HOLD_OUT = 10  # one (inputs, target) in ten is held out
-INSISTENT = 0.97  # chance to state a right attempt once more, of a thought that does so until it is cut
+INSISTENT = 0.7  # chance to state a right attempt once more, of a thought that insists on it
 RETRY = ("wait", "but", "Alternatively", "Hmm")  # what stands between two attempts
 WORDS = [
     "User:", "Assistant:", *TAGS, "from", "+", "-", "*", "/", "=", ",", ":", ";", "yes", "no", *RETRY,
