@@ -36,6 +36,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nanoreason
+from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
@@ -102,6 +103,14 @@ def counted(config: RunConfig, out: Path) -> dict:
         if isinstance(value, str) and Path(value).is_relative_to(out):
             settings[flag] = Path(value).relative_to(out).as_posix()
     return settings
+
+
+def with_own_base(arms: list[Arm], preset: str, seed: int) -> list[Arm]:
+    """The arms of a section with the base that they share trained instead of shipped; ValueError if they share none."""
+    shipped, own = shared(preset, seed), shared(preset, seed, retrain=True)
+    if shipped not in arms and own not in arms:
+        raise ValueError("--retrain-base: this section and preset start from no shipped base")
+    return [own if arm == shipped else arm for arm in arms]
 
 
 def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto", threads: int = 1) -> list[Job]:
@@ -308,8 +317,9 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
 
 
 def reproduce(
-    section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0, threads: int = 1
-) -> dict:
+    section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0, threads: int = 1,
+    retrain_base: bool = False,
+) -> dict:  # fmt: skip
     """Run everything that is not done yet; returns what stands in OUT/summary.json."""
     module = section_of(section, preset)
     where = pick_device(device)
@@ -317,7 +327,12 @@ def reproduce(
     workers = workers or (cores() if where.type == "cpu" else 1)
     check_folder(out, section, preset)
     with locked(out):
-        jobs = [job for seed in range(seeds) for job in jobs_of(module.arms(preset, seed), seed, out, device, threads)]
+        jobs = []
+        for seed in range(seeds):
+            arms = module.arms(preset, seed)
+            if retrain_base:
+                arms = with_own_base(arms, preset, seed)
+            jobs += jobs_of(arms, seed, out, device, threads)
         for job in jobs:
             is_done(job)  # a folder that holds something else is told before anything is run
         configs = {f"seed{job.config.seed}/{job.arm}": job.settings for job in jobs}
@@ -338,6 +353,7 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
+    parser.add_argument("--retrain-base", action="store_true", help="train the base that comes with the repository anew")
     summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
     parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
@@ -349,7 +365,10 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     if flags.summarise:
         summary = summarise(flags.section, flags.preset, out)
     else:
-        summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers, flags.threads)
+        summary = reproduce(
+            flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers, flags.threads,
+            flags.retrain_base,
+        )  # fmt: skip
     cost = "" if summary["seconds"] is None else f", {summary['seconds']:.0f} s of {summary['device']}"
     print(f"\n{flags.section}, preset {flags.preset}, {summary['seeds']} seed(s){cost}")
     for line in summary["claims"]:
