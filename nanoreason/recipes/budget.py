@@ -7,23 +7,28 @@ length, and the majority of several samples: see METHODS. Every setting of a met
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.evaluate import maj_at_k
+from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
 from nanoreason.run import Count, Positive, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
 from nanoreason.sampler import Sampler, generate
-from nanoreason.tasks import TASKS, ThinkingAddition
+from nanoreason.tasks import TASKS, Attempts, HardAttempts, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 from nanoreason.tokenizer import TextTokenizer
 
 NO_LIMIT = 1 << 30  # tokens; as good as none, and a number in JSON
+VOTES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of so many samples, as far as there are
+COUNTED = ("attempts", "attempts/new", "found")  # what of the task's metrics explains an accuracy, where it has them
 
 
 @dataclass
@@ -34,24 +39,29 @@ class BudgetConfig(RunConfig):
     base: str = ""  # checkpoint folder of the model that is measured; needed
     # task
     task: Task = chosen(TASKS, Templated(ThinkingAddition((1, 2))))  # what it is asked
-    problems: Positive = 150  # held-out problems of each difficulty
+    problems: Positive = 150  # held-out problems, of each difficulty where the task has several
+    repeats: Positive = 1  # thoughts per problem in every run
     # methods
-    methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and of
-    # L1: exact, max, free, truncated, s1
+    methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, suppressed, tokens, steps, class,
+    # samples, and of L1: exact, max, free, truncated, s1
     temperature: Rate = 1.0  # of the thinking; answers are greedy
     budgets: tuple[Positive, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's those of the whole response
     waits: tuple[Count, ...] = (0, 1, 2, 3, 4, 5, 6)  # how often it is kept from closing
-    words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "")  # what is appended then; empty: nothing
+    words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "but", "")  # what is appended then; empty: nothing
     step_tokens: Positive = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: Positive = 48  # tokens that a short thought may have
-    samples: Positive = 8  # free responses per problem, for rejection sampling and majority voting
+    samples: Positive = 8  # free responses per problem, for rejection sampling, voting and the best of k
     answer_tokens: Positive = 8  # of an answer, its closing tag included
 
 
+ATTEMPTS = BudgetConfig(  # all held-out problems of three numbers; an attempt has 13 tokens, an answer 12
+    task=Attempts(), problems=232, repeats=2, budgets=(16, 32, 64, 96, 128, 192, 256, 384),
+    waits=(0, 1, 2, 3, 4, 6, 8, 12, 16), step_tokens=16, class_tokens=96, samples=16, answer_tokens=16,
+)  # fmt: skip
 PRESETS = {
-    "cpu": BudgetConfig(),
-    "tiny": BudgetConfig(problems=6, budgets=(4, 8, 16), waits=(0, 1), words=("wait", ""), samples=4),
-    "gpu": BudgetConfig(task=Templated(ThinkingAddition((2, 3))), problems=1000, budgets=(8, 16, 32, 64, 96, 128, 160)),
+    "cpu": ATTEMPTS,
+    "tiny": replace(ATTEMPTS, problems=4, repeats=1, budgets=(16, 32, 48), waits=(0, 2, 4, 8), words=("wait", ""), samples=4),
+    "gpu": replace(ATTEMPTS, task=HardAttempts(), problems=1000, step_tokens=22, answer_tokens=24, samples=64),
 }
 
 
@@ -94,10 +104,12 @@ def asked_problems(config: BudgetConfig, kind: str = "", amount: int | str = 0) 
 
 def forced(
     config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, forcing: Forcing, problems: list[Problem],
-    group_size: int = 1,
+    group_size: int = 0,
 ) -> list[Thought]:  # fmt: skip
+    """`group_size` finished thoughts per problem, `config.repeats` if it is 0."""
     seed = seed_of(config.seed, "budget")  # the same random numbers in every run: what differs is what was forced
-    how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed, group_size=group_size)
+    how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed,
+               group_size=group_size or config.repeats)  # fmt: skip
     return think(model, tokenizer, problems, forcing, **how)
 
 
@@ -115,21 +127,33 @@ def line_of(
 ) -> dict:
     """Means over thoughts. `within`: the share of single thoughts that have no more than `most` tokens."""
     right = [is_right(config, tokenizer, thought) for thought in thoughts]
+    counts = [config.task.metrics(t.row.problem, tokenizer.decode(t.row.response)) for t in thoughts]
     digits = [config.task.difficulty(thought.row.problem) for thought in thoughts]
     line = {
         "asked": asked_for,
         "most": most,
         "accuracy": statistics.fmean(right),
+        "accuracy_se": standard_error([thought.row for thought in thoughts], right),
         "thinking": statistics.fmean(thought.tokens for thought in thoughts),
         "within": statistics.fmean(thought.tokens <= most for thought in thoughts),
         "cut": statistics.fmean(thought.cut for thought in thoughts),
         "waits": statistics.fmean(thought.waits for thought in thoughts),
+        **{name: statistics.fmean(found[name] for found in counts) for name in COUNTED if name in counts[0]},
         **more,
     }
     for n in sorted(set(digits)):
         line[f"accuracy/{n}"] = statistics.fmean(r for r, d in zip(right, digits, strict=True) if d == n)
         line[f"thinking/{n}"] = statistics.fmean(t.tokens for t, d in zip(thoughts, digits, strict=True) if d == n)
     return line
+
+
+def standard_error(rows: list[Rollout], right: list[bool]) -> float:
+    """Of the mean, by problem: thoughts about the same problem are no independent evidence of how hard problems are."""
+    by_problem: dict[int, list[bool]] = {}
+    for row, one in zip(rows, right, strict=True):
+        by_problem.setdefault(id(row.problem), []).append(one)
+    means = [statistics.fmean(some) for some in by_problem.values()]
+    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
 
 
 def by_forcing(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -160,6 +184,20 @@ def by_words(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
         yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), thoughts[-1].row
 
 
+def by_suppressed(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
+    """ "wait" cannot be sampled, then none of the words can: the model closes by itself, or finds another way on."""
+    words, no_token = [word for word in config.words if word], model.no_token
+    try:
+        for name, banned in (("not wait", words[:1]), ("none of them", words)):
+            mask = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
+            mask[[tokenizer.encode(word)[0] for word in banned]] = True
+            model.no_token = mask if no_token is None else mask | no_token
+            thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config))
+            yield line_of(config, tokenizer, thoughts, name, NO_LIMIT), thoughts[-1].row
+    finally:
+        model.no_token = no_token
+
+
 def by_tokens(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """A number of tokens in the prompt, not enforced and enforced (s1's token-conditional control)."""
     for budget in config.budgets:
@@ -184,7 +222,8 @@ def by_class(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
 
 
 def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
-    """Free samples, then: the first that fits a budget (rejection sampling), and the majority of the first k."""
+    """Free samples, then: the first that fits a budget (rejection sampling), the majority of k, and the best of k as
+    the task's own verdict chooses it, which no vote can exceed. The tokens of all k count."""
     G = config.samples
     thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config), G)
     groups = [thoughts[i : i + G] for i in range(0, len(thoughts), G)]
@@ -202,12 +241,14 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
         ([config.task.answer(said(tokenizer, t)) for t in group], [is_right(config, tokenizer, t) for t in group])
         for group in groups
     ]
-    k = 1
-    while k <= G:
-        accuracy = statistics.fmean(maj_at_k(answers, right, k, draws=20) for answers, right in marks)
-        yield {"asked": k, "most": NO_LIMIT, "accuracy": accuracy, "thinking": k * mean, "within": 1.0,
-               "cut": 0.0, "kind": "majority"}, groups[0][0].row  # fmt: skip
-        k *= 2
+    for k in (k for k in VOTES if k <= G):
+        votes = {
+            "majority": [maj_at_k(answers, right, k, draws=20) for answers, right in marks],
+            "best": [pass_at_k(G, sum(right), k) for _, right in marks],
+        }
+        for kind, shares in votes.items():
+            yield {"asked": k, "most": NO_LIMIT, "accuracy": statistics.fmean(shares), "thinking": k * mean,
+                   "within": 1.0, "cut": 0.0, "kind": kind}, groups[0][0].row  # fmt: skip
 
 
 def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, kind: str) -> Lines:
@@ -220,7 +261,7 @@ def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
     for target in config.budgets:
         # A model without control is asked as the exact one is, and left alone (free) or cut where it should have ended.
         problems = asked_problems(config, "max" if kind == "max" else "exact", target)
-        rows = prompt_rows(tokenizer, problems, 1, seed_of(config.seed, "budget"))
+        rows = prompt_rows(tokenizer, problems, config.repeats, seed_of(config.seed, "budget"))
         for row in rows:
             row.max_new_tokens = {"exact": 2 * target, "truncated": target}.get(kind, context)
         generate(Sampler(model, tokenizer, temperature=config.temperature, stop=config.task.stop), rows)
@@ -244,6 +285,7 @@ def target_line(config: BudgetConfig, rows: list[Rollout], right: list[bool], ta
         "asked": target,
         "most": target,
         "accuracy": statistics.fmean(right),
+        "accuracy_se": standard_error(rows, right),
         "thinking": statistics.fmean(lengths),  # of the whole response, as L1 counts
         "cut": statistics.fmean(row.stop_reason == "length" for row in rows),
         "error": statistics.fmean(lengths) / target - 1,
@@ -262,6 +304,7 @@ METHODS = {
     "until": by_until,
     "wait": by_wait,
     "words": by_words,
+    "suppressed": by_suppressed,
     "tokens": by_tokens,
     "steps": by_steps,
     "class": by_class,

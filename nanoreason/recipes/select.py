@@ -6,7 +6,8 @@
                quality      what is not in the format is dropped (calls that failed, traces that were cut)
                difficulty   what the base solves by itself, in one of `attempts`, is dropped
                diversity    draw a domain evenly, then one of its problems with weight 2^-rank, rank 0 the longest trace
-    write    OUT/demonstrations.jsonl, a line {"prompt", "response"} each
+    write    OUT/demonstrations.jsonl, a line {"prompt", "response"} each; and demonstrations-tokens.jsonl and the like,
+             whose prompts say how long to think
 
 `train.py sft --data OUT/demonstrations.jsonl --base FOLDER` learns them: a small base for distillation, the teacher's
 own base for the third stage of R1's pipeline, with `--modes recheck --choose 300` the cold start. Nothing compares
@@ -31,7 +32,8 @@ from nanoreason.run import Count, Positive, Rate, Run, RunConfig, Share, chosen,
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 
-OTHER_WORDS = ("Hmm", "Alternatively")
+OTHER_WORDS = ("Hmm", "Alternatively", "but")
+CONDITIONS = ("tokens", "steps", "class")
 
 
 @dataclass
@@ -55,7 +57,7 @@ class SelectConfig(RunConfig):
     choose: Count = 0  # how many of them at most, but for `all`
     base: str = ""  # s1: checkpoint folder of who will learn; what it solves is not difficult
     attempts: Positive = 2  # s1: samples of the base per problem
-    condition: Literal["none", "tokens", "steps", "class"] = "none"  # what the prompts say about the thinking
+    conditions: tuple[str, ...] = ()  # more files, whose prompts say how long to think: tokens, steps, class
 
 
 PRESETS = {
@@ -81,6 +83,8 @@ def run(config: SelectConfig) -> dict:
         raise ValueError("--how s1 needs --base: the checkpoint folder of the model that will learn")
     if config.how not in ("all", "s1") and not config.choose:
         raise ValueError(f"--how {config.how} needs --choose: how many of them")
+    if unknown := set(config.conditions) - set(CONDITIONS):
+        raise ValueError(f"--conditions {', '.join(sorted(unknown))}: use {', '.join(CONDITIONS)}")
     traces, metrics = taught(config) if config.teacher else collected(config)
     good = [trace for trace in traces if is_well_formed(trace.text)]
     metrics |= {"pool": len(traces), "after_quality": len(good)}
@@ -94,9 +98,13 @@ def run(config: SelectConfig) -> dict:
         )
     run = Run(config)
     run.rewind(-1)
-    lines = [{"prompt": templated(config.task, problem).prompt, "response": text}
-             for problem, text in conditioned(picked, config.condition)]  # fmt: skip
-    replace_text(run.folder / "demonstrations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    for condition in ("", *config.conditions):
+        lines = [{"prompt": templated(config.task, problem).prompt, "response": text}
+                 for problem, text in conditioned(picked, condition)]  # fmt: skip
+        name = f"demonstrations{condition and '-'}{condition}.jsonl"
+        replace_text(run.folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+        for line in lines[:4]:
+            run.sample(0, **line)
     metrics |= counts | {
         "kept": len(picked),
         "kept_length": mean([trace.tokens for trace in picked]),
@@ -107,8 +115,6 @@ def run(config: SelectConfig) -> dict:
         "chosen_domains": len({config.task.domain(trace.problem) for trace in picked}),
     }
     run.log(0, **metrics)
-    for line in lines[:4]:
-        run.sample(0, **line)
     run.close()
     say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
     return metrics
@@ -282,7 +288,7 @@ def counting_down(solution: str) -> str:
     if not thinking_tokens(solution):
         return solution  # a direct answer has no passes
     thinking, answer = solution.removeprefix("<think> ").split(" </think>")
-    parts = re.split(r" (wait|Hmm|Alternatively) ", thinking)  # pass, word, pass, ..., pass
+    parts = re.split(f" ({'|'.join(('wait', *OTHER_WORDS))}) ", thinking)  # pass, word, pass, ..., pass
     left = iter(range(len(parts) // 2 + 1, 0, -1))
     parts[::2] = [f"{spaced(next(left))} steps left {text}" for text in parts[::2]]
     return f"<think> {' '.join(parts)} </think>{answer}"
