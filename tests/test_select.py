@@ -11,12 +11,13 @@ import pytest
 
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.model import Transformer, small_config
-from nanoreason.prompts import is_well_formed, with_template
+from nanoreason.prompts import is_well_formed, spaced, with_template
 from nanoreason.recipes import select, sft
 from nanoreason.recipes.select import SelectConfig, Trace, collected, conditioned, diverse, thinking_tokens
 from nanoreason.rollout import Problem, demonstration
 from nanoreason.run import read_jsonl
-from nanoreason.tasks import Addition, ThinkingAddition
+from nanoreason.tasks import Addition, Attempts, ThinkingAddition
+from nanoreason.tasks.attempts import Mixture, read_attempts
 from nanoreason.tasks.thinking import carries, read_thinking
 from nanoreason.tasks.wrappers import Templated
 
@@ -216,19 +217,34 @@ def test_conditional_prompts_tell_the_truth_about_their_traces():
         named[name] += 1
         assert text == before.text and (thinking_tokens(text) <= median if name == "short" else True)
     assert set(named) == {"short", "long"} and abs(named["short"] - named["long"]) < 40
-    assert conditioned(pool, "none") == [(replace(trace.problem, solution=trace.text), trace.text) for trace in pool]
+    assert conditioned(pool, "") == [(replace(trace.problem, solution=trace.text), trace.text) for trace in pool]
 
 
-@pytest.mark.parametrize("condition", choices("condition"))
-def test_the_condition_stands_inside_the_template_and_its_words_are_in_the_vocabulary(condition, tmp_path):
-    select.run(replace(POOL, condition=condition, how="first", choose=30, out=str(tmp_path)))
-    lines = written(tmp_path)
-    assert len(lines) == 30
-    for line in lines:
-        assert line["prompt"].startswith("User: ") and line["prompt"].endswith(" Assistant:")
-        assert ("Think" in line["prompt"]) == (condition != "none")
-        WORDS.encode(line["prompt"] + " " + line["response"])
-    assert [line["prompt"] for line in read_jsonl(tmp_path / "samples.jsonl")] == [line["prompt"] for line in lines[:4]]
+def test_each_condition_is_a_file_of_its_own_about_the_same_traces_in_words_of_the_vocabulary(tmp_path):
+    select.run(replace(POOL, conditions=select.CONDITIONS, how="first", choose=30, out=str(tmp_path)))
+    plain = written(tmp_path)
+    for condition in ("", *select.CONDITIONS):
+        lines = read_jsonl(tmp_path / f"demonstrations-{condition}.jsonl") if condition else plain
+        assert len(lines) == 30
+        for line, before in zip(lines, plain, strict=True):
+            assert line["prompt"].startswith("User: ") and line["prompt"].endswith(" Assistant:")
+            assert ("Think" in line["prompt"]) == (condition != "")
+            assert line["prompt"].startswith(before["prompt"].removesuffix(" Assistant:"))
+            WORDS.encode(line["prompt"] + " " + line["response"])
+    shown = [line["prompt"] for line in read_jsonl(tmp_path / "samples.jsonl")]
+    assert len(shown) == 16 and shown[:4] == [line["prompt"] for line in plain[:4]]
+
+
+def test_attempts_are_counted_down_and_a_thought_may_begin_with_wait():
+    task = Attempts(shares=Mixture.parse("long:1"), wait_first=0.5)
+    pool = [trace for trace in traces_of(SelectConfig(task=task, problems=60, other_word_share=0.5))]
+    assert any(word in trace.text for word in select.OTHER_WORDS for trace in pool)
+    for before, (problem, text) in zip(pool, conditioned(pool, "steps"), strict=True):
+        tried = len(read_attempts(problem.info["numbers"], problem.info["target"], before.text).attempts)
+        assert problem.prompt == f"{before.problem.prompt} Think for {spaced(tried)} steps"
+        assert all(f"{spaced(n)} steps left" in text for n in range(1, tried + 1)) and is_well_formed(text)
+        assert task.reward(problem, text) == task.reward(problem, before.text)
+        task.tokenizer().encode(f"{problem.prompt} {text}")
 
 
 # -------------------------------------------------------------------------------------------------------- a teacher
@@ -298,6 +314,7 @@ def test_what_a_teacher_wrote_is_learnt_by_another(tmp_path):
         *[({"how": how}, f"--how {how} needs --choose") for how in ("first", "random", "longest", "diverse")],
         ({"modes": ("search",)}, "none of 300 traces is kept"),
         ({"broken_share": 1.0}, "none of 300 traces is kept.*0.000 in the format"),
+        ({"conditions": ("tokens", "pages")}, "--conditions pages: use tokens, steps, class"),
         ({"teacher": "nowhere"}, "no checkpoint at nowhere"),
         ({"task": Addition((1,))}, "none of 300 traces is kept"),  # its solutions have no tags
     ],

@@ -37,16 +37,20 @@ class Preset:
     budget: budget.BudgetConfig
 
 
+# A right attempt is stated again with chance one half, as thinking models check their results: what is never shown to
+# hold on to its answer loses it when it is kept from ending. Words other than "wait" are new to the base: in a trial with
+# them in three traces of ten it forgot how to answer after a cut (.36 at 256 tokens, found .69).
 MIXTURE = Mixture.parse("guess:.1,short:.25,long:.65")
 POOL = select.SelectConfig(
-    task=Attempts(shares=MIXTURE), problems=2000, keep="all", broken_share=0.1, other_word_share=0.3, choose=100,
+    task=Attempts(shares=MIXTURE, check=0.5), problems=2000, keep="all", broken_share=0.1, other_word_share=0.1,
+    choose=100,
 )  # fmt: skip
-TUNE = sft.SftConfig(lr=1e-3, rows_per_step=16, decay="cosine")
+TUNE = sft.SftConfig(lr=7e-4, rows_per_step=16, decay="cosine")
 PRESETS = {
     "cpu": Preset(POOL, TUNE, 5, budget.PRESETS["cpu"]),
     "tiny": Preset(replace(POOL, problems=40, choose=8), TUNE, 1, budget.PRESETS["tiny"]),
     "gpu": Preset(  # four numbers, of which the base has met few
-        replace(POOL, task=HardAttempts(shares=MIXTURE), problems=20_000, choose=1000),
+        replace(POOL, task=HardAttempts(shares=MIXTURE, check=0.5), problems=20_000, choose=1000),
         replace(TUNE, lr=3e-4, micro_tokens=32768), 5, budget.PRESETS["gpu"],
     ),
 }  # fmt: skip

@@ -47,6 +47,7 @@ class BudgetConfig(RunConfig):
     temperature: Rate = 1.0  # of the thinking; answers are greedy
     budgets: tuple[Positive, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's those of the whole response
     waits: tuple[Count, ...] = (0, 1, 2, 3, 4, 5, 6)  # how often it is kept from closing
+    longest: Count = 0  # tokens of a thought that is kept from closing so often; 0: what the context allows
     words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "but", "")  # what is appended then; empty: nothing
     step_tokens: Positive = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: Positive = 48  # tokens that a short thought may have
@@ -56,13 +57,14 @@ class BudgetConfig(RunConfig):
 
 ATTEMPTS = BudgetConfig(  # all held-out problems of three numbers; an attempt has 13 tokens, an answer 12
     task=Attempts(), problems=232, repeats=2, budgets=(16, 32, 64, 96, 128, 192, 256, 384),
-    waits=(0, 1, 2, 3, 4, 6, 8, 12, 16), step_tokens=16, class_tokens=96, samples=16, answer_tokens=16,
+    waits=(0, 1, 2, 3, 4, 6, 8, 12, 16), longest=384, step_tokens=16, class_tokens=96, samples=16, answer_tokens=16,
 )  # fmt: skip
 PRESETS = {
     "cpu": ATTEMPTS,
-    "tiny": replace(ATTEMPTS, problems=4, repeats=1, budgets=(16, 32, 48), waits=(0, 2, 4, 8), words=("wait", ""), samples=4),
+    "tiny": replace(ATTEMPTS, problems=4, repeats=1, budgets=(16, 32, 48), waits=(0, 2, 4, 8), longest=96,
+                    words=("wait", ""), samples=4),
     "gpu": replace(ATTEMPTS, task=HardAttempts(), problems=1000, step_tokens=22, answer_tokens=24, samples=64),
-}
+}  # fmt: skip
 
 
 def run(config: BudgetConfig) -> dict:
@@ -173,14 +175,14 @@ def by_until(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
 def by_wait(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Kept from closing 0, 1, 2, ... times."""
     for waits in config.waits:
-        thoughts = forced(config, model, tokenizer, Forcing(0, waits), asked_problems(config))
+        thoughts = forced(config, model, tokenizer, Forcing(config.longest, waits), asked_problems(config))
         yield line_of(config, tokenizer, thoughts, waits, NO_LIMIT), thoughts[-1].row
 
 
 def by_words(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Other words than "wait", twice each (s1, table 4)."""
     for word in config.words:
-        thoughts = forced(config, model, tokenizer, Forcing(0, 2, word), asked_problems(config))
+        thoughts = forced(config, model, tokenizer, Forcing(config.longest, 2, word), asked_problems(config))
         yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), thoughts[-1].row
 
 

@@ -673,6 +673,30 @@ MUTANTS = [
         BUDGET + "what_stands_in_the_thinking_is_no_answer",
     ),
     Mutant(
+        "the standard error is of thoughts", "recipes/budget.py",
+        "by_problem.setdefault(id(row.problem), []).append(one)",
+        "by_problem.setdefault(id(row), []).append(one)",
+        BUDGET + "the_standard_error_is_of_problems_and_not_of_thoughts",
+    ),
+    Mutant(
+        "the best of k counts one sample's tokens", "recipes/budget.py",
+        '"accuracy": statistics.fmean(shares), "thinking": k * mean,',
+        '"accuracy": statistics.fmean(shares), "thinking": k * mean if kind == "majority" else mean,',
+        BUDGET + "rejection_takes_the_first_sample_that_fits_and_the_majority_votes",
+    ),
+    Mutant(
+        "a suppressed word stays so", "recipes/budget.py",
+        "    finally:\n        model.no_token = no_token\n",
+        "    finally:\n        pass\n",
+        BUDGET + "a_suppressed_word_is_never_sampled_and_afterwards_it_can_be_again",
+    ),
+    Mutant(
+        "waiting compared with votes that take more tokens", "experiments/s1.py",
+        "max((a for t, a in votes if t <= tokens), default=None)",
+        "max((a for t, a in votes), default=None)",
+        CLAIMS + "waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens",
+    ),
+    Mutant(
         "broken traces are chosen too", "recipes/select.py",
         "good = [trace for trace in traces if is_well_formed(trace.text)]",
         "good = traces",
