@@ -338,20 +338,18 @@ def test_every_run_has_as_many_thoughts_of_each_problem_as_asked_and_counts_what
 
 
 def test_a_suppressed_word_is_never_sampled_and_afterwards_it_can_be_again(base_of_attempts):
-    config = replace(budget.PRESETS["tiny"], words=("wait", "Hmm", ""), repeats=8)
+    config = replace(budget.PRESETS["tiny"], repeats=8)
     model, tokenizer = load_checkpoint(base_of_attempts)
-    wait, hmm = tokenizer.id_of("wait"), tokenizer.id_of("Hmm")
+    wait = tokenizer.id_of("wait")
 
     def said() -> set[int]:
         thoughts = budget.forced(config, model, tokenizer, Forcing(60), budget.asked_problems(config))
         return {token for thought in thoughts for token in thought.row.response}
 
-    assert {wait, hmm} <= said()
-    seen = []
-    for line, _ in budget.by_suppressed(config, model, tokenizer):
-        seen.append((line["asked"], {wait, hmm} & said()))
-    assert seen == [("not wait", {hmm}), ("none of them", set())]
-    assert {wait, hmm} <= said() and model.no_token is None
+    assert wait in said()
+    seen = [(line["asked"], wait in said()) for line, _ in budget.by_suppressed(config, model, tokenizer)]
+    assert seen == [("not wait", False)]
+    assert wait in said() and model.no_token is None
 
 
 def test_a_line_at_a_target_by_hand():

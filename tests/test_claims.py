@@ -133,9 +133,9 @@ def s1_world(s: int) -> list[dict]:
     for k, accuracy in waits.items():
         add("s1", "wait", k, accuracy, 80 + 30 * k)
         add("untuned", "wait", k, 0.6 - 0.3 * s, 40 + 30 * k)
-    for word in (*s1.WORDS, *s1.SUPPRESSED):
-        method = "suppressed" if word in s1.SUPPRESSED else "words"
-        add("s1", method, word, 0.6 + 0.1 * s * (word == "wait"), 140)
+    for word in s1.WORDS:
+        add("s1", "words", word, 0.6 + 0.1 * s * (word == "wait"), 140)
+    add("s1", "suppressed", "not wait", 0.1, 20)
     for k in (1, 2, 4, 8):
         for kind in ("majority", "best"):
             add("untuned", "samples", k, 0.55 - 0.25 * s, 40 * k, kind=kind)

@@ -25,7 +25,7 @@ SHIPPED = str(Path(__file__).parent.parent / "data" / "checkpoints" / "thinking-
 BARE = ThinkingAddition((1, 2), error_prob=0.2, modes=(0.0, 0.5, 0.5), extra_recheck_prob=0.2)
 TASK = Templated(BARE)
 WORDS = TASK.tokenizer()
-POOL = SelectConfig(task=TASK, problems=300, broken_share=0.15, other_word_share=0.3, keep="all")
+POOL = SelectConfig(task=TASK, problems=300, broken_share=0.15, keep="all")
 TAUGHT = replace(select.PRESETS["tiny"], teacher=SHIPPED, problems=20)
 
 
@@ -97,15 +97,11 @@ def test_broken_traces_and_no_others_are_not_well_formed():
         assert before.text.startswith(trace.text) and trace.problem == before.problem and trace.mode == before.mode
 
 
-def test_the_pool_is_not_filtered_for_right_traces_and_has_other_words():
+def test_the_pool_is_not_filtered_for_right_traces():
     config = replace(POOL, broken_share=0.0)
     pool = traces_of(config)
     assert all(trace.right == (BARE.reward(trace.problem, trace.text) == 1) for trace in pool)
     assert 0.5 < sum(trace.right for trace in pool) / 300 < 1.0
-    text = " ".join(trace.text for trace in pool)
-    assert text.count("wait") > text.count("Hmm") > 10 and text.count("Alternatively") > 10
-    assert not any(word in trace.text for trace in traces_of(replace(config, other_word_share=0.0))
-                   for word in select.OTHER_WORDS)  # fmt: skip
     assert {trace.mode for trace in pool} == {"steps", "recheck"}
     assert all(trace.tokens == len(WORDS.encode(trace.text)) + 1 for trace in pool)  # the end counts
 
@@ -135,7 +131,7 @@ def test_each_way_to_choose_gives_what_it_names(how, monkeypatch, tmp_path):
     choose = 0 if how == "all" else 40
     config = replace(POOL, how=how, choose=choose, base=SHIPPED, out=str(tmp_path))
     good = good_of(config)
-    hard = [trace for trace in good if carries(trace.problem) == 2]
+    hard = [trace for trace in good if carries(trace.problem) >= 1]
     asked = []
     monkeypatch.setattr(select, "unsolved", lambda config, traces: asked.append(traces) or hard)
     metrics = select.run(config)
@@ -237,8 +233,8 @@ def test_each_condition_is_a_file_of_its_own_about_the_same_traces_in_words_of_t
 
 def test_attempts_are_counted_down_and_a_thought_may_begin_with_wait():
     task = Attempts(shares=Mixture.parse("long:1"), wait_first=0.5)
-    pool = [trace for trace in traces_of(SelectConfig(task=task, problems=60, other_word_share=0.5))]
-    assert any(word in trace.text for word in select.OTHER_WORDS for trace in pool)
+    pool = traces_of(SelectConfig(task=task, problems=60))
+    assert any(trace.text.startswith("<think> wait") for trace in pool)
     for before, (problem, text) in zip(pool, conditioned(pool, "steps"), strict=True):
         tried = len(read_attempts(problem.info["numbers"], problem.info["target"], before.text).attempts)
         assert problem.prompt == f"{before.problem.prompt} Think for {spaced(tried)} steps"

@@ -187,15 +187,13 @@ def by_words(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
 
 
 def by_suppressed(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
-    """ "wait" cannot be sampled, then none of the words can: the model closes by itself, or finds another way on."""
-    words, no_token = [word for word in config.words if word], model.no_token
+    """The first of the words ("wait") cannot be sampled: the model closes sooner, or finds another way on."""
+    no_token, mask = model.no_token, torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
+    mask[tokenizer.encode(config.words[0])[0]] = True
+    model.no_token = mask if no_token is None else mask | no_token
     try:
-        for name, banned in (("not wait", words[:1]), ("none of them", words)):
-            mask = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-            mask[[tokenizer.encode(word)[0] for word in banned]] = True
-            model.no_token = mask if no_token is None else mask | no_token
-            thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config))
-            yield line_of(config, tokenizer, thoughts, name, NO_LIMIT), thoughts[-1].row
+        thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config))
+        yield line_of(config, tokenizer, thoughts, f"not {config.words[0]}", NO_LIMIT), thoughts[-1].row
     finally:
         model.no_token = no_token
 

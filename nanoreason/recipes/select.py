@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import statistics
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -32,7 +31,6 @@ from nanoreason.run import Count, Positive, Rate, Run, RunConfig, Share, chosen,
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 
-OTHER_WORDS = ("Hmm", "Alternatively", "but")
 CONDITIONS = ("tokens", "steps", "class")
 
 
@@ -49,7 +47,6 @@ class SelectConfig(RunConfig):
     temperature: Rate = 1.0  # of the sampling
     max_new_tokens: Positive = 112  # response tokens after which a row is cut, and then not kept
     broken_share: Share = 0.0  # pool: share of the traces that end somewhere in the middle
-    other_word_share: Share = 0.0  # pool: share of the traces whose "wait" is another word
     # choice
     keep: Literal["right", "wrong", "all"] = "right"  # by the verdict; wrong is a control. Always in the format
     modes: tuple[str, ...] = ()  # only traces in one of these modes, such as recheck; empty: all
@@ -154,8 +151,6 @@ def collected(config: SelectConfig) -> tuple[list[Trace], dict[str, float]]:
         problem = bare(task).problem(f"pool-{config.seed}", index)
         draw = random.Random(seed_of("pool", config.seed, index))
         text = problem.solution
-        if draw.random() < config.other_word_share:
-            text = text.replace(" wait ", f" {draw.choice(OTHER_WORDS)} ")
         if draw.random() < config.broken_share:
             parts = text.split(" ")
             text = " ".join(parts[: draw.randint(1, len(parts) - 1)])
@@ -288,7 +283,6 @@ def counting_down(solution: str) -> str:
     if not thinking_tokens(solution):
         return solution  # a direct answer has no passes
     thinking, answer = solution.removeprefix("<think> ").split(" </think>")
-    parts = re.split(f" ({'|'.join(('wait', *OTHER_WORDS))}) ", thinking)  # pass, word, pass, ..., pass
-    left = iter(range(len(parts) // 2 + 1, 0, -1))
-    parts[::2] = [f"{spaced(next(left))} steps left {text}" for text in parts[::2]]
-    return f"<think> {' '.join(parts)} </think>{answer}"
+    passes = thinking.split(" wait ")
+    passes = [f"{spaced(len(passes) - i)} steps left {text}" for i, text in enumerate(passes)]
+    return f"<think> {' wait '.join(passes)} </think>{answer}"
