@@ -82,7 +82,7 @@ def arms(preset: str, seed: int) -> list[Arm]:
     return [
         *found,
         measured("s1", "sft_s1", "forcing", "until", "wait", "words", "suppressed", "samples", waits=waits),
-        measured("untuned", "base", "wait", "until", "samples", waits=waits),
+        measured("untuned", "base", "wait", "samples", waits=waits),
         *(measured(name, f"sft_{name}", "wait", waits=(0, 2)) for name in CHOICES if name != "s1"),
         *(measured(name, f"sft_{name}", name, repeats=1) for name in PROMPTS),
     ]
@@ -198,7 +198,7 @@ def claims(preset: str) -> list[Claim]:
 def extra(results: Results, preset: str) -> dict:
     """Accuracy, its standard error by problem and tokens of every method by what it asked for; the chosen data."""
     numbers, keys = {}, ("accuracy", "accuracy_se", "thinking", *budget.COUNTED)
-    both = {f"the base, {name}": ("untuned", METHODS[name][1]) for name in ('"wait"', "forced both ways", "best of k")}
+    both = {f"the base, {name}": ("untuned", METHODS[name][1]) for name in ('"wait"', "best of k")}
     words = {name: ("s1", {"method": name}) for name in ("words", "suppressed")}
     for name, (arm, where) in {**{name: of[:2] for name, of in METHODS.items()}, **both, **words}.items():
         numbers[name] = {key: results.listed(arm, key, "asked", **where) for key in keys}
@@ -222,9 +222,8 @@ def panels(preset: str) -> list[Panel]:
     """Top: equal tokens, budgets, waits and what they bring. Bottom: other lengths, control, words, choice of data."""
     lines = {name: Line(arm, name, color, where, style="--" if "+" in name else "")
              for name, (arm, where, color) in METHODS.items()}  # fmt: skip
-    rival = {"kind": lambda kind: kind == "best"}
     base = {"wait": Line("untuned", 'the base, "wait"', "C5", WAIT, style=":"),
-            "best": Line("untuned", "the base, best of k", "C5", rival, style="--")}  # fmt: skip
+            "best": Line("untuned", "the base, best of k", "C5", {"kind": "best"}, style="--")}  # fmt: skip
     how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out problems"}
     tokens = {"x": "thinking", "xlabel": "mean thinking tokens, of all samples together", "xscale": "log"}
     asked = ("forced both ways", "token-conditional", "token-conditional + forcing", "step-conditional",
@@ -251,8 +250,10 @@ def panels(preset: str) -> list[Panel]:
                base["best"]], "accuracy", **how, **tokens),
         Panel("Budgets", [lines["budget forcing"], lines["forced both ways"]], "accuracy", "asked", xscale="log",
               xlabel="thinking tokens allowed", **how),
-        Panel("How often it is kept from closing", [replace(lines['"wait"'], label="s1"),
-              replace(base["wait"], label="the base")], "accuracy", "asked", **how | waits),
+        Panel("How often it is kept from closing",
+              [replace(lines['"wait"'], label="s1"), replace(base["wait"], label="the base", style="")],
+              {"answered": "accuracy", "found in the thought": "found"}, "asked",
+              **how | waits | {"ylabel": "share of held-out problems"}),
         Panel("What waiting brings", [Line("s1", "s1", "C8", WAIT)],
               {"attempts": "attempts", "of these never made before": "attempts/new"}, "asked", ylabel="per thought",
               **waits),

@@ -47,7 +47,7 @@ class BudgetConfig(RunConfig):
     temperature: Rate = 1.0  # of the thinking; answers are greedy
     budgets: tuple[Positive, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's those of the whole response
     waits: tuple[Count, ...] = (0, 1, 2, 3, 4, 5, 6)  # how often it is kept from closing
-    longest: Count = 0  # tokens of a thought that is kept from closing so often; 0: what the context allows
+    longest: Count = 0  # tokens of a thought that is kept from closing, or sampled freely; 0: what the context allows
     words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "but", "")  # what is appended then; empty: nothing
     step_tokens: Positive = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: Positive = 48  # tokens that a short thought may have
@@ -225,7 +225,7 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
     """Free samples, then: the first that fits a budget (rejection sampling), the majority of k, and the best of k as
     the task's own verdict chooses it, which no vote can exceed. The tokens of all k count."""
     G = config.samples
-    thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config), G)
+    thoughts = forced(config, model, tokenizer, Forcing(config.longest), asked_problems(config), G)
     groups = [thoughts[i : i + G] for i in range(0, len(thoughts), G)]
     for budget in config.budgets:
         # Where none of the samples fits, the shortest has to do: `within` says how often it does not.
