@@ -7,6 +7,7 @@ length, and the majority of several samples: see METHODS. Every setting of a met
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class BudgetConfig(RunConfig):
     base: str = ""  # checkpoint folder of the model that is measured; needed
     # task
     task: Task = chosen(TASKS, Templated(ThinkingAddition((1, 2))))  # what it is asked
-    problems: Positive = 150  # held-out problems of each difficulty
+    problems: Positive = 150  # held-out problems, of each difficulty where the task has several
+    repeats: Positive = 1  # thoughts per problem in every run
     # methods
     methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and of
     # L1: exact, max, free, truncated, s1
@@ -94,10 +96,12 @@ def asked_problems(config: BudgetConfig, kind: str = "", amount: int | str = 0) 
 
 def forced(
     config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, forcing: Forcing, problems: list[Problem],
-    group_size: int = 1,
+    group_size: int = 0,
 ) -> list[Thought]:  # fmt: skip
+    """`group_size` finished thoughts per problem, `config.repeats` if it is 0."""
     seed = seed_of(config.seed, "budget")  # the same random numbers in every run: what differs is what was forced
-    how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed, group_size=group_size)
+    how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed,
+               group_size=group_size or config.repeats)  # fmt: skip
     return think(model, tokenizer, problems, forcing, **how)
 
 
@@ -130,6 +134,15 @@ def line_of(
         line[f"accuracy/{n}"] = statistics.fmean(r for r, d in zip(right, digits, strict=True) if d == n)
         line[f"thinking/{n}"] = statistics.fmean(t.tokens for t, d in zip(thoughts, digits, strict=True) if d == n)
     return line
+
+
+def standard_error(rows: list[Rollout], right: list[bool]) -> float:
+    """Of the mean, by problem: thoughts about the same problem are no independent evidence of how hard problems are."""
+    by_problem: dict[int, list[bool]] = {}
+    for row, one in zip(rows, right, strict=True):
+        by_problem.setdefault(id(row.problem), []).append(one)
+    means = [statistics.fmean(some) for some in by_problem.values()]
+    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
 
 
 def by_forcing(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -214,13 +227,13 @@ def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
     """A number of tokens in the prompt that the whole response should have: L1's prompts and its measures.
 
     `error`: the mean of (tokens - target) / target, in which too long and too short cancel; `mae`: of its size;
-    `tokens/N`: of the responses to sums of N digits. An exact response is cut at twice its target (section 5).
+    `tokens/K`: of the responses to problems of kind K (`Task.domain`). An exact response is cut at twice its target.
     """
     context = model.config.max_position_embeddings
     for target in config.budgets:
         # A model without control is asked as the exact one is, and left alone (free) or cut where it should have ended.
         problems = asked_problems(config, "max" if kind == "max" else "exact", target)
-        rows = prompt_rows(tokenizer, problems, 1, seed_of(config.seed, "budget"))
+        rows = prompt_rows(tokenizer, problems, config.repeats, seed_of(config.seed, "budget"))
         for row in rows:
             row.max_new_tokens = {"exact": 2 * target, "truncated": target}.get(kind, context)
         generate(Sampler(model, tokenizer, temperature=config.temperature, stop=config.task.stop), rows)
@@ -244,16 +257,18 @@ def target_line(config: BudgetConfig, rows: list[Rollout], right: list[bool], ta
         "asked": target,
         "most": target,
         "accuracy": statistics.fmean(right),
+        "accuracy_se": standard_error(rows, right),
         "thinking": statistics.fmean(lengths),  # of the whole response, as L1 counts
         "cut": statistics.fmean(row.stop_reason == "length" for row in rows),
         "error": statistics.fmean(lengths) / target - 1,
         "mae": statistics.fmean(abs(length - target) for length in lengths) / target,
         "within": statistics.fmean(length <= target for length in lengths),
     }
-    for n in sorted({config.task.difficulty(row.problem) for row in rows}):
-        some = [i for i, row in enumerate(rows) if config.task.difficulty(row.problem) == n]
-        line[f"accuracy/{n}"] = statistics.fmean(right[i] for i in some)
-        line[f"tokens/{n}"] = statistics.fmean(lengths[i] for i in some)
+    kinds = [config.task.domain(row.problem) for row in rows]
+    for kind in sorted(set(kinds)):
+        some, name = [i for i, k in enumerate(kinds) if k == kind], str(kind).strip("()").replace(", ", ",")
+        line[f"accuracy/{name}"] = statistics.fmean(right[i] for i in some)
+        line[f"tokens/{name}"] = statistics.fmean(lengths[i] for i in some)
     return line
 
 
