@@ -144,17 +144,18 @@ def s1_world(s: int) -> list[dict]:
 
 
 def l1_world(s: int) -> list[dict]:
+    """With s = 1 exact and max obey N and the control does not; with s = -1 the control alone does."""
     lines = []
     for name, (arm, method) in l1.MEASURED.items():
         for n in l1.PRESETS["cpu"].budget.budgets:
-            obeys, ignores = (n, 40) if s > 0 else (40, n)
-            tokens = {"exact": obeys, "plain": ignores, "max": 20 + s * n / 10}.get(name, 40)
-            accuracy = 0.5 + 0.05 * s * math.log2(n / 32) - 0.2 * s * (name in ("truncated", "s1"))
-            easy = 20 - 10 * s if name == "max" else 20
-            lines.append({"arm": arm, "step": len(lines), "method": method, "asked": n, "accuracy": accuracy,
-                          "thinking": tokens, "error": tokens / n - 1, "mae": abs(tokens / n - 1),
-                          "within": 0.85 + 0.1 * s, "tokens/1": easy, "tokens/2": 20})  # fmt: skip
-    return lines + [line for arm in ("exact", "max", "plain") for line in course(arm, {"reward": (0, 1)}, 4)]
+            obeys = {"exact": s > 0, "plain": s < 0, "truncated": True, "s1": True}.get(name, False)
+            tokens = (30 + n / 4 if s > 0 else 150 - n / 4) if name == "max" else n if obeys else 110
+            better = 0.15 * math.log2(n / 96) - 0.2 * (name in ("truncated", "s1")) + 0.05 * (name == "max")
+            lines.append({"arm": arm, "step": len(lines), "method": method, "asked": n, "accuracy": 0.5 + s * better,
+                          "accuracy_se": 0.03, "thinking": tokens, "error": tokens / n - 1,
+                          "mae": abs(tokens - n) / n + 0.05, "within": 0.85 + 0.1 * s, l1.HARD: tokens,
+                          **dict.fromkeys(l1.EASY, tokens * (1 - 0.3 * s * (name == "max")))})  # fmt: skip
+    return lines + [line for arm in ("exact", "max", "plain") for line in course(arm, {"accuracy": (0.3, 0.6)}, 4)]
 
 
 def sos_world(s: int) -> list[dict]:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from nanoreason.__main__ import SECTIONS
+from nanoreason.experiments import l1
 from nanoreason.experiments.reproduce import jobs_of, main, section_of
 from nanoreason.experiments.results import Arm
 from nanoreason.learn import ALGORITHMS
 from nanoreason.recipes import grpo
 from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Overlong
 from nanoreason.run import RunConfig, check_settings, flatten
+from nanoreason.tasks import Attempts
+from nanoreason.tasks.attempts import Mixture, attempt_tokens
 from nanoreason.tasks.wrappers import Unanswerable
 
 DECLARED = [
@@ -134,10 +137,33 @@ def test_longcot_rewards_what_its_arms_are_called():
 
 
 def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():
-    arms = arms_of("l1")
-    assert arms["exact"].settings.rewards == (Lcpo(),) and arms["plain"].settings.rewards == (Accuracy(),)
-    assert differing(arms["exact"].settings, arms["max"].settings) == {"task.kind", "steps"}
-    assert arms["max"].base == "exact" and arms["test_max"].base == "max"
+    for preset in ("cpu", "tiny", "gpu"):
+        arms, chosen = arms_of("l1", preset), l1.PRESETS[preset]
+        exact, plain, max_ = (arms[name].settings for name in ("exact", "plain", "max"))
+        assert exact.rewards == (l1.LCPO,) == max_.rewards and plain.rewards == (Accuracy(),)
+        assert differing(exact, plain) <= {"rewards", "rewards.accuracy.weight", "steps"} | {
+            f"rewards.lcpo.{field.name}" for field in dataclasses.fields(Lcpo)
+        }  # fmt: skip
+        assert differing(exact, max_) == {"task.kind", "steps"}
+        assert (exact.task.kind, plain.task.kind, max_.task.kind) == ("exact", "exact", "both")
+        assert (arms["exact"].base, arms["plain"].base, arms["max"].base) == ("base", "base", "exact")
+        # every model is tested as it was trained, the base like the control, and N below and above the training's too
+        assert {name: (arms[f"test_{name}"].base, arms[f"test_{name}"].settings.methods) for name in l1.ARMS} == {
+            "exact": ("exact", ("exact",)), "max": ("max", ("max",)), "base": ("base", ("free",)),
+            "plain": ("plain", ("free", "truncated", "s1")),
+        }  # fmt: skip
+        (low, high), tested = exact.task.tokens, chosen.budget.budgets
+        assert 32 <= tested[0] < low < high < tested[-1] and exact.max_new_tokens.first > high
+        assert list(tested) == sorted(tested) and sum(low <= n <= high for n in tested) >= 2
+
+
+def test_l1_prices_a_token_so_that_an_attempt_too_many_does_not_pay():
+    """An attempt must cost far more than the .095 that it is right; beyond a maximum it must be worth nothing."""
+    each = attempt_tokens(Attempts().inputs)
+    assert l1.LCPO.alpha * each > max(5 * 0.095, l1.LCPO.delta)
+    # an answer behind a cut has just the room that it needs: a forced response ends with its N-th token
+    answer = Attempts(shares=Mixture.parse("guess:1")).problem("train", 0).solution.split(" <answer> ")[1]
+    assert l1.PRESETS["cpu"].budget.answer_tokens == len(Attempts().tokenizer().encode(answer))
 
 
 def test_s1_measures_every_choice_and_only_s1_asks_the_base_what_is_difficult():

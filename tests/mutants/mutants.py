@@ -673,6 +673,24 @@ MUTANTS = [
         BUDGET + "what_stands_in_the_thinking_is_no_answer",
     ),
     Mutant(
+        "the responses to one problem count as independent", "recipes/budget.py",
+        "by_problem.setdefault(id(row.problem), [])",
+        "by_problem.setdefault(id(row), [])",
+        BUDGET + "the_standard_error_counts_problems_not_responses",
+    ),
+    Mutant(
+        "too long and too short cancel in the miss", "recipes/budget.py",
+        "statistics.fmean(abs(length - target) for length in lengths) / target",
+        "abs(statistics.fmean(length - target for length in lengths)) / target",
+        BUDGET + "a_line_at_a_target_by_hand",
+    ),
+    Mutant(
+        "one response per problem, whatever `repeats` says", "recipes/budget.py",
+        "prompt_rows(tokenizer, problems, config.repeats,",
+        "prompt_rows(tokenizer, problems, 1,",
+        BUDGET + "every_problem_is_answered_so_often_as_repeats_says",
+    ),
+    Mutant(
         "broken traces are chosen too", "recipes/select.py",
         "good = [trace for trace in traces if is_well_formed(trace.text)]",
         "good = traces",
