@@ -146,11 +146,13 @@ def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():
         }  # fmt: skip
         assert differing(exact, max_) == {"task.kind", "steps"}
         assert (exact.task.kind, plain.task.kind, max_.task.kind) == ("exact", "exact", "both")
-        assert (arms["exact"].base, arms["plain"].base, arms["max"].base) == ("base", "base", "exact")
-        # every model is tested as it was trained, the base like the control, and N below and above the training's too
+        starts = {name: arms[name].base for name in ("taught", "exact", "plain", "max")}
+        assert starts == {"taught": "base", "exact": "taught", "plain": "taught", "max": "exact"}
+        assert str(arms["taught"].settings.task.shares) == "asked:1.0"
+        # every model is tested as it was trained, and N below and above the training's too
         assert {name: (arms[f"test_{name}"].base, arms[f"test_{name}"].settings.methods) for name in l1.ARMS} == {
-            "exact": ("exact", ("exact",)), "max": ("max", ("max",)), "base": ("base", ("free",)),
-            "plain": ("plain", ("free", "truncated", "s1")),
+            "exact": ("exact", ("exact",)), "max": ("max", ("max",)), "base": ("base", ("exact",)),
+            "taught": ("taught", ("exact",)), "plain": ("plain", ("free", "truncated", "s1")),
         }  # fmt: skip
         (low, high), tested = exact.task.tokens, chosen.budget.budgets
         assert 32 <= tested[0] < low < high < tested[-1] and exact.max_new_tokens.first > high

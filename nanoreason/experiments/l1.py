@@ -1,7 +1,11 @@
 """L1 (Aggarwal and Welleck, 2025) in miniature, on Countdown by attempts: a length that the prompt asks for.
 
-The base that sections share (section `base`) has met "Think for (maximum) N tokens." in a tenth of its texts, and obeys
-a little. From it, by reinforcement learning with that sentence in every prompt, N drawn evenly from a range,
+The base that sections share (section `base`) has met "Think for (maximum) N tokens." in a tenth of its texts, and tells
+numbers of two digits from those of three. So first
+
+    taught  the base, fine-tuned on such texts alone, of which three in ten say any N: what numbers mean, not obedience
+
+and from it, by reinforcement learning with that sentence in every prompt, N drawn evenly from a range,
 
     exact   LCPO-Exact: [right] - alpha |N - tokens|
     max     from `exact` on, LCPO-Max and LCPO-Exact by turns: N is a maximum in half of the prompts
@@ -20,15 +24,17 @@ from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, slope
 from nanoreason.learn import ALGORITHMS
-from nanoreason.recipes import budget, grpo
+from nanoreason.recipes import budget, grpo, sft
 from nanoreason.rewards import Accuracy, Lcpo
 from nanoreason.run import Schedule
 from nanoreason.tasks import Attempts
+from nanoreason.tasks.attempts import Mixture
 from nanoreason.tasks.wrappers import AskedLength
 
 
 @dataclass(frozen=True)
 class Preset:
+    taught: sft.SftConfig
     grpo: grpo.GrpoConfig  # of exact; the N of its task are those of the training
     plain_steps: int
     max_steps: int  # of max, after exact
@@ -40,9 +46,14 @@ class Preset:
 # an attempt beyond the maximum must be worth nothing even if it is right: 13 alpha > delta.
 LCPO = Lcpo(alpha=0.06, delta=0.5)
 
+# DIFFERS from the paper: its base is asked for lengths by reinforcement alone. Here that found two lengths, one for two
+# digits and one for three; see docs/l1.md.
+TAUGHT = sft.SftConfig(
+    task=Attempts(shares=Mixture.parse("asked:1")), optimizer="muon", steps=120, lr=2e-3, eval_problems=0
+)
 # DIFFERS from the paper: alpha times the range of N is 8.6, not 1.2 (see above; it prints no alpha for Max); groups of
-# 8, not 16, for twice as many N in a step: with 16 problems of 16 the model told three digits from two and no more; one
-# update per rollout, not two; no KL; temperature 1, not 0.6; 40 and 20 steps, not 700 and 120.
+# 8, not 16, for twice as many N in a step; one update per rollout, not two; no KL; temperature 1, not 0.6; 40 and 20
+# steps, not 700 and 120.
 CPU_GRPO = grpo.GrpoConfig(
     task=AskedLength(Attempts(), tokens=(48, 192)), rewards=(LCPO,), steps=40, prompts=32, group_size=8, lr=3e-4,
     algorithm=ALGORITHMS["grpo"], max_new_tokens=Schedule(256), warmup=2, preflight=0, save_every=20, eval_every=0,
@@ -53,13 +64,15 @@ CPU_BUDGET = budget.BudgetConfig(
     task=Attempts(), problems=232, repeats=2, budgets=(32, 48, 64, 96, 128, 192, 256, 320), answer_tokens=12,
 )  # fmt: skip
 PRESETS = {
-    "cpu": Preset(CPU_GRPO, plain_steps=20, max_steps=20, budget=CPU_BUDGET),
+    "cpu": Preset(TAUGHT, CPU_GRPO, plain_steps=20, max_steps=20, budget=CPU_BUDGET),
     "tiny": Preset(
+        replace(TAUGHT, steps=2, rows_per_step=4, warmup=1),
         replace(CPU_GRPO, task=AskedLength(Attempts(), tokens=(40, 64)), steps=2, prompts=2, group_size=4, warmup=1,
                 max_new_tokens=Schedule(72)),
         plain_steps=1, max_steps=1, budget=replace(CPU_BUDGET, problems=4, repeats=1, budgets=(32, 48, 64, 80)),
     ),
     "gpu": Preset(
+        replace(TAUGHT, steps=300, rows_per_step=256, lr=1e-3, micro_tokens=65536),
         replace(CPU_GRPO, task=AskedLength(Attempts(), tokens=(48, 256)), prompts=128, lr=1e-4, steps=150,
                 max_new_tokens=Schedule(320), micro_tokens=65536),
         plain_steps=60, max_steps=60,
@@ -68,31 +81,34 @@ PRESETS = {
 }  # fmt: skip
 
 
-ARMS = {"exact": "LCPO-Exact", "max": "LCPO-Max", "plain": "no reward for length", "base": "the base"}
-COLORS = {"exact": "tab:blue", "max": "tab:green", "plain": "tab:gray", "base": "tab:brown",
-          "truncated": "tab:red", "s1": "tab:orange"}  # fmt: skip
+ARMS = {"exact": "LCPO-Exact", "max": "LCPO-Max", "plain": "no reward for length", "taught": "before reinforcement",
+        "base": "the base"}  # fmt: skip
+COLORS = {"exact": "tab:blue", "max": "tab:green", "plain": "tab:gray", "taught": "tab:purple",
+          "base": "tab:brown", "truncated": "tab:red", "s1": "tab:orange"}  # fmt: skip
 MEASURED = {  # curve: (job that measures it, method)
     "exact": ("test_exact", "exact"),
     "max": ("test_max", "max"),
     "plain": ("test_plain", "free"),
-    "base": ("test_base", "free"),
+    "taught": ("test_taught", "exact"),
+    "base": ("test_base", "exact"),
     "truncated": ("test_plain", "truncated"),
     "s1": ("test_plain", "s1"),
 }
 
 
 def arms(preset: str, seed: int) -> list[Arm]:
-    """The base; exact and plain; max; then every model at every N."""
+    """The base, taught; exact and plain; max; then every model at every N."""
     chosen = PRESETS[preset]
-    methods = {"exact": ("exact",), "max": ("max",), "plain": ("free", "truncated", "s1"), "base": ("free",)}
+    both = replace(chosen.grpo.task, kind="both")
+    methods = {arm: tuple(dict.fromkeys(how for job, how in MEASURED.values() if job == f"test_{arm}")) for arm in ARMS}
     return [
         shared(preset, seed),
-        Arm("exact", "grpo", chosen.grpo, "base"),
-        Arm("plain", "grpo", replace(chosen.grpo, rewards=(Accuracy(),), steps=chosen.plain_steps), "base"),
-        Arm("max", "grpo", replace(chosen.grpo, task=replace(chosen.grpo.task, kind="both"), steps=chosen.max_steps),
-            "exact"),
-        *(Arm(f"test_{arm}", "budget", replace(chosen.budget, methods=methods[arm]), arm,
-              cost=5.0 * len(methods[arm])) for arm in ARMS),
+        Arm("taught", "sft", chosen.taught, "base"),
+        Arm("exact", "grpo", chosen.grpo, "taught"),
+        Arm("plain", "grpo", replace(chosen.grpo, rewards=(Accuracy(),), steps=chosen.plain_steps), "taught"),
+        Arm("max", "grpo", replace(chosen.grpo, task=both, steps=chosen.max_steps), "exact"),
+        *(Arm(f"test_{arm}", "budget", replace(chosen.budget, methods=methods[arm]), arm, cost=5.0 * len(methods[arm]))
+          for arm in ARMS),
     ]  # fmt: skip
 
 
@@ -178,11 +194,11 @@ def panels(preset: str) -> list[Panel]:
     accuracy = {"ylabel": "accuracy on held-out problems", "ylim": (-0.03, 1.03)}
     targets = {"x": "asked", "marker": "o", "xlabel": "N, the number in the prompt"}
     return [
-        Panel("Length of the response", lines("exact", "max", "plain", "base"), "thinking", also=diagonal,
+        Panel("Length of the response", lines("exact", "max", "plain", "taught", "base"), "thinking", also=diagonal,
               ylabel="mean tokens", **targets),
-        Panel("Accuracy against the number in the prompt", lines("exact", "max", "truncated", "s1", "base"), "accuracy",
+        Panel("Accuracy by the number in the prompt", lines("exact", "max", "truncated", "s1", "taught"), "accuracy",
               also=untrained, xscale="log", **accuracy, **targets),
-        Panel("Miss |tokens - N| / N", lines("exact", "plain", "base"), "mae", also=untrained, xscale="log",
+        Panel("Miss |tokens - N| / N", lines("exact", "plain", "taught", "base"), "mae", also=untrained, xscale="log",
               ylabel="mean over responses", ylim=(0, 2), **targets),
         Panel("Accuracy against tokens used", lines("exact", "max", "truncated", "s1"), "accuracy", "thinking",
               by="asked", xlabel="mean tokens of the response", xscale="log", marker="o", **accuracy),
@@ -199,7 +215,7 @@ def caption(preset: str) -> str:
     chosen = PRESETS[preset]
     (low, high), tested = chosen.grpo.task.tokens, chosen.budget
     return (
-        f"L1 on Countdown by attempts, preset {preset}: prompts ask for N tokens, {low} to {high} in training. For "
-        f"every N {tested.problems} held-out problems, {tested.repeats} response(s) each at temperature 1; tokens are those "
-        "of the whole response."
+        f"L1 on Countdown by attempts, preset {preset}: prompts ask for N tokens, {low} to {high} in training. Tests: "
+        f"{tested.problems} held-out problems at each N, {tested.repeats} response(s) each at temperature 1; tokens of "
+        "the whole response."
     )
