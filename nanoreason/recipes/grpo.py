@@ -29,7 +29,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
-from nanoreason.environment import REPEAT_N, compute_rewards, evaluate, is_flat, judge, mean, rollout_metrics, sample
+from nanoreason.environment import (
+    REPEAT_N,
+    compute_rewards,
+    evaluate,
+    is_flat,
+    judge,
+    log_samples,
+    mean,
+    rollout_metrics,
+    sample,
+)
 from nanoreason.evaluate import pass_at_k
 from nanoreason.learn import (
     ALGORITHMS,
@@ -150,8 +160,10 @@ def run(config: GrpoConfig) -> dict:
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
+    if fresh:
+        run.rewind(-1)
     if fresh and (config.eval_samples or not config.steps):
-        measured |= test(config, 0, policy, tokenizer)
+        measured |= test(config, 0, policy, tokenizer, run)
     header = True
     for step, metrics in train(config, policy, tokenizer, run, measured):
         if step == config.steps or is_due(step, config.eval_every):
@@ -167,7 +179,8 @@ def train(
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy)
     state = resume(run.folder / "policy", policy, optimizer, tokenizer)
-    run.rewind(state["step"] if state else -1)
+    if state:
+        run.rewind(state["step"])
     state = state or {"step": 0, "num_tokens": 0}
     if measured or not config.steps:
         run.log(0, **measured)
@@ -179,9 +192,10 @@ def train(
         elif config.algorithm.needs_reference and reference is None:
             reference, _ = load_checkpoint(run.folder / "reference", policy.device)
         started = time.perf_counter()
-        groups, metrics = collect(config, step, policy, tokenizer, run)
+        groups, metrics = collect(config, step, policy, tokenizer)
         sampled = time.perf_counter()
         compute_advantages(config, policy, reference, groups)
+        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
         compared = time.perf_counter()
         metrics |= update_policy(config, step, policy, optimizer, groups)
         state = {"step": step, "num_tokens": state["num_tokens"] + metrics["tokens"]}
@@ -193,7 +207,7 @@ def train(
             "time/update": time.perf_counter() - compared,
         }
         if step == config.steps or is_due(step, config.eval_every):
-            metrics |= test(config, step, policy, tokenizer)
+            metrics |= test(config, step, policy, tokenizer, run)
         run.log(step, **metrics)
         if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
             save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
@@ -215,7 +229,7 @@ def replaces_reference(config: GrpoConfig, step: int) -> bool:
 
 
 def collect(
-    config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run
+    config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer
 ) -> tuple[list[list[Rollout]], dict[str, float]]:
     """P groups of G rows with their rewards, and the metrics of all that was sampled.
 
@@ -238,9 +252,6 @@ def collect(
         kept += [group for group in new if not (refills and is_flat(group))]
         if len(kept) == config.prompts:
             break
-    for one in scored[: config.group_size]:  # a whole group, to be read
-        run.sample(step, prompt=one.row.problem.prompt, response=one.text, reward=one.row.reward, right=one.verdict,
-                   stop_reason=one.row.stop_reason)  # fmt: skip
     metrics = rollout_metrics(groups, scored, parts, repeat_n(config))
     metrics["frac_learnt_zero_std"] = mean([is_flat(group) for group in kept])
     return kept, metrics
@@ -326,13 +337,13 @@ def over_updates(found: list[dict[str, float]]) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------- measuring
 
 
-def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:
+def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run) -> dict[str, float]:
     """Held-out accuracy under the budget of this step."""
     if not config.eval_problems:
         return {}
     return evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems,
                     max_new_tokens=config.max_new_tokens.at(step), samples=config.eval_samples,
-                    temperature=config.temperature, repeat_n=repeat_n(config))  # fmt: skip
+                    temperature=config.temperature, repeat_n=repeat_n(config), run=run, step=step)  # fmt: skip
 
 
 def preflight(config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:

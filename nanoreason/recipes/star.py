@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 
 from nanoreason.checkpoint import existing, load_checkpoint, load_training, save_checkpoint
-from nanoreason.environment import by_difficulty, evaluate, judge, mean, sample
+from nanoreason.environment import SAMPLED_GROUPS, by_difficulty, evaluate, judge, log_samples, mean, sample
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer
 from nanoreason.rewards import Scored
@@ -108,7 +108,9 @@ def run(config: StarConfig) -> dict:
         metrics = {"round": round}
         if round > 0:
             policy, metrics = one_round(config, round, base, policy, tokenizer, run)
-        metrics |= evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems)
+        metrics |= evaluate(
+            config.eval_task or config.task, policy, tokenizer, config.eval_problems, run=run, step=round
+        )
         run.log(round, **metrics)
         save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
                         extra=task_flags(flatten(config)))  # fmt: skip
@@ -162,10 +164,9 @@ def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run)
         groups = sample(task, policy, tokenizer, problems, temperature=temperature,
                         seed=seed_of(config.seed, round, name), name=name)  # fmt: skip
         scored = judge(task, tokenizer, groups)
-        for n, some in by_difficulty(task, scored).items():
-            metrics[f"{name}/{n}"] = mean([one.verdict for one in some])
-            run.sample(round, attempt=name, prompt=some[-1].row.problem.prompt, response=some[-1].text,
-                       right=some[-1].verdict, valid=valid(some[-1]))  # fmt: skip
+        levels = by_difficulty(task, scored)
+        metrics.update({f"{name}/{n}": mean([one.verdict for one in some]) for n, some in levels.items()})
+        log_samples(run, round, name, task, tokenizer, groups, count=SAMPLED_GROUPS * len(levels))
         return scored
 
     def valid(one: Scored) -> float:
