@@ -18,7 +18,7 @@ from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
-from nanoreason.run import Count, Positive, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
+from nanoreason.run import Count, Positive, Progress, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
@@ -67,12 +67,14 @@ def run(config: BudgetConfig) -> dict:
     run = Run(config)
     run.rewind(-1)  # it is measured again as a whole
     lines: list[dict] = []
-    for name in config.methods:
-        for line, examples in METHODS[name](config, model, tokenizer):
-            lines.append({"method": name, **line})
-            run.log(len(lines), **lines[-1])
-            log_samples(run, len(lines), f"{name} {line['asked']}", config.task, tokenizer, examples,
-                        verdict=lambda row: row.reward)  # fmt: skip
+    with Progress(len(config.methods), "budget", "methods") as progress:
+        for name in config.methods:
+            for line, examples in METHODS[name](config, model, tokenizer):
+                lines.append({"method": name, **line})
+                run.log(len(lines), **lines[-1])
+                log_samples(run, len(lines), f"{name} {line['asked']}", config.task, tokenizer, examples,
+                            verdict=lambda row: row.reward)  # fmt: skip
+            progress.update()
     run.close()
     names = ["method", "asked", "accuracy", "thinking", "cut"]
     say(table(names, [[f"{line[name]:.2f}" if isinstance(line[name], float) else str(line[name]) for name in names]

@@ -57,6 +57,7 @@ from nanoreason.run import (
     Count,
     Decay,
     Positive,
+    Progress,
     Rate,
     Run,
     RunConfig,
@@ -185,34 +186,37 @@ def train(
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
-    for step in range(state["step"] + 1, config.steps + 1):
-        if replaces_reference(config, step - 1):
-            reference = copy.deepcopy(policy)
-            save_checkpoint(run.folder / "reference", reference, tokenizer)
-        elif config.algorithm.needs_reference and reference is None:
-            reference, _ = load_checkpoint(run.folder / "reference", policy.device)
-        started = time.perf_counter()
-        groups, metrics = collect(config, step, policy, tokenizer)
-        sampled = time.perf_counter()
-        compute_advantages(config, policy, reference, groups)
-        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
-        compared = time.perf_counter()
-        metrics |= update_policy(config, step, policy, optimizer, groups)
-        state = {"step": step, "num_tokens": state["num_tokens"] + metrics["tokens"]}
-        metrics |= {
-            "num_tokens": state["num_tokens"],
-            "tok_per_s": metrics.pop("tokens") / (sampled - started),
-            "time/rollout": sampled - started,
-            "time/score": compared - sampled,
-            "time/update": time.perf_counter() - compared,
-        }
-        if step == config.steps or is_due(step, config.eval_every):
-            metrics |= test(config, step, policy, tokenizer, run)
-        run.log(step, **metrics)
-        if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-            save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
-                            extra=task_flags(flatten(config)))  # fmt: skip
-        yield step, metrics
+    with Progress(config.steps, "grpo", "steps", done=state["step"]) as progress:
+        for step in range(state["step"] + 1, config.steps + 1):
+            if replaces_reference(config, step - 1):
+                reference = copy.deepcopy(policy)
+                save_checkpoint(run.folder / "reference", reference, tokenizer)
+            elif config.algorithm.needs_reference and reference is None:
+                reference, _ = load_checkpoint(run.folder / "reference", policy.device)
+            started = time.perf_counter()
+            groups, metrics = collect(config, step, policy, tokenizer)
+            sampled = time.perf_counter()
+            compute_advantages(config, policy, reference, groups)
+            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
+            compared = time.perf_counter()
+            metrics |= update_policy(config, step, policy, optimizer, groups)
+            tokens = metrics.pop("tokens")
+            state = {"step": step, "num_tokens": state["num_tokens"] + tokens}
+            metrics |= {
+                "num_tokens": state["num_tokens"],
+                "tok_per_s": tokens / (sampled - started),
+                "time/rollout": sampled - started,
+                "time/score": compared - sampled,
+                "time/update": time.perf_counter() - compared,
+            }
+            if step == config.steps or is_due(step, config.eval_every):
+                metrics |= test(config, step, policy, tokenizer, run)
+            run.log(step, **metrics)
+            if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
+                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
+                                extra=task_flags(flatten(config)))  # fmt: skip
+            progress.update(tokens=tokens, reward=metrics["reward"])
+            yield step, metrics
 
 
 def replaces_reference(config: GrpoConfig, step: int) -> bool:

@@ -29,6 +29,7 @@ from nanoreason.run import (
     Count,
     Decay,
     Positive,
+    Progress,
     Rate,
     Run,
     RunConfig,
@@ -104,17 +105,20 @@ def run(config: StarConfig) -> dict:
         policy, _ = load_checkpoint(run.folder / "policy", device)
         first = load_training(run.folder / "policy", policy)["round"] + 1
     run.rewind(first - 1)
-    for round in range(first, config.rounds + 1):
-        metrics = {"round": round}
-        if round > 0:
-            policy, metrics = one_round(config, round, base, policy, tokenizer, run)
-        metrics |= evaluate(
-            config.eval_task or config.task, policy, tokenizer, config.eval_problems, run=run, step=round
-        )
-        run.log(round, **metrics)
-        save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
-                        extra=task_flags(flatten(config)))  # fmt: skip
-        say(report(metrics, header=round == first))
+    with Progress(config.rounds, "star", "rounds", done=max(0, first - 1)) as progress:
+        for round in range(first, config.rounds + 1):
+            metrics = {"round": round}
+            if round > 0:
+                policy, metrics = one_round(config, round, base, policy, tokenizer, run)
+            metrics |= evaluate(
+                config.eval_task or config.task, policy, tokenizer, config.eval_problems, run=run, step=round
+            )
+            run.log(round, **metrics)
+            save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
+                            extra=task_flags(flatten(config)))  # fmt: skip
+            say(report(metrics, header=round == first))
+            if round > 0:
+                progress.update()
     run.close()
     return read_jsonl(run.folder / "metrics.jsonl")[-1]
 
