@@ -26,6 +26,7 @@ from nanoreason.sampler import Sampler, generate
 from nanoreason.tokenizer import TextTokenizer
 
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
+FOLLOWED = 8  # held-out problems of which one response is kept at every test, to be compared over the training
 SAMPLED_GROUPS, SAMPLED_ROWS = 3, 32  # of a logged step: so many groups, but no more than one beyond so many responses
 
 
@@ -187,6 +188,7 @@ def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
 def log_samples(
     run: Run, step: int, kind: str, task: Task, tokenizer: TextTokenizer, groups: Sequence[list[Rollout]], *,
     count: int = SAMPLED_GROUPS, rewarded: bool = False, verdict: Callable[[Rollout], float] | None = None,
+    **more: str,
 ) -> None:  # fmt: skip
     """Write a few whole groups of finished rows into samples.jsonl, a line per response: see `sample_line`.
 
@@ -195,6 +197,7 @@ def log_samples(
                they would be more than SAMPLED_ROWS responses, but one at least
     rewarded   whether the rows have rewards and advantages
     verdict    of a row, where it is not what the task says of the whole response
+    more       what else the lines should say
     """
     largest = max(map(len, groups), default=1)
     count = min(len(groups), max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
@@ -203,7 +206,7 @@ def log_samples(
         for one in judge(task, tokenizer, [groups[number]]):
             if verdict is not None:
                 one = replace(one, verdict=verdict(one.row))
-            run.sample(step, kind=kind, group=number, **sample_line(task, tokenizer, one, rewarded))
+            run.sample(step, kind=kind, group=number, **sample_line(task, tokenizer, one, rewarded), **more)
 
 
 def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: bool) -> dict:
@@ -270,6 +273,8 @@ def evaluate(
                     temperature=temperature, max_new_tokens=max_new_tokens, name="test")  # fmt: skip
     if run is not None:
         log_samples(run, step, "sampled test", task, tokenizer, groups)
+        followed = [group[:1] for group in groups[:FOLLOWED]]
+        log_samples(run, step, "one sample each", task, tokenizer, followed, count=FOLLOWED, split="test")
     found = sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
     return metrics | {f"eval/{name}": value for name, value in found.items()}
 

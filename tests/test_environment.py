@@ -383,5 +383,7 @@ def test_evaluation_logs_greedy_and_sampled_responses_of_every_part_of_the_test_
     run.close()
     assert found == evaluate(TASK, policy, WORDS, 10, samples=2)
     lines = read_jsonl(tmp_path / "run" / "samples.jsonl")
-    assert [line["kind"] for line in lines] == ["greedy test"] * 3 + ["sampled test"] * 6
+    assert [line["kind"] for line in lines] == ["greedy test"] * 3 + ["sampled test"] * 6 + ["one sample each"] * 8
+    followed = [line for line in lines if line.get("split") == "test"]  # the same problems at every test
+    assert [line["prompt"] for line in followed] == list("01234567") and followed == lines[-8:]
     assert {line["difficulty"] for line in lines[:3]} == {0, 1} and {line["step"] for line in lines} == {3}

@@ -51,7 +51,17 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.model import Transformer
-from nanoreason.rewards import REWARDS, Accuracy, Classic, Cosine, DenseRepetition, Format, Lcpo, Repetition, Reward
+from nanoreason.rewards import (
+    REWARDS,
+    Accuracy,
+    Classic,
+    Cosine,
+    DenseRepetition,
+    Format,
+    Lcpo,
+    Repetition,
+    Reward,
+)
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
     Count,
