@@ -199,6 +199,15 @@ def test_a_selection_that_was_stopped_is_made_again_as_a_whole(tmp_path):
     names = ("demonstrations.jsonl", "metrics.jsonl", "samples.jsonl")
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in names}
     assert all(whole.values())
+    samples = read_jsonl(tmp_path / "whole" / "samples.jsonl")
+    assert {line["kind"] for line in samples} == {"teacher", "chosen"}
+    taught = [line for line in samples if line["kind"] == "teacher"]
+    assert (
+        len(taught)
+        == 3 * config.samples
+        == len({(line["group"], line["response"]) for line in taught})
+        + sum(a["response"] == b["response"] for a, b in zip(taught[::2], taught[1::2], strict=True))
+    )  # three problems, two responses to each
     for owner, name, after in ((select, "replace_text", True), (Run, "log", True), (Run, "sample", False)):
         stopped = replace(config, out=str(tmp_path / f"stopped-{name}"))
         with pytest.MonkeyPatch.context() as patch:
