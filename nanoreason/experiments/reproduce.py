@@ -277,6 +277,12 @@ def collect(jobs: list[Job], name: str) -> list[dict]:
     ]
 
 
+def followed(jobs: list[Job]) -> list[dict]:
+    """The responses to problems that every test of an arm poses again, which a figure may show. All other samples stay
+    in the folders of the arms, where `python -m nanoreason look` finds them: there are tens of megabytes of them."""
+    return [line for line in collect(jobs, "samples.jsonl") if line.get("split") == "test"]
+
+
 def section_of(name: str, preset: str) -> ModuleType:
     section = importlib.import_module(f"nanoreason.experiments.{name}")
     if preset not in section.PRESETS:
@@ -346,8 +352,9 @@ def reproduce(
         configs = {f"seed{job.config.seed}/{job.arm}": job.settings for job in jobs}
         write_json(out / "config.json", {"section": section, "preset": preset, "seeds": seeds, "jobs": configs})
         run_jobs(jobs, workers)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in collect(jobs, name)))
+        lines = {"metrics.jsonl": collect(jobs, "metrics.jsonl"), "samples.jsonl": followed(jobs)}
+        for name, found in lines.items():
+            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in found))
         seconds = sum(read_json(Path(job.config.out) / "done.json")["seconds"] for job in jobs)
         return summarise(section, preset, out, device_name(where), seconds)
 
