@@ -189,6 +189,7 @@ def evaluate(
     acc_strict/N    right answers through valid work
     acc_lenient/N   right answers, however they are written (`Task.is_right_leniently`)
     eval/...        of `samples` responses to each problem: see `sampled_metrics`
+    eval/greedy_length   tokens of the greedy ones
     """
     held_out = task.test_problems(problems)
     groups = sample(task, policy, tokenizer, held_out, temperature=0.0, max_new_tokens=max_new_tokens, name="test")
@@ -205,7 +206,8 @@ def evaluate(
     # on its problem and place alone, so policies are compared on the same ones.
     groups = sample(task, policy, tokenizer, held_out, group_size=samples, seed=seed_of("held-out"),
                     temperature=temperature, max_new_tokens=max_new_tokens, name="test")  # fmt: skip
-    found = sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
+    found = {"greedy_length": mean([one.tokens for one in scored])}
+    found |= sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
     return metrics | {f"eval/{name}": value for name, value in found.items()}
 
 
