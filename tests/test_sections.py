@@ -123,7 +123,7 @@ def test_longcot_rewards_what_its_arms_are_called():
     assert differing(arms["classic-128"].settings, arms["cosine"].settings) >= {"rewards"}
     assert arms["cosine"].settings.max_new_tokens.first == 128 and arms["cosine"].settings.steps == 40
     for arm in ("repetition", "paid-penalty"):  # an attempt and its verdict: 12 tokens; the answer's copy has 11
-        assert arms[arm].settings.rewards[1] == DenseRepetition(n=12)
+        assert arms[arm].settings.rewards[1] == DenseRepetition(n=12, penalty=-0.0125)
     assert arms["paid"].settings.rewards[0].right == (0.0, 10.0)
     assert arms["accepts"].settings.rewards == (Noisy(accept=0.5),)
     assert arms["rejects"].settings.rewards == (Noisy(reject=0.5),)

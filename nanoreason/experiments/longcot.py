@@ -37,9 +37,11 @@ from nanoreason.tasks.attempts import Mixture
 
 FORMS = {"long": "long:1", "short": "one:1"}
 NAMES = {"long": "long CoT: until an attempt says yes", "short": "short CoT: one attempt"}
-PAID = Cosine(right=(0.0, 10.0), wrong=(0.0, 0.0))  # shape A of the paper's figure 5
-# 12 tokens are an attempt and its verdict: said again they are a repetition, the answer that copies the attempt is not
-PENALTY = DenseRepetition(n=12)
+PAID = Cosine(right=(0.0, 10.0), wrong=(0.0, 0.0), exceed=0.0)  # shape A of the paper's figure 5
+# 12 tokens are an attempt and its verdict: said again they are a repetition, the answer that copies the attempt is not.
+# DIFFERS from the paper: its -0.05 a token stands beside rewards of -10..2, whose deviation here is about 4. Advantages
+# are divided by that before the penalty is added, so it is divided too.
+PENALTY = DenseRepetition(n=12, penalty=-0.0125)
 VERIFIERS = {"accepts": Noisy(accept=0.5), "rejects": Noisy(reject=0.5)}
 
 
@@ -48,7 +50,6 @@ class Preset:
     rl: grpo.GrpoConfig  # what all reinforcement has in common; its steps are those in the widest window
     window: int = 64  # L, tokens
     narrow_steps: int = 40  # of RL in the windows L and 2L
-    paid: dict = field(default_factory=dict)  # what the arms that are paid for length have on their own
     sizes: tuple[int, ...] = ()  # N, demonstrations; none: no arms from the shared base
     epochs: int = 2  # passes over them
     tune: sft.SftConfig | None = None  # fine-tuning on them
@@ -59,16 +60,16 @@ class Preset:
 
 
 # The deviation of the whole batch divides the advantages, as the paper's PPO normalizes them: a cosine of -10..2 is
-# then no larger a step than a classic 0..1, and a penalty of -0.05 a token has the same size in all of them.
+# then no larger a step than a classic 0..1.
 REINFORCE = replace(ALGORITHMS["dr_grpo"], divide_by="batch", length_constant=256)
 RL = grpo.GrpoConfig(
     task=Attempts(), algorithm=REINFORCE, steps=20, lr=3e-4, warmup=2, preflight=0, save_every=20, eval_every=0,
     eval_problems=232, eval_samples=2,
 )  # fmt: skip
-TUNE = sft.SftConfig(lr=1e-3, warmup=2, rows_per_step=32, eval_problems=232, eval_samples=2, eval_tokens=256)
+TUNE = sft.SftConfig(lr=3e-4, warmup=2, rows_per_step=32, eval_problems=232, eval_samples=2, eval_tokens=256)
 PRETRAIN = sft.SftConfig(optimizer="muon", lr=5e-3, context=320, eval_problems=232, eval_samples=2, eval_tokens=256)
 PRESETS = {
-    "cpu": Preset(RL, paid=dict(prompts=8), sizes=(100, 400, 1600), tune=TUNE),
+    "cpu": Preset(RL, sizes=(25, 100, 400, 1600), tune=TUNE),
     "conditions": Preset(
         RL, pretrain=PRETRAIN, shares={0.02: 800, 0.1: 640, 0.3: 450}, widths=(32, 64, 96),
         conditions=dict(prompts=8, steps=30),
@@ -148,8 +149,8 @@ def arms(preset: str, seed: int) -> list[Arm]:
               for arm, window in windows(preset).items()),
             rl("cosine", "base", 2 * chosen.window, Cosine(), **narrow),
             rl("repetition", "base", 2 * chosen.window, Cosine(), PENALTY, **narrow),
-            rl("paid", "base", wide, PAID, **chosen.paid),
-            rl("paid-penalty", "base", wide, PAID, PENALTY, **chosen.paid),
+            rl("paid", "base", wide, PAID),
+            rl("paid-penalty", "base", wide, PAID, PENALTY),
             *(rl(arm, "base", wide, verifier) for arm, verifier in VERIFIERS.items()),
         ]  # fmt: skip
     for arm, config in own_bases(preset).items():
