@@ -577,6 +577,9 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop logged lines of steps after `step`: the run goes on from there and will write them again."""
+        for file in self._files.values():  # they would go on writing into the files that are replaced
+            file.close()
+        self._files.clear()
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.exists():

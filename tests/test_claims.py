@@ -52,9 +52,9 @@ def star_world(s: int) -> list[dict]:
 
 
 def r1_world(s: int, preset: str = "cpu") -> list[dict]:
-    names, k = r1.PRESETS[preset].names, r1.PRESETS[preset].rl.eval_samples
+    names, k = r1.PRESETS[preset].names, r1.PRESETS[preset].zero_samples
     start, end = 0.4 - 0.25 * s, 0.4 + 0.25 * s
-    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, names.tries: 1, "accuracy": 0.5, "entropy": 0.2,
+    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, names.tries: 1, "accuracy": 0.5, "entropy": 0.2, r1.CUT: 0.2,
             "num_tokens": (0, 900), r1.ROLLOUT: 30, f"{r1.ROLLOUT}_wrong": 20, "frac_learnt_zero_std": 0.4}  # fmt: skip
     arms = {
         "zero": {r1.ACC: (start, end), r1.LENGTH: (30 - 10 * s, 30 + 10 * s), "accuracy": (0.1, 0.9),
@@ -64,14 +64,14 @@ def r1_world(s: int, preset: str = "cpu") -> list[dict]:
                  **{f"eval/accuracy/{names.short}/{n}": 0.5 - 0.2 * s for n in (2, 3)},
                  **{f"eval/pass@{k}": (start, end) for k in (1, 2, 4, 8, 16)}},
         "no_thoughts": {r1.ACC: (0, 0.25 - 0.25 * s), r1.LENGTH: (10, 15 - 5 * s)},
-        "easy": {r1.LENGTH: (20, 20 - 10 * s)},
-        "raised": {r1.ROLLOUT: 30 + 10 * s},
-        "capped": {},
-        "cold_rl": {r1.FORMAT: 0.7 + 0.2 * s, r1.ACC: (end - 0.2 * s, 0.5 + 0.1 * s)},
+        "easy": {r1.LENGTH: (20, 30)},
+        "raised": {r1.ROLLOUT: 30 + 10 * s, "accuracy": 0.5 + 0.1 * s},
+        "capped": {r1.CUT: 0.1 + 0.1 * s},
+        "cold_rl": {r1.ACC: (0.4 + 0.1 * s, 0.5 + 0.1 * s)},
         "short_rl": {},
         "final": {r1.ACC: end + 0.1 * s},
         "student_rl": {},
-        "distilled": {"tokens": 300},
+        "distilled_data": {"tokens": 300},
         "distilled_eval": {r1.ACC: 0.5 + 0.3 * s},
         "distilled_wrong_eval": {r1.ACC: 0.5 - 0.1 * s},
         "grpo": {},
@@ -299,16 +299,50 @@ def test_every_preset_has_arms_that_can_run_and_claims_about_them(section, tmp_p
 def test_the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote():
     rl = [{"arm": "student_rl", "seed": 0, "step": s, "num_tokens": s * 100, r1.ACC: s / 10} for s in (0, 1, 2, 3)]
     for spent, expected in ((150, 0.2), (200, 0.2), (201, 0.3), (900, 0.3)):
-        teacher = {"arm": "distilled", "seed": 0, "step": 0, "tokens": spent}
+        teacher = {"arm": "distilled_data", "seed": 0, "step": 0, "tokens": spent}
         assert r1.rl_at_equal_tokens(Results([*rl, teacher])) == {0: expected}
 
 
-def test_the_claims_of_r1_on_attempts_meet_their_opposites_too():
+@pytest.mark.parametrize("preset", ["sums", "demo"])
+def test_the_claims_about_r1_zero_alone_meet_their_opposites_too(preset):
     for signs, expected in (((1, 1, 1), True), ((-1, -1, -1), False), ((1, 1, -1), False)):
-        lines = [{**line, "seed": seed} for seed, s in enumerate(signs) for line in r1_world(s, "attempts")]
-        judged = [claim.judge(Results(lines)) for claim in r1.claims("attempts")]
+        lines = [{**line, "seed": seed} for seed, s in enumerate(signs) for line in r1_world(s, preset)]
+        judged = [claim.judge(Results(lines)) for claim in r1.claims(preset)]
         assert {line["name"] for line in judged if line["passed"] != expected} == set()
-    assert r1.extra(Results(lines), "attempts")
+    assert r1.extra(Results(lines), preset)
+
+
+def test_length_and_accuracy_are_compared_while_they_are_expected_to_rise():
+    points = [(0.1, 50), (0.5, 90), (0.7, 120), (0.8, 100), (0.9, 80)]  # the rise, and what comes behind it
+    lines = [{"arm": "zero", "seed": 0, "step": 10 * (i + 1), "accuracy": a, r1.ROLLOUT: n}
+             for i, (a, n) in enumerate(points)]  # fmt: skip
+    assert r1.length_follows_accuracy("demo")(Results(lines)) == {0: 1.0}  # steps 10 and 20
+    assert r1.length_follows_accuracy("sums")(Results(lines))[0] < 0.5
+
+
+def test_one_problem_is_shown_before_and_after():
+    first = "<think> 20 - 6 = 14 , 14 + 5 = 19 no </think> <answer> 20 - 6 = 14 , 14 + 5 = 19 </answer>"
+    then = "<think> 20 - 6 = 14 , 14 + 5 = 19 no wait 6 * 5 = 30 , 30 + 20 = 50 yes </think> <answer> 6 * 5 ..."
+    same = {"arm": "zero", "seed": 0, "split": "test", "stop_reason": "stop"}
+    samples = [
+        same | {"step": 0, "prompt": "12 from 3 4 5", "response": "<think> </think>", "right": False},
+        same | {"step": 0, "prompt": "50 from 6 5 20", "response": first, "right": False},
+        same | {"step": 20, "prompt": "12 from 3 4 5", "response": "<think> </think>", "right": False},
+        same | {"step": 20, "prompt": "50 from 6 5 20", "response": then, "right": True},
+        {"arm": "zero", "seed": 0, "step": 20, "prompt": "a rollout", "response": "", "right": True},
+    ]
+    assert r1.before_and_after(Results([], samples)).split("\n") == [
+        "50 from 6 5 20",
+        "",
+        "step 0                                    step 20",
+        "",
+        "<think> 20 - 6 = 14 , 14 + 5 = 19 no      <think> 20 - 6 = 14 , 14 + 5 = 19 no",
+        "</think>                                  wait 6 * 5 = 30 , 30 + 20 = 50 yes",
+        "<answer> 20 - 6 = 14 , 14 + 5 = 19        </think>",
+        "  </answer>                               <answer> 6 * 5 ...",
+        "wrong                                     right",
+    ]
+    assert r1.before_and_after(Results([])) == "no responses were kept"
 
 
 def test_the_claims_of_longcot_on_its_own_bases_meet_their_opposites_too():
@@ -335,8 +369,8 @@ def test_re_checks_are_compared_with_single_passes_at_equal_difficulty():
     metrics = {"eval/accuracy/recheck/2": 0.9, "eval/accuracy/steps/2": 0.8, "eval/accuracy/recheck/3": 0.5,
                "eval/accuracy/steps/3": 0.2, "eval/accuracy/recheck": 0.5, "eval/accuracy/steps": 0.6}  # fmt: skip
     r = Results([{"arm": "zero", "step": 0, "seed": 0, **metrics}])
-    assert r1.gain_of_retries(r, "zero", r1.SUM_MODES, (2, 3))[0] == pytest.approx(0.2)
-    assert r1.gain_of_retries(r, "zero", r1.SUM_MODES, (4,)) == {}
+    assert r1.gain_of_retries(r, "zero", r1.PRESETS["sums"].names, (2, 3))[0] == pytest.approx(0.2)
+    assert r1.gain_of_retries(r, "zero", r1.PRESETS["sums"].names, (4,)) == {}
 
 
 def test_lengths_that_arrive_at_once_or_never_are_not_in_order():

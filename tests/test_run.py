@@ -658,12 +658,12 @@ def test_rewinding_drops_exactly_the_lines_of_later_steps(tmp_path_factory, step
     for k, step in enumerate(steps):
         run.log(step, k=k)
         run.sample(step, k=k)
-    run.close()
-    run.rewind(last)
+    run.rewind(last)  # what it has open is replaced
     expected = [{"step": step, "k": k} for k, step in enumerate(steps) if step <= last]
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert not steps or read_jsonl(folder / name) == expected
     run.log(last + 1, k=-1)  # and the run goes on behind them
+    run.close()
     assert read_jsonl(folder / "metrics.jsonl") == [*expected, {"step": last + 1, "k": -1}]
 
 

@@ -94,22 +94,26 @@ def test_r1_goes_down_its_pipeline_and_its_controls_differ_in_one_thing():
     assert differing(arms["distilled_data"].settings, arms["distilled_wrong_data"].settings) == {"keep"}
     capped, raised = arms["capped"].settings, arms["raised"].settings
     assert differing(capped, raised) == {"max_new_tokens"}
-    assert raised.max_new_tokens.at(30) == capped.max_new_tokens.first < raised.max_new_tokens.at(31)
+    assert raised.max_new_tokens.at(20) == capped.max_new_tokens.first < raised.max_new_tokens.at(21)
+    assert differing(arms["easy"].settings, arms["no_thoughts"].settings) == {"task.chance"}
     for loss in ("grpo", "dr_grpo", "dapo", "gspo", "cispo"):
         assert arms[loss].settings.algorithm == ALGORITHMS[loss]
         assert arms[loss].settings.updates_per_rollout > 1  # with one all clips are the same
     assert any(isinstance(reward, Overlong) for reward in arms["dapo"].settings.rewards)
 
 
-def test_r1_on_attempts_starts_from_the_shipped_bases_in_turn():
+def test_r1_starts_from_the_shipped_bases_in_turn_and_on_sums_from_its_own():
     for seed in (0, 3, 4):
-        arms = arms_of("r1", "attempts", seed)
-        assert arms["base"].settings.base == arms["direct"].settings.base == f"data/checkpoints/attempts-{seed % 4}"
-        assert arms["base"].settings.steps == 0 and "easy" not in arms and "skills" not in arms
-    assert differing(arms["base"].settings, arms["direct"].settings) == {"task.shares", "steps", "lr"}
-    capped, raised = arms["capped"].settings, arms["raised"].settings
-    assert differing(capped, raised) == {"max_new_tokens"} and capped.algorithm.length_constant == 256
-    assert raised.max_new_tokens.at(20) == capped.max_new_tokens.first < raised.max_new_tokens.at(21)
+        arms = arms_of("r1", "cpu", seed)
+        assert arms["base"].settings.base == f"data/checkpoints/attempts-{seed % 4}" and not arms["base"].settings.steps
+        assert (
+            arms["direct"].base == arms["zero"].base == "base"
+            and str(arms["direct"].settings.task.shares) == "guess:1.0"
+        )
+        assert arms_of("r1", "demo", seed).keys() == {"base", "zero"}
+    sums = arms_of("r1", "sums")
+    assert {name: arm.base for name, arm in sums.items()} == {"phase1": "", "base": "phase1", "zero": "base"}
+    assert sums["phase1"].settings.task.task.modes == (0.2, 0.4, 0.4) != sums["base"].settings.task.task.modes
 
 
 def test_longcot_rewards_what_its_arms_are_called():

@@ -10,6 +10,7 @@ A section is a module `nanoreason.experiments.<section>` with
     panels(preset)             [Panel, ...]: the figure
     caption(preset)            its setting in a sentence or two
     extra(results, preset)     more numbers for summary.json as {name: ...}; may be missing
+    shown(results, preset)     a text for the terminal, such as a response before and after; may be missing
 
 A finished job is never run again, and a stopped one goes on from its checkpoint: the same command resumes everything.
 `done.json` in its folder says by which settings and code it was finished; others are another job, and are refused.
@@ -297,7 +298,8 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
     check_folder(out, section, preset)
     if not (out / "metrics.jsonl").exists():
         raise ValueError(f"no metrics.jsonl in {out}: there is nothing to summarise")
-    results = Results(read_jsonl(out / "metrics.jsonl"))
+    samples = read_jsonl(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
+    results = Results(read_jsonl(out / "metrics.jsonl"), samples)
     before = read_json(out / "summary.json") if (out / "summary.json").exists() else {}
     summary = {
         "section": section,
@@ -307,6 +309,7 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
         "seconds": before.get("seconds") if seconds is None else round(seconds, 1),  # of all jobs, one after another
         "claims": [claim.judge(results) for claim in module.claims(preset)],
         "numbers": module.extra(results, preset) if hasattr(module, "extra") else {},
+        "shown": module.shown(results, preset) if hasattr(module, "shown") else "",
     }
     write_json(out / "summary.json", summary)
     try:
@@ -353,7 +356,8 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
-    parser.add_argument("--retrain-base", action="store_true", help="train the base that comes with the repository anew")
+    retrain_help = "train the base that comes with the repository anew"
+    parser.add_argument("--retrain-base", action="store_true", help=retrain_help)
     summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
     parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
@@ -370,6 +374,8 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
             flags.retrain_base,
         )  # fmt: skip
     cost = "" if summary["seconds"] is None else f", {summary['seconds']:.0f} s of {summary['device']}"
+    if summary.get("shown"):
+        print(f"\n{summary['shown']}")
     print(f"\n{flags.section}, preset {flags.preset}, {summary['seeds']} seed(s){cost}")
     for line in summary["claims"]:
         print("  " + verdict(line))

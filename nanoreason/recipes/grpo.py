@@ -41,7 +41,18 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.model import Transformer
-from nanoreason.rewards import REWARDS, Accuracy, Classic, Cosine, DenseRepetition, Format, Lcpo, Repetition, Reward
+from nanoreason.rewards import (
+    REWARDS,
+    Accuracy,
+    Classic,
+    Cosine,
+    DenseRepetition,
+    Format,
+    Lcpo,
+    Repetition,
+    Reward,
+    Scored,
+)
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
     Count,
@@ -150,8 +161,10 @@ def run(config: GrpoConfig) -> dict:
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
+    if fresh:
+        run.rewind(-1)
     if fresh and (config.eval_samples or not config.steps):
-        measured |= test(config, 0, policy, tokenizer)
+        measured |= test(config, 0, policy, tokenizer, run)
     header = True
     for step, metrics in train(config, policy, tokenizer, run, measured):
         if step == config.steps or is_due(step, config.eval_every):
@@ -167,7 +180,8 @@ def train(
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy)
     state = resume(run.folder / "policy", policy, optimizer, tokenizer)
-    run.rewind(state["step"] if state else -1)
+    if state:
+        run.rewind(state["step"])
     state = state or {"step": 0, "num_tokens": 0}
     if measured or not config.steps:
         run.log(0, **measured)
@@ -193,7 +207,7 @@ def train(
             "time/update": time.perf_counter() - compared,
         }
         if step == config.steps or is_due(step, config.eval_every):
-            metrics |= test(config, step, policy, tokenizer)
+            metrics |= test(config, step, policy, tokenizer, run)
         run.log(step, **metrics)
         if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
             save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
@@ -239,8 +253,7 @@ def collect(
         if len(kept) == config.prompts:
             break
     for one in scored[: config.group_size]:  # a whole group, to be read
-        run.sample(step, prompt=one.row.problem.prompt, response=one.text, reward=one.row.reward, right=one.verdict,
-                   stop_reason=one.row.stop_reason)  # fmt: skip
+        log_sample(run, step, one)
     metrics = rollout_metrics(groups, scored, parts, repeat_n(config))
     metrics["frac_learnt_zero_std"] = mean([is_flat(group) for group in kept])
     return kept, metrics
@@ -326,13 +339,28 @@ def over_updates(found: list[dict[str, float]]) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------- measuring
 
 
-def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:
-    """Held-out accuracy under the budget of this step."""
+SHOWN = 8  # held-out problems of which one response is kept at every test, to be compared over the training
+
+
+def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run) -> dict[str, float]:
+    """Held-out accuracy under the budget of this step. With `eval_samples` the first of them, of a few problems, are
+    kept to be read: each test draws the same random numbers, so what differs is the policy."""
     if not config.eval_problems:
         return {}
-    return evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems,
-                    max_new_tokens=config.max_new_tokens.at(step), samples=config.eval_samples,
-                    temperature=config.temperature, repeat_n=repeat_n(config))  # fmt: skip
+    task, how = config.eval_task or config.task, dict(max_new_tokens=config.max_new_tokens.at(step))
+    how["temperature"] = config.temperature
+    if config.eval_samples:
+        problems = task.test_problems(min(SHOWN, config.eval_problems))
+        shown = sample(task, policy, tokenizer, problems, group_size=1, seed=seed_of("held-out"), name="test", **how)
+        for one in judge(task, tokenizer, shown):
+            log_sample(run, step, one, split="test")
+    return evaluate(task, policy, tokenizer, config.eval_problems, samples=config.eval_samples,
+                    repeat_n=repeat_n(config), **how)  # fmt: skip
+
+
+def log_sample(run: Run, step: int, one: Scored, **more) -> None:
+    run.sample(step, prompt=one.row.problem.prompt, response=one.text, reward=one.row.reward, right=one.verdict,
+               stop_reason=one.row.stop_reason, **more)  # fmt: skip
 
 
 def preflight(config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
@@ -318,6 +319,7 @@ class Attempts(Task):
     targets: tuple[int, int] = (10, 60)  # smallest and largest target
     operations: str = "+-*"  # of + - * /
     largest: Positive = 60  # no value exceeds it; so many number tokens, and 0
+    chance: tuple[Share, Share] = (0.0, 1.0)  # only problems of which so many of the attempts are right
     shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
@@ -331,6 +333,8 @@ class Attempts(Task):
     def __post_init__(self) -> None:
         if not 0 <= self.targets[0] < self.targets[1] <= self.largest or self.max_input > self.largest:
             raise ValueError(f"targets {self.targets}, max_input {self.max_input}: rising, at most {self.largest}")
+        if self.chance[0] > self.chance[1]:
+            raise ValueError(f"chance {self.chance}: the smallest and the largest share of right attempts")
         if not self.operations or set(self.operations) - set("+-*/"):
             raise ValueError(f"operations {self.operations!r}: some of +-*/")
 
@@ -346,8 +350,13 @@ class Attempts(Task):
         rules = (self.operations, self.largest)
         for _ in range(10_000):
             numbers = tuple(draw.choices(range(1, max_input + 1), k=inputs))
-            if targets := reachable(tuple(sorted(numbers)), *rules, self.targets, held_out):
-                return Posed(numbers, draw.choice(targets), all_attempts(tuple(sorted(numbers)), *rules))
+            attempts = all_attempts(tuple(sorted(numbers)), *rules)
+            targets = reachable(tuple(sorted(numbers)), *rules, self.targets, held_out)
+            if self.chance != (0.0, 1.0):
+                right = Counter(attempt.value for attempt in attempts)
+                targets = [t for t in targets if self.chance[0] <= right[t] / len(attempts) <= self.chance[1]]
+            if targets:
+                return Posed(numbers, draw.choice(targets), attempts)
         raise ValueError(f"{self}: found no solvable problem")
 
     def problem(self, split: str, index: int) -> Problem:

@@ -764,6 +764,20 @@ MUTANTS = [
         CLAIMS + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
     ),
     Mutant(
+        "the rank correlation over the whole training", "experiments/r1.py",
+        'where = ("accuracy", ROLLOUT), {"step": lambda step: step <= PRESETS[preset].rise}',
+        'where = ("accuracy", ROLLOUT), {}',
+        CLAIMS + "length_and_accuracy_are_compared_while_they_are_expected_to_rise",
+    ),
+    Mutant(
+        "lines logged into a file that a rewind has replaced", "run.py",
+        "        for file in self._files.values():  # they would go on writing into the files that are replaced\n"
+        "            file.close()\n"
+        "        self._files.clear()\n",
+        "",
+        RUN + "rewinding_drops_exactly_the_lines_of_later_steps",
+    ),
+    Mutant(
         "RL on the student compared at fewer tokens", "experiments/r1.py",
         'if line.get("num_tokens", 0) >= spent]',
         'if line.get("num_tokens", 0) <= spent]',
