@@ -112,7 +112,7 @@ def longcot_from_the_base(s: int) -> dict[str, dict]:
         "accepts": {longcot.ACC: 0.6 - 0.2 * s},
         "rejects": {longcot.ACC: 0.6 - 0.2 * s},
     }  # fmt: skip
-    grows, saturates = (0.3, 0.5, 0.6), (0.1, 0.1, 0.1)
+    grows, saturates = (0.2, 0.3, 0.5, 0.6), (0.1, 0.1, 0.1, 0.1)
     for form, accuracies in zip(("long", "short"), (grows, saturates) if s > 0 else (saturates, grows), strict=True):
         for size, accuracy in zip(longcot.PRESETS["cpu"].sizes, accuracies, strict=True):
             arms[f"{form}-{size}"] = {longcot.ACC: accuracy}
@@ -123,8 +123,8 @@ def longcot_from_own_bases(s: int) -> dict[str, dict]:
     shares, widths = longcot.PRESETS["conditions"].shares, longcot.PRESETS["conditions"].widths
     arms = {}
     for i, share in enumerate(shares):
-        more = s * (i - 1)
-        arms[f"share-{share}"] = {longcot.GREEDY: 0.3 + 0.1 * more, longcot.GREEDY_LENGTH: 40 + 15 * more}
+        more = s * (i - 1) / 2
+        arms[f"share-{share}"] = {longcot.GREEDY: 0.2 + 0.15 * more, longcot.GREEDY_LENGTH: 40 + 20 * more}
         arms[f"share-{share}-rl"] = {longcot.ACC: (0.2, 0.7 if i else 0.3) if s > 0 else (0.4, 0.1 if i else 0.6)}
     for width in widths[:-1]:
         arms[f"width-{width}"] = {}
