@@ -125,7 +125,7 @@ def test_longcot_rewards_what_its_arms_are_called():
     assert differing(arms["rl-long"].settings, arms["classic-256"].settings) == set()
     assert arms["cosine"].settings.rewards == (Cosine(),)
     assert differing(arms["classic-128"].settings, arms["cosine"].settings) >= {"rewards"}
-    assert arms["cosine"].settings.max_new_tokens.first == 128 and arms["cosine"].settings.steps == 40
+    assert arms["cosine"].settings.max_new_tokens.first == 128 and arms["cosine"].settings.steps == 60
     for arm in ("repetition", "paid-penalty"):  # an attempt and its verdict: 12 tokens; the answer's copy has 11
         assert arms[arm].settings.rewards[1] == DenseRepetition(n=12, penalty=-0.0125)
     assert arms["paid"].settings.rewards[0].right == (0.0, 10.0)
@@ -138,7 +138,7 @@ def test_longcot_rewards_what_its_arms_are_called():
 def test_longcots_own_bases_differ_in_width_or_in_long_thoughts_and_see_as_many_tokens():
     arms = arms_of("longcot", "conditions")
     bases = {name: arm.settings for name, arm in arms.items() if arm.recipe == "sft"}
-    assert set(arms) == {*bases, *(f"{name}-rl" for name in bases)} and len(bases) == 6
+    assert set(arms) == {*bases, *(f"{name}-rl" for name in bases)} and len(bases) == 5
     assert differing(bases["share-0.02"], bases["share-0.3"]) == {"task.shares", "steps"}
     assert differing(bases["width-32"], bases["share-0.3"]) == {"width"}
     tokens = []

@@ -49,7 +49,7 @@ VERIFIERS = {"accepts": Noisy(accept=0.5), "rejects": Noisy(reject=0.5)}
 class Preset:
     rl: grpo.GrpoConfig  # what all reinforcement has in common; its steps are those in the widest window
     window: int = 64  # L, tokens
-    narrow_steps: int = 40  # of RL in the windows L and 2L
+    narrow_steps: int = 60  # of RL in the windows L and 2L
     sizes: tuple[int, ...] = ()  # N, demonstrations; none: no arms from the shared base
     epochs: int = 2  # passes over them
     tune: sft.SftConfig | None = None  # fine-tuning on them
@@ -71,7 +71,7 @@ PRETRAIN = sft.SftConfig(optimizer="muon", lr=5e-3, context=320, eval_problems=2
 PRESETS = {
     "cpu": Preset(RL, sizes=(25, 100, 400, 1600), tune=TUNE),
     "conditions": Preset(
-        RL, pretrain=PRETRAIN, shares={0.02: 920, 0.05: 850, 0.1: 765, 0.3: 517}, widths=(32, 64, 96),
+        RL, pretrain=PRETRAIN, shares={0.02: 1150, 0.05: 1070, 0.1: 955, 0.3: 646}, widths=(32, 96),
         conditions=dict(prompts=8, steps=30),
     ),
     "tiny": Preset(
@@ -86,7 +86,7 @@ PRESETS = {
         sizes=(100, 400, 1600, 6400), tune=replace(TUNE, lr=5e-4, micro_tokens=32768, eval_samples=8),
         pretrain=replace(PRETRAIN, width=256, layers=6, heads=8, kv_heads=4, lr=3e-3, rows_per_step=128,
                          micro_tokens=65536, eval_samples=8),
-        shares={0.02: 1840, 0.05: 1700, 0.1: 1530, 0.3: 1034}, widths=(64, 128, 256),
+        shares={0.02: 2300, 0.05: 2140, 0.1: 1910, 0.3: 1292}, widths=(64, 128, 256),
     ),
 }  # fmt: skip
 
