@@ -30,7 +30,7 @@ class PlayConfig(RunConfig):
     task: Task | None = chosen(TASKS, None)  # what it is asked; empty: the task that the checkpoint was trained on
     problem: str = ""  # play this one and leave, e.g. "47 + 38" or "24 from 9 4 3"; empty: ask for problems
     # thinking
-    budget: Count = 96  # thinking tokens after which it is cut; 0: its context
+    budget: Count = 0  # thinking tokens after which it is cut; 0: its context
     wait: Count = 0  # how often it is kept from stopping
     word: str = "wait"  # what is appended then; "": nothing, it only may not stop
     temperature: Rate = 1.0  # of the thinking; 0: greedy
