@@ -25,7 +25,7 @@ SECTIONS = {
     "base": "pretraining of the base that searches by attempts: which skill arrives when, on Countdown",
     "star": "STaR with and without rationalization against direct answers, on digit addition",
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
-    "longcot": "long against short chains of thought, cosine reward, hacking, on sums with optional re-checking",
+    "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on sums with optional re-checking",
     "s1": "few chosen samples, budget forcing and its rivals, on sums with optional re-checking",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",

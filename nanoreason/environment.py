@@ -251,6 +251,7 @@ def evaluate(
     acc_strict/N    right answers through valid work
     acc_lenient/N   right answers, however they are written (`Task.is_right_leniently`)
     eval/...        of `samples` responses to each problem: see `sampled_metrics`
+    eval/greedy_length   tokens of the greedy ones
 
     A few of the responses are written into the samples of `run`, where one is given, as those of `step`.
     """
@@ -275,7 +276,8 @@ def evaluate(
         log_samples(run, step, "sampled test", task, tokenizer, groups)
         followed = [group[:1] for group in groups[:FOLLOWED]]
         log_samples(run, step, "one sample each", task, tokenizer, followed, count=FOLLOWED, split="test")
-    found = sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
+    found = {"greedy_length": mean([one.tokens for one in scored])}
+    found |= sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
     return metrics | {f"eval/{name}": value for name, value in found.items()}
 
 

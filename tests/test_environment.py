@@ -326,6 +326,7 @@ def test_evaluation_lists_accuracy_by_difficulty_and_samples_only_when_asked(mon
     assert asked == [(10, 1, 0.0, 7), (10, 1, 0.0, 7), (10, 3, 0.7, 7)]
     assert {name: value for name, value in both.items() if not name.startswith("eval/")} == greedy
     assert both["eval/pass@1"] == pytest.approx(0.6) == both["eval/maj@3"] and both["eval/accuracy_lenient"] == 0.8
+    assert both["eval/greedy_length"] > 0
 
 
 def test_evaluation_of_a_real_policy_is_pure(make_model):

@@ -334,7 +334,7 @@ def test_committed_results_are_summarised_from_their_metrics_alone(tmp_path, cap
     assert main([*command[:-1], str(tmp_path / "nothing")]) == 2 and "no metrics.jsonl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("section", ["star", "r1", "longcot", "s1", "l1", "sos"])
+@pytest.mark.parametrize("section", ["star", "r1", "s1", "l1", "sos"])
 def test_the_committed_verdicts_are_those_of_the_committed_metrics(section):
     folder, module = COMMITTED / section / "cpu", reproduction.section_of(section, "cpu")
     results, summary = Results(read_jsonl(folder / "metrics.jsonl")), json.loads((folder / "summary.json").read_text())
@@ -342,7 +342,7 @@ def test_the_committed_verdicts_are_those_of_the_committed_metrics(section):
     assert module.extra(results, "cpu") == summary["numbers"]
 
 
-@pytest.mark.parametrize("section", ["star", "r1", "longcot", "s1", "l1", "sos"])
+@pytest.mark.parametrize("section", ["star", "r1", "s1", "l1", "sos"])
 def test_the_page_of_a_section_says_what_its_summary_says(section):
     claims = json.loads((COMMITTED / section / "cpu" / "summary.json").read_text())["claims"]
     page = (COMMITTED.parent.parent / "docs" / f"{section}.md").read_text(encoding="utf-8")

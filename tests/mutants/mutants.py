@@ -613,6 +613,12 @@ MUTANTS = [
         LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
     ),
     Mutant(
+        "a verifier that errs judges the same answer now so, now so", "rewards.py",
+        'seed_of("noisy", scored.row.problem.prompt, answer)',
+        'seed_of("noisy", scored.row.problem.prompt, scored.text)',
+        LENGTH + "a_verifier_errs_as_often_as_it_says_and_judges_the_same_answer_alike[0.5-0.0]",
+    ),
+    Mutant(
         "LCPO-Max scaled into [-1, 1] before it is halved", "rewards.py",
         "min(1.0, max(0.0, self.alpha * spare + self.delta))",
         "(min(1.0, max(-1.0, self.alpha * spare)) + 1) / 2",
@@ -777,6 +783,12 @@ MUTANTS = [
         'if line.get("num_tokens", 0) >= spent]',
         'if line.get("num_tokens", 0) <= spent]',
         CLAIMS + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+    ),
+    Mutant(
+        "accuracy lost since its best counted from the start", "experiments/longcot.py",
+        "return r.of_series(best, arm, \"accuracy\") - r.late",
+        "return r.early(arm, \"accuracy\") - r.late",
+        CLAIMS + "what_is_lost_since_the_best_is_nothing_while_accuracy_rises",
     ),
     Mutant(
         "claims judged by the mean of seeds that disagree", "experiments/results.py",
