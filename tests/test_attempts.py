@@ -35,7 +35,8 @@ from nanoreason.tasks.attempts import (
 from nanoreason.tasks.wrappers import Templated
 
 TASK, HARD = Attempts(), HardAttempts()
-FIFTY = TASK.parse("50 from 6 5 20")
+WIDER = Attempts(max_input=20)
+FIFTY = WIDER.parse("50 from 6 5 20")
 RIGHT = "6 * 5 = 30 , 30 + 20 = 50"
 WRONG = "20 - 6 = 14 , 14 + 5 = 19"
 TOKENS = attempts_tokenizer()
@@ -260,7 +261,7 @@ def test_only_the_one_answer_counts():
         assert TASK.reward(FIFTY, text) == 0.0
     divided = tagged("", "20 / 5 = 4 , 6 * 4 = 24")
     for operations, verdict in (("+-*", 0.0), ("+-*/", 1.0)):
-        assert Attempts(operations=operations).reward(TASK.parse("24 from 6 5 20"), divided) == verdict
+        assert Attempts(operations=operations).reward(WIDER.parse("24 from 6 5 20"), divided) == verdict
     assert TASK.reward(TASK.parse("40 from 10 10 3"), tagged("", "10 * 10 = 100 , 100 - 3 = 97")) == 0.0
     too_large = Attempts(max_input=60).parse("10 from 60 6 50")
     assert Attempts().reward(too_large, tagged("", "60 + 50 = 110 , 110 - 6 = 104")) == 0.0
@@ -298,8 +299,8 @@ def test_reading_is_linear(text):
 
 def test_typed_problems():
     assert FIFTY.prompt == "50 from 6 5 20" and FIFTY.info["solutions"] >= 1
-    for text in ("", "50", "50 from 6", "99 from 6 5 20", "1 2 3 4 5 6 7"):
-        with pytest.raises(ValueError, match="such as 50 from 20 6 5"):
+    for text in ("", "50", "50 from 6", "99 from 6 5 12", "50 from 20 6 5", "1 2 3 4 5 6 7"):
+        with pytest.raises(ValueError, match="43 from"):
             TASK.parse(text)
 
 

@@ -351,7 +351,8 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
             assert line["most"] - 1 <= line["thinking"]  # a "wait" that nothing could follow is not appended
     json.dumps(lines, allow_nan=False)
     samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
-    assert [(line["step"], line["method"]) for line in samples] == [(line["step"], line["method"]) for line in lines]
+    kinds = [(line["step"], f"{line['method']} {line['asked']}") for line in lines]
+    assert list(dict.fromkeys((line["step"], line["kind"]) for line in samples)) == kinds
     sentences = {
         "tokens": "Think for maximum",
         "steps": "steps",
@@ -360,9 +361,11 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
         "max": "maximum",
     }
     for line in samples:
-        question = line["text"].split("Assistant:")[0]
-        assert sentences.get(line["method"], "User:") in question
-        assert ("Think" in question) == (line["method"] not in ("forcing", "until", "wait", "words", "samples"))
+        method, question = line["kind"].split()[0], line["prompt"]
+        assert sentences.get(method, "User:") in question
+        assert ("Think" in question) == (method not in ("forcing", "until", "wait", "words", "samples"))
+        assert ("«" in line.get("marked", "")) == (method not in ("exact", "max", "free", "truncated"))
+        assert line["right"] in (0.0, 1.0) and line["reward"] is None
     assert budget.run(replace(config, resume=True)) == last  # measured again as a whole
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == lines
 
@@ -381,8 +384,8 @@ def test_where_each_kind_of_response_is_cut(base, tmp_path):
         assert lines["truncated", n]["thinking"] < lines["exact", n]["thinking"] < lines["free", n]["thinking"]
         assert lines["exact", n]["thinking"] < 2 * n
         assert lines["truncated", n]["cut"] > lines["exact", n]["cut"] > lines["free", n]["cut"] == 0.0
-    samples = [(line["method"], line["text"]) for line in read_jsonl(tmp_path / "run" / "samples.jsonl")]
-    assert all(("maximum" in text.split("Assistant:")[0]) == (method == "max") for method, text in samples)
+    samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
+    assert all(("maximum" in line["prompt"]) == line["kind"].startswith("max ") for line in samples)
 
 
 def test_every_problem_is_answered_so_often_as_repeats_says(base, tmp_path, monkeypatch):

@@ -13,11 +13,10 @@ from nanoreason.experiments.reproduce import jobs_of, main, section_of
 from nanoreason.experiments.results import Arm
 from nanoreason.learn import ALGORITHMS
 from nanoreason.recipes import grpo
-from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Overlong
+from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Noisy, Overlong
 from nanoreason.run import RunConfig, check_settings, flatten
 from nanoreason.tasks import Attempts
 from nanoreason.tasks.attempts import Mixture, attempt_tokens
-from nanoreason.tasks.wrappers import Unanswerable
 
 DECLARED = [
     (name, preset) for name in SECTIONS for preset in importlib.import_module(f"nanoreason.experiments.{name}").PRESETS
@@ -123,17 +122,34 @@ def test_r1_starts_from_the_shipped_bases_in_turn_and_on_sums_from_its_own():
 def test_longcot_rewards_what_its_arms_are_called():
     arms = arms_of("longcot")
     for arm, window in {"classic-64": 64, "classic-128": 128, "classic-256": 256}.items():
-        assert arms[arm].settings.max_new_tokens.first == window
+        assert arms[arm].settings.max_new_tokens.first == window and arms[arm].base == "base"
         assert arms[arm].settings.rewards == (Classic(),)
-    assert {arms[name].base for name in ("rl-base", "rl-short", "classic-256", "cosine")} == {
-        "base", "short-8192", "long-8192"
-    }  # fmt: skip
+    assert arms["rl-long"].base == "long-1600" and arms["rl-short"].base == "short-1600"
+    assert differing(arms["rl-long"].settings, arms["classic-256"].settings) == set()
     assert arms["cosine"].settings.rewards == (Cosine(),)
-    assert differing(arms["cosine"].settings, arms["repetition"].settings) > {"rewards"}
-    assert arms["repetition"].settings.rewards[1] == DenseRepetition(n=8)
-    assert isinstance(arms["hack"].settings.task.task, Unanswerable)
-    long, short = arms["long-512"].settings, arms["short-512"].settings
-    assert differing(long, short) == {"task.modes"} and long.distinct == 512
+    assert differing(arms["classic-128"].settings, arms["cosine"].settings) >= {"rewards"}
+    assert arms["cosine"].settings.max_new_tokens.first == 128 and arms["cosine"].settings.steps == 60
+    for arm in ("repetition", "paid-penalty"):  # an attempt and its verdict: 12 tokens; the answer's copy has 11
+        assert arms[arm].settings.rewards[1] == DenseRepetition(n=12, penalty=-0.0125)
+    assert arms["paid"].settings.rewards[0].right == (0.0, 10.0)
+    assert arms["accepts"].settings.rewards == (Noisy(accept=0.5),)
+    assert arms["rejects"].settings.rewards == (Noisy(reject=0.5),)
+    long, short = arms["long-400"].settings, arms["short-400"].settings
+    assert differing(long, short) == {"task.shares"} and long.distinct == 400 and long.steps == 25
+
+
+def test_longcots_own_bases_differ_in_width_or_in_long_thoughts_and_see_as_many_tokens():
+    arms = arms_of("longcot", "conditions")
+    bases = {name: arm.settings for name, arm in arms.items() if arm.recipe == "sft"}
+    assert set(arms) == {*bases, *(f"{name}-rl" for name in bases)} and len(bases) == 5
+    assert differing(bases["share-0.02"], bases["share-0.3"]) == {"task.shares", "steps"}
+    assert differing(bases["width-32"], bases["share-0.3"]) == {"width"}
+    tokens = []
+    for name in ("share-0.02", "share-0.05", "share-0.1", "share-0.3"):
+        task = bases[name].task
+        words = [len(task.problem("count", i).solution.split()) + 1 for i in range(3000)]
+        tokens.append(sum(words) / len(words) * bases[name].steps)
+    assert max(tokens) < 1.1 * min(tokens)
 
 
 def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():

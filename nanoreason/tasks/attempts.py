@@ -1,9 +1,9 @@
 """Countdown by attempts: hard to find, easy to check, so that thinking longer pays whatever a model has learnt.
 
-    50 from 6 5 20                                                  the prompt: the target first, then the inputs
-    <think> 20 - 6 = 14 , 14 + 5 = 19 no wait                       an attempt that uses every input once, its verdict
-      6 * 5 = 30 , 30 + 20 = 50 yes </think>                        after "wait" another one, until one says yes
-    <answer> 6 * 5 = 30 , 30 + 20 = 50 </answer>                    the steps of the last attempt
+    43 from 8 7 5                                                   the prompt: the target first, then the inputs
+    <think> 8 * 7 = 56 , 56 - 5 = 51 no wait                        an attempt that uses every input once, its verdict
+      7 * 5 = 35 , 35 + 8 = 43 yes </think>                         after "wait" another one, until one says yes
+    <answer> 7 * 5 = 35 , 35 + 8 = 43 </answer>                     the steps of the last attempt
 
 A guess is right in 9.5 % of the legal full attempts (3 inputs of 1..12; 2.3 % for 4 of 1..9) and nothing makes it
 better, an attempt costs 13 tokens, a failed one is recognised with certainty. To close the thought after a "no" is to
@@ -407,11 +407,16 @@ class Attempts(Task):
         return [*found.values(), *repeated][:count]
 
     def parse(self, text: str) -> Problem:
-        """A target and the numbers, such as "50 from 20 6 5"; they need not be solvable."""
+        """A target and the numbers, such as "43 from 8 7 5"; they need not be solvable."""
         numbers = tuple(int(number) for number in re.findall(r"[0-9]{1,9}", text))
         if not 3 <= len(numbers) <= 6 or max(numbers) > self.largest:
-            raise ValueError(f"a target and two to five numbers up to {self.largest}, such as 50 from 20 6 5")
+            raise ValueError(f"a target and two to five numbers up to {self.largest}, such as 43 from 8 7 5")
         target, given = numbers[0], numbers[1:]
+        if max(given) > self.max_input:
+            raise ValueError(
+                f"{max(given)} is larger than any input that is practised, {self.max_input}: pose one such as 43 from "
+                f"8 7 5, or this one all the same with --task.max-input {self.largest}"
+            )
         return Posed(given, target, all_attempts(tuple(sorted(given)), self.operations, self.largest)).problem("", "")
 
     def told(self, problem: Problem) -> str:
