@@ -252,7 +252,8 @@ def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
         right = [config.task.reward(row.problem, tokenizer.decode(row.response)) == 1 for row in rows]
         for row, is_so in zip(rows, right, strict=True):
             row.reward = float(is_so)
-        yield target_line(config, rows, right, target), [[row] for row in rows]
+        groups = [rows[i : i + config.repeats] for i in range(0, len(rows), config.repeats)]
+        yield target_line(config, rows, right, target), groups
 
 
 def by_s1(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
