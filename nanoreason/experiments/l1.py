@@ -52,7 +52,7 @@ TAUGHT = sft.SftConfig(
     task=Attempts(shares=Mixture.parse("asked:1")), optimizer="muon", steps=120, lr=2e-3, eval_problems=0
 )
 # DIFFERS from the paper: alpha times the range of N is 8.6, not 1.2 (see above; it prints no alpha for Max); groups of
-# 8, not 16, for twice as many N in a step; one update per rollout, not two; no KL; temperature 1, not 0.6; 40 and 20
+# 8, not 16, for twice as many N in a step; one update per rollout, not two; no KL; temperature 1, not 0.6; 40 and 40
 # steps, not 700 and 120.
 CPU_GRPO = grpo.GrpoConfig(
     task=AskedLength(Attempts(), tokens=(48, 192)), rewards=(LCPO,), steps=40, prompts=32, group_size=8, lr=3e-4,
@@ -64,7 +64,7 @@ CPU_BUDGET = budget.BudgetConfig(
     task=Attempts(), problems=232, repeats=2, budgets=(32, 48, 64, 96, 128, 192, 256, 320), answer_tokens=12,
 )  # fmt: skip
 PRESETS = {
-    "cpu": Preset(TAUGHT, CPU_GRPO, plain_steps=20, max_steps=20, budget=CPU_BUDGET),
+    "cpu": Preset(TAUGHT, CPU_GRPO, plain_steps=20, max_steps=40, budget=CPU_BUDGET),
     "tiny": Preset(
         replace(TAUGHT, steps=2, rows_per_step=4, warmup=1),
         replace(CPU_GRPO, task=AskedLength(Attempts(), tokens=(40, 64)), steps=2, prompts=2, group_size=4, warmup=1,
