@@ -310,14 +310,6 @@ def test_a_line_of_thoughts_by_hand():
     assert (line["accuracy/1"], line["accuracy/2"], line["thinking/1"], line["thinking/2"]) == (0.5, 1, 6, 12)
 
 
-def test_the_standard_error_is_of_problems_and_not_of_thoughts():
-    problems = [Problem("1", "1"), Problem("1", "1"), Problem("2", "2")]  # two of them alike are still two
-    rows = [prompt_row(SUMS, problem) for problem in problems for _ in range(2)]
-    right = [True, True, False, True, False, False]  # means 1, 1/2, 0
-    assert budget.standard_error(rows, right) == pytest.approx(0.5 / 3**0.5)
-    assert budget.standard_error(rows[:2], right[:2]) == 0.0
-
-
 def test_a_thought_that_is_kept_from_closing_has_an_end(base_of_attempts):
     config = replace(budget.PRESETS["tiny"], longest=20, waits=(0, 50), words=("wait",))
     model, tokenizer = load_checkpoint(base_of_attempts)
@@ -354,14 +346,24 @@ def test_a_suppressed_word_is_never_sampled_and_afterwards_it_can_be_again(base_
 
 def test_a_line_at_a_target_by_hand():
     rows = []
-    for length, digits in ((6, 1), (12, 1), (15, 2)):
-        rows.append(demonstration(SUMS, Problem("1", "1", info={"digits": digits}), " ".join(["so"] * (length - 1))))
+    for length, solutions in ((6, 1), (12, 1), (15, 3)):
+        problem = Problem("1", "1", info={"numbers": (1, 2, 3), "solutions": solutions})
+        rows.append(demonstration(SUMS, problem, " ".join(["so"] * (length - 1))))
         rows[-1].stop_reason = "length" if length == 15 else "stop"
-    line = budget.target_line(BudgetConfig(), rows, [True, False, True], 10)
+    line = budget.target_line(BudgetConfig(task=Attempts()), rows, [True, False, True], 10)
     assert line["error"] == pytest.approx(0.1) and line["mae"] == pytest.approx((4 + 2 + 5) / 30)
     assert line["thinking"] == 11 and line["within"] == line["cut"] == pytest.approx(1 / 3) and line["most"] == 10
-    assert line["accuracy"] == pytest.approx(2 / 3) and line["accuracy/1"] == 0.5 and line["accuracy/2"] == 1.0
-    assert line["tokens/1"] == 9 and line["tokens/2"] == 15
+    assert line["accuracy"] == pytest.approx(2 / 3) and line["accuracy/3,1"] == 0.5 and line["accuracy/3,3"] == 1.0
+    assert line["tokens/3,1"] == 9 and line["tokens/3,3"] == 15
+
+
+def test_the_standard_error_counts_problems_not_responses():
+    """Four responses that agree by problem are two pieces of evidence, not four."""
+    one, two = Problem("1", "1"), Problem("2", "2")
+    rows = [demonstration(SUMS, problem, "so") for problem in (one, one, two, two)]
+    assert budget.standard_error(rows, [True, True, False, False]) == pytest.approx(0.5)
+    assert budget.standard_error(rows, [True, False, False, True]) == 0.0
+    assert budget.standard_error(rows[:2], [True, False]) == 0.0
 
 
 @pytest.mark.parametrize("task", [ThinkingAddition((1, 2)), Templated(ThinkingAddition((1, 2)))], ids=["bare", "tags"])
@@ -398,7 +400,8 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
             assert line["most"] - 1 <= line["thinking"]  # a "wait" that nothing could follow is not appended
     json.dumps(lines, allow_nan=False)
     samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
-    assert [(line["step"], line["method"]) for line in samples] == [(line["step"], line["method"]) for line in lines]
+    kinds = [(line["step"], f"{line['method']} {line['asked']}") for line in lines]
+    assert list(dict.fromkeys((line["step"], line["kind"]) for line in samples)) == kinds
     sentences = {
         "tokens": "Think for maximum",
         "steps": "steps",
@@ -407,9 +410,11 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
         "max": "maximum",
     }
     for line in samples:
-        question = line["text"].split("Assistant:")[0]
-        assert sentences.get(line["method"], "User:") in question
-        assert ("Think" in question) == (line["method"] not in (*FREE, "forcing", "until"))
+        method, question = line["kind"].split()[0], line["prompt"]
+        assert sentences.get(method, "User:") in question
+        assert ("Think" in question) == (method not in (*FREE, "forcing", "until"))
+        assert ("«" in line.get("marked", "")) == (method not in ("exact", "max", "free", "truncated"))
+        assert line["right"] in (0.0, 1.0) and line["reward"] is None
     assert budget.run(replace(config, resume=True)) == last  # measured again as a whole
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == lines
 
@@ -428,8 +433,21 @@ def test_where_each_kind_of_response_is_cut(base, tmp_path):
         assert lines["truncated", n]["thinking"] < lines["exact", n]["thinking"] < lines["free", n]["thinking"]
         assert lines["exact", n]["thinking"] < 2 * n
         assert lines["truncated", n]["cut"] > lines["exact", n]["cut"] > lines["free", n]["cut"] == 0.0
-    samples = [(line["method"], line["text"]) for line in read_jsonl(tmp_path / "run" / "samples.jsonl")]
-    assert all(("maximum" in text.split("Assistant:")[0]) == (method == "max") for method, text in samples)
+    samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
+    assert all(("maximum" in line["prompt"]) == line["kind"].startswith("max ") for line in samples)
+
+
+def test_every_problem_is_answered_so_often_as_repeats_says(base, tmp_path, monkeypatch):
+    seen = []
+    line = budget.target_line
+    monkeypatch.setattr(budget, "target_line", lambda c, rows, *rest: seen.append(rows) or line(c, rows, *rest))
+    config = replace(TINY, task=ThinkingAddition((2,)), methods=("exact", "s1"), budgets=(12,), problems=2, repeats=3)
+    budget.run(replace(config, base=base, answer_tokens=4, out=str(tmp_path / "run")))
+    assert len(seen) == 2
+    for rows in seen:
+        prompts = [row.problem.prompt for row in rows]
+        assert len(prompts) == 3 * len(set(prompts)) and prompts[0] == prompts[1] == prompts[2] != prompts[3]
+        assert len({row.seed for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -227,8 +227,11 @@ def test_each_condition_is_a_file_of_its_own_about_the_same_traces_in_words_of_t
             assert ("Think" in line["prompt"]) == (condition != "")
             assert line["prompt"].startswith(before["prompt"].removesuffix(" Assistant:"))
             WORDS.encode(line["prompt"] + " " + line["response"])
-    shown = [line["prompt"] for line in read_jsonl(tmp_path / "samples.jsonl")]
-    assert len(shown) == 16 and shown[:4] == [line["prompt"] for line in plain[:4]]
+    shown = read_jsonl(tmp_path / "samples.jsonl")
+    assert [line["kind"] for line in shown[::3]] == ["chosen", *(f"chosen {name}" for name in select.CONDITIONS)]
+    assert [line["prompt"] for line in shown[:3]] == [plain[i]["prompt"] for i in (5, 15, 25)]
+    assert [line["right"] for line in shown] == [float(TASK.reward(Problem("", line["answer"]), line["response"]))
+                                                 for line in shown]  # fmt: skip
 
 
 def test_attempts_are_counted_down_and_a_thought_may_begin_with_wait():

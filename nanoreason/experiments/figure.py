@@ -77,11 +77,14 @@ def coloured(lines: Sequence[Line]) -> list[tuple[Line, Any]]:
 
 def smoothed(values: list[float], width: int) -> list[float]:
     """The mean of each value and its neighbours, `width` of them where there are as many."""
-    return [statistics.fmean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
+    return [statistics.fmean(values[max(0, i - width // 2) : i + (width + 1) // 2]) for i in range(len(values))]
 
 
-def draw(panels: list[Panel], results: Results, caption: str, path: Path) -> None:
-    """Draw all panels into one PNG. Raises ModuleNotFoundError without matplotlib (the extra `figures`)."""
+def draw(panels: list[Panel], results: Results, caption: str, path: Path, about_seeds: bool = True) -> None:
+    """Draw all panels into one PNG, under the caption and, if `about_seeds`, what its lines say of the seeds.
+
+    Raises ModuleNotFoundError without matplotlib (the extra `figures`).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -95,8 +98,9 @@ def draw(panels: list[Panel], results: Results, caption: str, path: Path) -> Non
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     thin = "thin lines and dots are single seeds" if len(results.seeds) > 1 else ""
-    seeds = f"Mean of {len(results.seeds)} seeds; {thin}." if thin else "One seed."
-    figure.suptitle("\n".join(textwrap.wrap(f"{caption} {seeds}", 62 * columns)), fontsize=11)
+    if about_seeds:
+        caption += f" Mean of {len(results.seeds)} seeds; {thin}." if thin else " One seed."
+    figure.suptitle("\n".join(textwrap.wrap(caption, 62 * columns)), fontsize=11)
     figure.draw_without_rendering()
     for axis in axes.flat:
         legend_below(axis)

@@ -51,6 +51,7 @@ from nanoreason.run import (
     replace_text,
     say,
     set_bar_position,
+    speaking_as,
     write_json,
 )
 
@@ -76,14 +77,15 @@ class Job:
 
 @functools.cache
 def code_hash() -> str:
-    """Of all that can change a job's numbers: the package without experiments, play and the command line.
+    """Of all that can change a job's numbers: the package without experiments, what only looks, and the command line.
 
     Comments, docstrings and layout do not count: what is hashed is the syntax tree without them.
     """
     package, digest = Path(nanoreason.__file__).parent, hashlib.sha256()
+    only_look = ("experiments", "play.py", "eval.py", "look.py", "plot.py", "__main__.py")
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package)
-        if place.parts[0] not in ("experiments", "play.py", "__main__.py"):
+        if place.parts[0] not in only_look:
             digest.update(f"{place.as_posix()}\n{code_of(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -176,10 +178,11 @@ def run_job(job: Job) -> None:
         return
     spent = read_json(folder / "spent.json")["seconds"] if (folder / "spent.json").exists() else 0.0
     torch.set_num_threads(job.config.threads)
-    say(f"\n{job.arm}, seed {job.config.seed}")
     started = time.perf_counter()
     try:
-        importlib.import_module(f"nanoreason.recipes.{job.recipe}").run(job.config)
+        with speaking_as(f"{job.arm}, seed {job.config.seed}"):
+            say("begins" if spent == 0 else f"goes on after {spent:.0f} s")
+            importlib.import_module(f"nanoreason.recipes.{job.recipe}").run(job.config)
     except BaseException:
         if folder.exists():
             write_json(folder / "spent.json", {"seconds": spent + time.perf_counter() - started})
@@ -250,7 +253,9 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
                 running[pool.submit(run, job)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
-                done.add(running.pop(future).config.out)
+                job = running.pop(future)
+                done.add(job.config.out)
+                say(f"{len(done)} of {len(jobs)} jobs done: {job.arm}, seed {job.config.seed}")
     except BrokenProcessPool:
         raise ValueError(
             "a worker process was killed, perhaps for want of memory: the same command goes on, --workers 1 needs less"
@@ -270,6 +275,12 @@ def collect(jobs: list[Job], name: str) -> list[dict]:
         if (Path(job.config.out) / name).exists()
         for line in read_jsonl(Path(job.config.out) / name)
     ]
+
+
+def followed(jobs: list[Job]) -> list[dict]:
+    """The responses to problems that every test of an arm poses again, which a figure may show. All other samples stay
+    in the folders of the arms, where `python -m nanoreason look` finds them: there are tens of megabytes of them."""
+    return [line for line in collect(jobs, "samples.jsonl") if line.get("split") == "test"]
 
 
 def section_of(name: str, preset: str) -> ModuleType:
@@ -341,8 +352,9 @@ def reproduce(
         configs = {f"seed{job.config.seed}/{job.arm}": job.settings for job in jobs}
         write_json(out / "config.json", {"section": section, "preset": preset, "seeds": seeds, "jobs": configs})
         run_jobs(jobs, workers)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in collect(jobs, name)))
+        lines = {"metrics.jsonl": collect(jobs, "metrics.jsonl"), "samples.jsonl": followed(jobs)}
+        for name, found in lines.items():
+            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in found))
         seconds = sum(read_json(Path(job.config.out) / "done.json")["seconds"] for job in jobs)
         return summarise(section, preset, out, device_name(where), seconds)
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanoreason.checkpoint import load_checkpoint
+from nanoreason.environment import log_samples
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
-from nanoreason.run import Count, Positive, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
+from nanoreason.run import Count, Positive, Progress, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, Attempts, HardAttempts, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
@@ -78,11 +79,14 @@ def run(config: BudgetConfig) -> dict:
     run = Run(config)
     run.rewind(-1)  # it is measured again as a whole
     lines: list[dict] = []
-    for name in config.methods:
-        for line, example in METHODS[name](config, model, tokenizer):
-            lines.append({"method": name, **line})
-            run.log(len(lines), **lines[-1])
-            run.sample(len(lines), method=name, text=tokenizer.decode(example.tokens))
+    with Progress(len(config.methods), "budget", "methods") as progress:
+        for name in config.methods:
+            for line, examples in METHODS[name](config, model, tokenizer):
+                lines.append({"method": name, **line})
+                run.log(len(lines), **lines[-1])
+                log_samples(run, len(lines), f"{name} {line['asked']}", config.task, tokenizer, examples,
+                            verdict=lambda row: row.reward)  # fmt: skip
+            progress.update()
     run.close()
     names = ["method", "asked", "accuracy", "thinking", "cut"]
     say(table(names, [[f"{line[name]:.2f}" if isinstance(line[name], float) else str(line[name]) for name in names]
@@ -90,7 +94,7 @@ def run(config: BudgetConfig) -> dict:
     return read_jsonl(run.folder / "metrics.jsonl")[-1]
 
 
-Lines = Iterator[tuple[dict, Rollout]]  # one line per run, and a row to look at
+Lines = Iterator[tuple[dict, list[list[Rollout]]]]  # one line per run, and its rows: their rewards are their verdicts
 
 
 def asked_problems(config: BudgetConfig, kind: str = "", amount: int | str = 0) -> list[Problem]:
@@ -112,7 +116,15 @@ def forced(
     seed = seed_of(config.seed, "budget")  # the same random numbers in every run: what differs is what was forced
     how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed,
                group_size=group_size or config.repeats)  # fmt: skip
-    return think(model, tokenizer, problems, forcing, **how)
+    thoughts = think(model, tokenizer, problems, forcing, **how)
+    for thought in thoughts:
+        thought.row.reward = float(is_right(config, tokenizer, thought))
+    return thoughts
+
+
+def rows_of(thoughts: list[Thought]) -> list[list[Rollout]]:
+    """Groups of one."""
+    return [[thought.row] for thought in thoughts]
 
 
 def said(tokenizer: TextTokenizer, thought: Thought) -> str:
@@ -162,28 +174,28 @@ def by_forcing(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
     """Budgets as upper bounds: cut, never kept going."""
     for budget in config.budgets:
         thoughts = forced(config, model, tokenizer, Forcing(budget), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, budget, budget), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, budget, budget), rows_of(thoughts)
 
 
 def by_until(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Budgets in both directions: kept going until the budget is used up, then cut. L1's baseline (100 waits)."""
     for budget in config.budgets:
         thoughts = forced(config, model, tokenizer, Forcing(budget, waits=100), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, budget, budget), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, budget, budget), rows_of(thoughts)
 
 
 def by_wait(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Kept from closing 0, 1, 2, ... times."""
     for waits in config.waits:
         thoughts = forced(config, model, tokenizer, Forcing(config.longest, waits), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, waits, NO_LIMIT), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, waits, NO_LIMIT), rows_of(thoughts)
 
 
 def by_words(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Other words than "wait", twice each (s1, table 4)."""
     for word in config.words:
         thoughts = forced(config, model, tokenizer, Forcing(config.longest, 2, word), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), rows_of(thoughts)
 
 
 def by_suppressed(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -193,7 +205,7 @@ def by_suppressed(config: BudgetConfig, model: Transformer, tokenizer: TextToken
     model.no_token = mask if no_token is None else mask | no_token
     try:
         thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, f"not {config.words[0]}", NO_LIMIT), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, f"not {config.words[0]}", NO_LIMIT), rows_of(thoughts)
     finally:
         model.no_token = no_token
 
@@ -203,7 +215,7 @@ def by_tokens(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
     for budget in config.budgets:
         for limit in (0, budget):
             thoughts = forced(config, model, tokenizer, Forcing(limit), asked_problems(config, "max", budget))
-            yield line_of(config, tokenizer, thoughts, budget, budget, enforced=limit > 0), thoughts[-1].row
+            yield line_of(config, tokenizer, thoughts, budget, budget, enforced=limit > 0), rows_of(thoughts)
 
 
 def by_steps(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -212,13 +224,13 @@ def by_steps(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
         most = steps * config.step_tokens
         for limit in (0, most):
             thoughts = forced(config, model, tokenizer, Forcing(limit), asked_problems(config, "steps", steps))
-            yield line_of(config, tokenizer, thoughts, steps, most, enforced=limit > 0), thoughts[-1].row
+            yield line_of(config, tokenizer, thoughts, steps, most, enforced=limit > 0), rows_of(thoughts)
 
 
 def by_class(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     for name, most in (("short", config.class_tokens), ("long", NO_LIMIT)):
         thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config, "class", name))
-        yield line_of(config, tokenizer, thoughts, name, most), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, name, most), rows_of(thoughts)
 
 
 def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -235,7 +247,7 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
             for group, fits in zip(groups, fitting, strict=True)
         ]
         tries = statistics.fmean(fits[0] + 1 if fits else G for fits in fitting)
-        yield line_of(config, tokenizer, chosen, budget, budget, kind="rejection", tries=tries), chosen[-1].row
+        yield line_of(config, tokenizer, chosen, budget, budget, kind="rejection", tries=tries), rows_of(chosen)
     mean = statistics.fmean(thought.tokens for thought in thoughts)
     marks = [
         ([config.task.answer(said(tokenizer, t)) for t in group], [is_right(config, tokenizer, t) for t in group])
@@ -248,14 +260,14 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
         }
         for kind, shares in votes.items():
             yield {"asked": k, "most": NO_LIMIT, "accuracy": statistics.fmean(shares), "thinking": k * mean,
-                   "within": 1.0, "cut": 0.0, "kind": kind}, groups[0][0].row  # fmt: skip
+                   "within": 1.0, "cut": 0.0, "kind": kind}, [[t.row for t in group] for group in groups]  # fmt: skip
 
 
 def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, kind: str) -> Lines:
     """A number of tokens in the prompt that the whole response should have: L1's prompts and its measures.
 
     `error`: the mean of (tokens - target) / target, in which too long and too short cancel; `mae`: of its size;
-    `tokens/N`: of the responses to sums of N digits. An exact response is cut at twice its target (section 5).
+    `tokens/K`: of the responses to problems of kind K (`Task.domain`). An exact response is cut at twice its target.
     """
     context = model.config.max_position_embeddings
     for target in config.budgets:
@@ -266,7 +278,10 @@ def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
             row.max_new_tokens = {"exact": 2 * target, "truncated": target}.get(kind, context)
         generate(Sampler(model, tokenizer, temperature=config.temperature, stop=config.task.stop), rows)
         right = [config.task.reward(row.problem, tokenizer.decode(row.response)) == 1 for row in rows]
-        yield target_line(config, rows, right, target), rows[-1]
+        for row, is_so in zip(rows, right, strict=True):
+            row.reward = float(is_so)
+        groups = [rows[i : i + config.repeats] for i in range(0, len(rows), config.repeats)]
+        yield target_line(config, rows, right, target), groups
 
 
 def by_s1(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -276,7 +291,7 @@ def by_s1(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) ->
         forcing = Forcing(max(1, target - tags), waits=100)
         thoughts = forced(config, model, tokenizer, forcing, asked_problems(config, "exact", target))
         right = [is_right(config, tokenizer, thought) for thought in thoughts]
-        yield target_line(config, [thought.row for thought in thoughts], right, target), thoughts[-1].row
+        yield target_line(config, [thought.row for thought in thoughts], right, target), rows_of(thoughts)
 
 
 def target_line(config: BudgetConfig, rows: list[Rollout], right: list[bool], target: int) -> dict:
@@ -292,10 +307,11 @@ def target_line(config: BudgetConfig, rows: list[Rollout], right: list[bool], ta
         "mae": statistics.fmean(abs(length - target) for length in lengths) / target,
         "within": statistics.fmean(length <= target for length in lengths),
     }
-    for n in sorted({config.task.difficulty(row.problem) for row in rows}):
-        some = [i for i, row in enumerate(rows) if config.task.difficulty(row.problem) == n]
-        line[f"accuracy/{n}"] = statistics.fmean(right[i] for i in some)
-        line[f"tokens/{n}"] = statistics.fmean(lengths[i] for i in some)
+    kinds = [config.task.domain(row.problem) for row in rows]
+    for kind in sorted(set(kinds)):
+        some, name = [i for i, k in enumerate(kinds) if k == kind], str(kind).strip("()").replace(", ", ",")
+        line[f"accuracy/{name}"] = statistics.fmean(right[i] for i in some)
+        line[f"tokens/{name}"] = statistics.fmean(lengths[i] for i in some)
     return line
 
 

@@ -29,7 +29,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
-from nanoreason.environment import REPEAT_N, compute_rewards, evaluate, is_flat, judge, mean, rollout_metrics, sample
+from nanoreason.environment import (
+    REPEAT_N,
+    compute_rewards,
+    evaluate,
+    is_flat,
+    judge,
+    log_samples,
+    mean,
+    rollout_metrics,
+    sample,
+)
 from nanoreason.evaluate import pass_at_k
 from nanoreason.learn import (
     ALGORITHMS,
@@ -51,13 +61,13 @@ from nanoreason.rewards import (
     Lcpo,
     Repetition,
     Reward,
-    Scored,
 )
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
     Count,
     Decay,
     Positive,
+    Progress,
     Rate,
     Run,
     RunConfig,
@@ -186,33 +196,37 @@ def train(
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
-    for step in range(state["step"] + 1, config.steps + 1):
-        if replaces_reference(config, step - 1):
-            reference = copy.deepcopy(policy)
-            save_checkpoint(run.folder / "reference", reference, tokenizer)
-        elif config.algorithm.needs_reference and reference is None:
-            reference, _ = load_checkpoint(run.folder / "reference", policy.device)
-        started = time.perf_counter()
-        groups, metrics = collect(config, step, policy, tokenizer, run)
-        sampled = time.perf_counter()
-        compute_advantages(config, policy, reference, groups)
-        compared = time.perf_counter()
-        metrics |= update_policy(config, step, policy, optimizer, groups)
-        state = {"step": step, "num_tokens": state["num_tokens"] + metrics["tokens"]}
-        metrics |= {
-            "num_tokens": state["num_tokens"],
-            "tok_per_s": metrics.pop("tokens") / (sampled - started),
-            "time/rollout": sampled - started,
-            "time/score": compared - sampled,
-            "time/update": time.perf_counter() - compared,
-        }
-        if step == config.steps or is_due(step, config.eval_every):
-            metrics |= test(config, step, policy, tokenizer, run)
-        run.log(step, **metrics)
-        if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-            save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
-                            extra=task_flags(flatten(config)))  # fmt: skip
-        yield step, metrics
+    with Progress(config.steps, "grpo", "steps", done=state["step"]) as progress:
+        for step in range(state["step"] + 1, config.steps + 1):
+            if replaces_reference(config, step - 1):
+                reference = copy.deepcopy(policy)
+                save_checkpoint(run.folder / "reference", reference, tokenizer)
+            elif config.algorithm.needs_reference and reference is None:
+                reference, _ = load_checkpoint(run.folder / "reference", policy.device)
+            started = time.perf_counter()
+            groups, metrics = collect(config, step, policy, tokenizer)
+            sampled = time.perf_counter()
+            compute_advantages(config, policy, reference, groups)
+            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
+            compared = time.perf_counter()
+            metrics |= update_policy(config, step, policy, optimizer, groups)
+            tokens = metrics.pop("tokens")
+            state = {"step": step, "num_tokens": state["num_tokens"] + tokens}
+            metrics |= {
+                "num_tokens": state["num_tokens"],
+                "tok_per_s": tokens / (sampled - started),
+                "time/rollout": sampled - started,
+                "time/score": compared - sampled,
+                "time/update": time.perf_counter() - compared,
+            }
+            if step == config.steps or is_due(step, config.eval_every):
+                metrics |= test(config, step, policy, tokenizer, run)
+            run.log(step, **metrics)
+            if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
+                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
+                                extra=task_flags(flatten(config)))  # fmt: skip
+            progress.update(tokens=tokens, reward=metrics["reward"])
+            yield step, metrics
 
 
 def replaces_reference(config: GrpoConfig, step: int) -> bool:
@@ -229,7 +243,7 @@ def replaces_reference(config: GrpoConfig, step: int) -> bool:
 
 
 def collect(
-    config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run
+    config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer
 ) -> tuple[list[list[Rollout]], dict[str, float]]:
     """P groups of G rows with their rewards, and the metrics of all that was sampled.
 
@@ -252,8 +266,6 @@ def collect(
         kept += [group for group in new if not (refills and is_flat(group))]
         if len(kept) == config.prompts:
             break
-    for one in scored[: config.group_size]:  # a whole group, to be read
-        log_sample(run, step, one)
     metrics = rollout_metrics(groups, scored, parts, repeat_n(config))
     metrics["frac_learnt_zero_std"] = mean([is_flat(group) for group in kept])
     return kept, metrics
@@ -339,28 +351,13 @@ def over_updates(found: list[dict[str, float]]) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------- measuring
 
 
-SHOWN = 8  # held-out problems of which one response is kept at every test, to be compared over the training
-
-
 def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run) -> dict[str, float]:
-    """Held-out accuracy under the budget of this step. With `eval_samples` the first of them, of a few problems, are
-    kept to be read: each test draws the same random numbers, so what differs is the policy."""
+    """Held-out accuracy under the budget of this step."""
     if not config.eval_problems:
         return {}
-    task, how = config.eval_task or config.task, dict(max_new_tokens=config.max_new_tokens.at(step))
-    how["temperature"] = config.temperature
-    if config.eval_samples:
-        problems = task.test_problems(min(SHOWN, config.eval_problems))
-        shown = sample(task, policy, tokenizer, problems, group_size=1, seed=seed_of("held-out"), name="test", **how)
-        for one in judge(task, tokenizer, shown):
-            log_sample(run, step, one, split="test")
-    return evaluate(task, policy, tokenizer, config.eval_problems, samples=config.eval_samples,
-                    repeat_n=repeat_n(config), **how)  # fmt: skip
-
-
-def log_sample(run: Run, step: int, one: Scored, **more) -> None:
-    run.sample(step, prompt=one.row.problem.prompt, response=one.text, reward=one.row.reward, right=one.verdict,
-               stop_reason=one.row.stop_reason, **more)  # fmt: skip
+    return evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems,
+                    max_new_tokens=config.max_new_tokens.at(step), samples=config.eval_samples,
+                    temperature=config.temperature, repeat_n=repeat_n(config), run=run, step=step)  # fmt: skip
 
 
 def preflight(config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 
 from nanoreason.checkpoint import existing, load_checkpoint, load_training, save_checkpoint
-from nanoreason.environment import by_difficulty, evaluate, judge, mean, sample
+from nanoreason.environment import SAMPLED_GROUPS, by_difficulty, evaluate, judge, log_samples, mean, sample
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer
 from nanoreason.rewards import Scored
@@ -29,6 +29,7 @@ from nanoreason.run import (
     Count,
     Decay,
     Positive,
+    Progress,
     Rate,
     Run,
     RunConfig,
@@ -104,15 +105,20 @@ def run(config: StarConfig) -> dict:
         policy, _ = load_checkpoint(run.folder / "policy", device)
         first = load_training(run.folder / "policy", policy)["round"] + 1
     run.rewind(first - 1)
-    for round in range(first, config.rounds + 1):
-        metrics = {"round": round}
-        if round > 0:
-            policy, metrics = one_round(config, round, base, policy, tokenizer, run)
-        metrics |= evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems)
-        run.log(round, **metrics)
-        save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
-                        extra=task_flags(flatten(config)))  # fmt: skip
-        say(report(metrics, header=round == first))
+    with Progress(config.rounds, "star", "rounds", done=max(0, first - 1)) as progress:
+        for round in range(first, config.rounds + 1):
+            metrics = {"round": round}
+            if round > 0:
+                policy, metrics = one_round(config, round, base, policy, tokenizer, run)
+            metrics |= evaluate(
+                config.eval_task or config.task, policy, tokenizer, config.eval_problems, run=run, step=round
+            )
+            run.log(round, **metrics)
+            save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
+                            extra=task_flags(flatten(config)))  # fmt: skip
+            say(report(metrics, header=round == first))
+            if round > 0:
+                progress.update()
     run.close()
     return read_jsonl(run.folder / "metrics.jsonl")[-1]
 
@@ -162,10 +168,9 @@ def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run)
         groups = sample(task, policy, tokenizer, problems, temperature=temperature,
                         seed=seed_of(config.seed, round, name), name=name)  # fmt: skip
         scored = judge(task, tokenizer, groups)
-        for n, some in by_difficulty(task, scored).items():
-            metrics[f"{name}/{n}"] = mean([one.verdict for one in some])
-            run.sample(round, attempt=name, prompt=some[-1].row.problem.prompt, response=some[-1].text,
-                       right=some[-1].verdict, valid=valid(some[-1]))  # fmt: skip
+        levels = by_difficulty(task, scored)
+        metrics.update({f"{name}/{n}": mean([one.verdict for one in some]) for n, some in levels.items()})
+        log_samples(run, round, name, task, tokenizer, groups, count=SAMPLED_GROUPS * len(levels))
         return scored
 
     def valid(one: Scored) -> float:

@@ -41,6 +41,7 @@ TOKENIZER = "test_tokenizer.py::test_"
 NUMBERS = "test_numbers.py::test_"
 CLAIMS = "test_claims.py::test_"
 RESULTS = "test_results.py::test_"
+VIEWS = "test_views.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -612,6 +613,12 @@ MUTANTS = [
         LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
     ),
     Mutant(
+        "a verifier that errs judges the same answer now so, now so", "rewards.py",
+        'seed_of("noisy", scored.row.problem.prompt, answer)',
+        'seed_of("noisy", scored.row.problem.prompt, scored.text)',
+        LENGTH + "a_verifier_errs_as_often_as_it_says_and_judges_the_same_answer_alike[0.5-0.0]",
+    ),
+    Mutant(
         "LCPO-Max scaled into [-1, 1] before it is halved", "rewards.py",
         "min(1.0, max(0.0, self.alpha * spare + self.delta))",
         "(min(1.0, max(-1.0, self.alpha * spare)) + 1) / 2",
@@ -673,12 +680,6 @@ MUTANTS = [
         BUDGET + "what_stands_in_the_thinking_is_no_answer",
     ),
     Mutant(
-        "the standard error is of thoughts", "recipes/budget.py",
-        "by_problem.setdefault(id(row.problem), []).append(one)",
-        "by_problem.setdefault(id(row), []).append(one)",
-        BUDGET + "the_standard_error_is_of_problems_and_not_of_thoughts",
-    ),
-    Mutant(
         "the best of k counts one sample's tokens", "recipes/budget.py",
         '"accuracy": statistics.fmean(shares), "thinking": k * mean,',
         '"accuracy": statistics.fmean(shares), "thinking": k * mean if kind == "majority" else mean,',
@@ -695,6 +696,24 @@ MUTANTS = [
         "max((a for t, a in votes if t <= tokens), default=None)",
         "max((a for t, a in votes), default=None)",
         CLAIMS + "waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens",
+    ),
+    Mutant(
+        "the responses to one problem count as independent", "recipes/budget.py",
+        "by_problem.setdefault(id(row.problem), [])",
+        "by_problem.setdefault(id(row), [])",
+        BUDGET + "the_standard_error_counts_problems_not_responses",
+    ),
+    Mutant(
+        "too long and too short cancel in the miss", "recipes/budget.py",
+        "statistics.fmean(abs(length - target) for length in lengths) / target",
+        "abs(statistics.fmean(length - target for length in lengths)) / target",
+        BUDGET + "a_line_at_a_target_by_hand",
+    ),
+    Mutant(
+        "one response per problem, whatever `repeats` says", "recipes/budget.py",
+        "prompt_rows(tokenizer, problems, config.repeats,",
+        "prompt_rows(tokenizer, problems, 1,",
+        BUDGET + "every_problem_is_answered_so_often_as_repeats_says",
     ),
     Mutant(
         "broken traces are chosen too", "recipes/select.py",
@@ -721,7 +740,7 @@ MUTANTS = [
         SFT + "line_separators_inside_texts_and_a_byte_order_mark_are_no_faults",
     ),
     Mutant(
-        "forced tokens are shown as the model's own", "play.py",
+        "forced tokens are shown as the model's own", "rollout.py",
         "if sampled else f\"«{tokenizer.decode(tokens)}»\"",
         "if True else f\"«{tokenizer.decode(tokens)}»\"",
         PLAY + "a_thought_is_shown_as_it_comes_with_what_was_forced_in_marks",
@@ -800,6 +819,12 @@ MUTANTS = [
         'if line.get("num_tokens", 0) >= spent]',
         'if line.get("num_tokens", 0) <= spent]',
         CLAIMS + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+    ),
+    Mutant(
+        "accuracy lost since its best counted from the start", "experiments/longcot.py",
+        "return r.of_series(best, arm, \"accuracy\") - r.late",
+        "return r.early(arm, \"accuracy\") - r.late",
+        CLAIMS + "what_is_lost_since_the_best_is_nothing_while_accuracy_rises",
     ),
     Mutant(
         "claims judged by the mean of seeds that disagree", "experiments/results.py",
@@ -1199,5 +1224,74 @@ MUTANTS = [
         "for start, value in self.changes if start <= step)",
         "for start, value in self.changes if start < step)",
         RUN + "a_schedule_changes_at_its_steps_and_is_read_back_as_it_is_shown", fast=True,
+    ),
+    # -------------------------------------------------------------------------------------- what runs leave to be seen
+    Mutant(
+        "a response that is partly right is shown as right", "look.py",
+        'lambda line: line.get("right") == 1,',
+        'lambda line: line.get("right", 0) > 0,',
+        VIEWS + "what_is_right_or_wrong_is_so_by_the_verdict_and_partly_right_is_wrong",
+    ),
+    Mutant(
+        "truncated shows what ended by itself", "look.py",
+        'lambda line: line.get("stop_reason") == "length",',
+        'lambda line: line.get("stop_reason") != "length",',
+        VIEWS + "only_the_right_the_wrong_or_the_truncated_responses[truncated-wanted2]", fast=True,
+    ),
+    Mutant(
+        "groups of a test and of a rollout with the same number are one", "look.py",
+        '(line.get("kind"), line.get("group"), line.get("prompt"))',
+        '(line.get("group"), line.get("prompt"))',
+        VIEWS + "samples_of_one_prompt_that_were_sampled_apart_are_groups_of_their_own",
+    ),
+    Mutant(
+        "responses of all steps are shown as those of the newest", "look.py",
+        'return step, [line for line in lines if line["step"] == step]',
+        "return step, lines",
+        VIEWS + "the_newest_step_is_shown_group_by_group_with_rewards_by_name_and_advantages",
+    ),
+    Mutant(
+        "an even width of smoothing takes one neighbour more", "experiments/figure.py",
+        "i + (width + 1) // 2])",
+        "i + width // 2 + 1])",
+        VIEWS + "smoothing_takes_as_many_neighbours_as_it_says[2-wanted1]",
+    ),
+    Mutant(
+        "a mean of metrics drops lines that lack one of them", "plot.py",
+        "if values := [point[name] for name in names if name in point]:",
+        "if all(name in point for name in names) and (values := [point[name] for name in names]):",
+        VIEWS + "a_mean_of_metrics_is_of_those_that_a_line_has",
+    ),
+    Mutant(
+        "only the first rows of a group are logged", "environment.py",
+        "judge(task, tokenizer, [groups[number]])",
+        "judge(task, tokenizer, [groups[number][:1]])",
+        ENVIRONMENT + "so_few_whole_groups_are_logged_taken_evenly_from_all[9-4-numbers3]",
+    ),
+    Mutant(
+        "samples are logged before the advantages are known", "recipes/grpo.py",
+        '        compute_advantages(config, policy, reference, groups)\n'
+        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n',
+        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n'
+        '            compute_advantages(config, policy, reference, groups)\n',
+        GRPO + "every_metric_is_there_at_every_step_and_they_agree_with_each_other",
+    ),
+    Mutant(
+        "the logged raw value of a reward has its weight in it", "environment.py",
+        "one.row.reward_parts[name] = value",
+        "one.row.reward_parts[name] = reward.weight * value",
+        ENVIRONMENT + "a_logged_response_says_all_that_is_known_of_it",
+    ),
+    Mutant(
+        "the time left counts the steps before a resumption as done now", "run.py",
+        "clock(seconds / (self.done - self.first) * (self.total - self.done))",
+        "clock(seconds / self.done * (self.total - self.done))",
+        RUN + "a_resumed_run_is_as_fast_as_it_has_been_since",
+    ),
+    Mutant(
+        "a line of progress at every update", "run.py",
+        "elif not sys.stderr.isatty() and time.monotonic() - _last_line >= LINE_SECONDS:",
+        "elif not sys.stderr.isatty():",
+        RUN + "without_a_terminal_a_line_comes_every_few_seconds_with_what_is_known", fast=True,
     ),
 ]  # fmt: skip
