@@ -320,8 +320,7 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
         "seconds": before.get("seconds") if seconds is None else round(seconds, 1),  # of all jobs, one after another
         "claims": [claim.judge(results) for claim in module.claims(preset)],
         "numbers": module.extra(results, preset) if hasattr(module, "extra") else {},
-        "shown": module.shown(results, preset) if hasattr(module, "shown") else "",
-    }
+    } | ({"shown": module.shown(results, preset)} if hasattr(module, "shown") else {})
     write_json(out / "summary.json", summary)
     try:
         draw(module.panels(preset), results, module.caption(preset), out / "figure.png")
