@@ -681,7 +681,8 @@ class Progress:
         with Progress(total=100, name="grpo", unit="steps") as progress:
             progress.update(tokens=5310, reward=0.412)
 
-    The line comes every LINE_SECONDS seconds at most, of all that is running at once, the outermost first:
+    The line comes every LINE_SECONDS seconds at most, and not before the outermost has run for so long, of all that is
+    running at once, the outermost first:
     `grpo: 12/100 steps, reward 0.412, 5,310 tok/s, 3:20 left; sample: 64/256 rows`. `done`: where a resumed run begins.
     """
 
@@ -709,7 +710,7 @@ class Progress:
         if not self.bar.disable:
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.shown.items()}, refresh=False)
             self.bar.update(count)
-        elif not sys.stderr.isatty() and time.monotonic() - _last_line >= LINE_SECONDS:
+        elif not sys.stderr.isatty() and time.monotonic() - max(_last_line, _running[0].started) >= LINE_SECONDS:
             _last_line = time.monotonic()
             whole = next((one for one in _running if one.done > one.first), self)  # whose speed and end are told
             say("; ".join(one.text(with_speed=one is whole) for one in _running), sys.stderr)

@@ -38,6 +38,9 @@ class GrpoMinimalConfig(RunConfig):
 PRESETS = {"cpu": GrpoMinimalConfig(), "tiny": GrpoMinimalConfig(steps=2, prompts=4, group_size=4)}
 
 
+SHOWN = 20  # held-out problems that are answered before and after
+
+
 def loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """-ratio * A per token (B, T); the ratio is 1, but its gradient is that of log p."""
     ratio = (logprobs - logprobs.detach()).exp()
@@ -66,10 +69,31 @@ def grpo_step(
     return groups, metrics | {"reward": statistics.fmean(row.reward for row in rows)}
 
 
+def answers(config: GrpoMinimalConfig, policy, tokenizer) -> list[tuple[str, str, float]]:
+    """(prompt, greedy response, verdict) of some held-out problems."""
+    groups = sample(config.task, policy, tokenizer, config.task.test_problems(SHOWN), temperature=0.0,
+                    max_new_tokens=config.max_new_tokens)  # fmt: skip
+    said = [(row.problem, response_text(tokenizer, row)) for (row,) in groups]
+    return [(problem.prompt, text, config.task.reward(problem, text)) for problem, text in said]
+
+
+def before_and_after(before: list[tuple[str, str, float]], after: list[tuple[str, str, float]]) -> str:
+    """The first problem that is solved now and was not before, if there is one; and how many are solved."""
+    pairs = list(zip(before, after, strict=True))
+    (prompt, first, was_right), (_, last, is_right) = next((p for p in pairs if p[1][2] > p[0][2]), pairs[0])
+    solved = [f"{sum(right for *_, right in some):.0f} of {len(some)}" for some in (before, after)]
+    return (
+        f"\n{prompt.strip()}\n\nbefore ({'right' if was_right else 'wrong'}):\n{first.strip()}\n\n"
+        f"after ({'right' if is_right else 'wrong'}):\n{last.strip()}\n\n"
+        f"held-out problems solved greedily: {solved[0]} before, {solved[1]} after"
+    )
+
+
 def run(config: GrpoMinimalConfig) -> dict:
     """All steps; the policy is left in OUT/policy."""
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     run, optimizer, metrics = Run(config), make_optimizer(policy), {}
+    before = answers(config, policy, tokenizer)
     run.rewind(-1)  # there are no checkpoints on the way: a run that was stopped is done again
     for step in range(config.steps):
         groups, metrics = grpo_step(config, step, policy, tokenizer, optimizer)
@@ -77,5 +101,6 @@ def run(config: GrpoMinimalConfig) -> dict:
         run.log(step + 1, **metrics)
         say(f"step {step + 1}: reward {metrics['reward']:.3f}")
     save_checkpoint(run.folder / "policy", policy, tokenizer, extra=task_flags(flatten(config)))
+    say(before_and_after(before, answers(config, policy, tokenizer)))
     run.close()
     return metrics
