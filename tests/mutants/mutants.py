@@ -269,9 +269,21 @@ MUTANTS = [
     ),
     Mutant(
         "the models weights may change under a sampler", "sampler.py",
-        "return sum(parameter._version for parameter in model.parameters())",
-        "return 0",
+        "            if weight._version != version or owner.get(name) is not weight:\n",
+        "            if False:\n",
         SAMPLER + "an_optimizer_step_counts_as_a_change_of_weights",
+    ),
+    Mutant(
+        "the models weights may change between two rows", "sampler.py",
+        "        self._check_weights()  # whoever has the rows in between may have trained on them\n",
+        "",
+        SAMPLER + "weights_that_change_between_two_rows_are_an_error_however_they_change[an optimizer step]", fast=True,
+    ),
+    Mutant(
+        "weights that were replaced count as unchanged", "sampler.py",
+        "if weight._version != version or owner.get(name) is not weight:",
+        "if weight._version != version:",
+        SAMPLER + "weights_that_change_between_two_rows_are_an_error_however_they_change[replaced weights]",
     ),
     # ------------------------------------------------------------------------------------------ resume, checkpoints
     Mutant(
