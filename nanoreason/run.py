@@ -31,6 +31,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from tqdm import tqdm
 
+from nanoreason.console import Console
+
 # ------------------------------------------------------------------------------------------------- kinds of settings
 
 
@@ -344,9 +346,16 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, float) and float(short) != value == value else short
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def check(value: Any, kind: Any, flag: str) -> None:
-    """ValueError in one line if a setting is not what its type allows."""
+    """ValueError in one line if a setting is not what its type allows. Files and notebooks hold any type of value."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    plain_kind = tuple if origin is tuple else str if origin is Literal else bare(kind)
+    allowed = (int, float) if plain_kind is float else plain_kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and plain_kind is not bool):
+        raise ValueError(f"{flag} {value!r:.60}: must be {KINDS.get(plain_kind, plain_kind.__name__)}")
     if origin is Annotated:
         for range_ in (arg for arg in args[1:] if isinstance(arg, Range)):
             if not range_.holds(value):
@@ -400,7 +409,11 @@ def plain(value: Any) -> Any:
 
 
 def from_flat(field: str, flat: dict[str, Any], table: dict[str, Any]) -> Any:
-    """The object of a field, from what `flatten` made of it: how a checkpoint tells which task it is for."""
+    """The object of a field, from what `flatten` made of it: how a checkpoint tells which task it is for.
+
+    ValueError names the flag whose value is none.
+    """
+    check(flat[field], str, f"--{field}")
     value = from_spec(flat[field], table, field, None)
     changes: dict[int, dict[str, Any]] = {}
     for flag, (owner, name) in parts_of(field, value, table).items():
@@ -409,8 +422,22 @@ def from_flat(field: str, flat: dict[str, Any], table: dict[str, Any]) -> Any:
             text = shown(tuple(stored)) if isinstance(stored, list) else stored
             kind = hints_of(type(owner))[name]
             read = reader_of(kind) if isinstance(text, str) and bare(kind) is not str else lambda same: same
-            changes.setdefault(id(owner), {})[name] = read(text)
-    return with_parts(value, changes)
+            try:
+                found = read(text)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise ValueError(f"--{flag} {stored!r:.60}: {error}") from None
+            check(found, kind, f"--{flag}")
+            changes.setdefault(id(owner), {})[name] = found
+    return changed(field, value, changes, table)
+
+
+def changed(field: str, value: Any, changes: dict[int, dict[str, Any]], table: dict[str, Any]) -> Any:
+    """`with_parts`; what the objects have against it is said with the flag."""
+    try:
+        return with_parts(value, changes)
+    except ValueError as error:
+        flag = f"{field}.{str(error).partition(':')[0]}"
+        raise ValueError(f"--{error if flag not in parts_of(field, value, table) else f'{field}.{error}'}") from None
 
 
 def check_settings(config: RunConfig) -> None:
@@ -481,7 +508,8 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
         owner, part = owners[flag]
         check(values[flag], kinds[flag], f"--{flag}")  # first: the object itself may not stand a wrong value
         changes.setdefault(id(owner), {})[part] = values[flag]
-    objects = {name: with_parts(getattr(config, name), changes) for name in known if getattr(config, name) is not None}
+    objects = {name: changed(name, getattr(config, name), changes, known[name])
+               for name in known if getattr(config, name) is not None}  # fmt: skip
     plain_values = {flag: value for flag, value in values.items() if flag not in owners}
     config = dataclasses.replace(config, **objects, **plain_values)
     check_settings(config)
@@ -528,8 +556,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock ends with the process, however it ends. In the process that has it, it may be taken again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+b") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+b")
+    except OSError as error:
+        raise ValueError(f"--out {folder}: {error.strerror}: choose another one") from None
+    with file:
         try:
             try:
                 import fcntl
@@ -545,6 +577,39 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+# What a run leaves: a folder that has one of these holds a run, or what is left of one.
+LEFT = ("policy", "policy.old", "reference", "metrics.jsonl", "samples.jsonl", "demonstrations.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl")
+
+
+def stored_settings(out: str) -> dict | None:
+    """The settings of the run in a folder; {} if it never began, None if there is none. Errors say why it cannot be."""
+    if not out:
+        raise ValueError("--out is empty: it names the folder of the run")
+    folder, stored = Path(out), Path(out, "config.json")
+    if not stored.exists():
+        if left := [name for name in LEFT if (folder / name).exists()]:
+            raise FileExistsError(
+                f"{folder} holds {', '.join(left)} but no config.json: how it was made is lost, choose another --out"
+            )
+        return None
+    settings = read_json(stored)
+    if "recipe" not in settings:
+        raise FileExistsError(f"{stored} is not that of a run of a recipe: choose another --out")
+    return settings if any(path.name not in ("config.json", ".lock") for path in folder.iterdir()) else {}
+
+
+def check_out(config: RunConfig) -> None:
+    """What can be said of --out and --resume before anything is loaded: one line for a person who mistyped it."""
+    before = stored_settings(config.out)
+    if config.resume and before is None:
+        raise ValueError(f"--resume: {config.out} holds no run to go on with")
+    if before and not config.resume:
+        raise FileExistsError(
+            f"{config.out} already holds a run: add --resume to go on with it, or choose another --out"
+        )
+
+
 class Run:
     """The folder of one run. It exists, with config.json in it, before the first step; other processes keep out of it.
 
@@ -553,41 +618,58 @@ class Run:
     """
 
     def __init__(self, config: RunConfig):
+        check_settings(config)
+        stored_settings(config.out)  # a folder that cannot be one is refused before the lock stands in it
         self.config = config
         self.folder = Path(config.out)
         stored = self.folder / "config.json"
         settings = {"recipe": type(config).__name__, **flatten(config)}
         self._lock = locked(self.folder)
         self._lock.__enter__()
-        mine = {stored, self.folder / ".lock"}
-        if stored.exists() and any(path not in mine for path in self.folder.iterdir()):  # a config alone is no run
-            if not config.resume:
-                raise FileExistsError(
-                    f"{self.folder} already holds a run: add --resume to go on with it, or choose another --out"
-                )
-            before = read_json(stored)
+        if before := stored_settings(config.out):
+            check_out(config)
             free = FREE | ({"steps"} if settings.get("decay", "none") == "none" else set())
-            changed = {k: v for k, v in settings.items() if k not in free and v != before.get(k)}
-            if changed:
-                said = ", ".join(f"{k}={before.get(k)!r}, not {v!r}" for k, v in changed.items())
+            others = {k: v for k, v in settings.items() if k not in free and v != before.get(k)}
+            if others:
+                said = ", ".join(f"{k}={before.get(k)!r}, not {v!r}" for k, v in others.items())
                 raise ValueError(f"cannot resume {self.folder}: it ran with {said}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(stored, settings)
         self._files: dict[str, typing.TextIO] = {}
+        self.logged = dict.fromkeys(LOGS, 0)  # lines in each file: a checkpoint records how many belong to it
 
-    def rewind(self, step: int) -> None:
-        """Drop logged lines of steps after `step`: the run goes on from there and will write them again."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.folder / name
+    def rewind(self, step: int, logged: dict[str, int] | None = None) -> None:
+        """Drop logged lines of steps after `step`: the run goes on from there and will write them again.
+
+        `logged` is what the checkpoint of that step recorded. Where fewer lines are left it is said, and no more: a
+        power cut may take the last lines of a log, which is no reason to give a run up.
+        """
+        for name in LOGS:
+            path, kept = self.folder / name, []
             if path.exists():
-                kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= step]
+                for line in read_jsonl(path):
+                    check(line.get("step"), int, f"{path}: step")
+                    if line["step"] <= step:
+                        kept.append(json.dumps(line) + "\n")
                 replace_text(path, "".join(kept))
+            self.logged[name] = len(kept)
+            if logged and len(kept) != (before := logged.get(name)):
+                say(f"{path} has {len(kept)} lines up to step {step}, of {before}: this run's history is not whole")
+
+    def last_line(self) -> dict:
+        """The last line of metrics; ValueError if they are lost."""
+        path = self.folder / "metrics.jsonl"
+        lines = read_jsonl(path) if path.exists() else []
+        if not lines:
+            raise ValueError(f"{path} holds no line: what the run measured is lost, its policy is not")
+        return lines[-1]
 
     def _append(self, name: str, line: dict) -> None:
         if name not in self._files:
             self._files[name] = open(self.folder / name, "a", encoding="utf-8")
         self._files[name].write(json.dumps(line) + "\n")
         self._files[name].flush()
+        self.logged[name] += 1
 
     def log(self, step: int, **metrics: Any) -> None:
         self._append("metrics.jsonl", {"step": step, **metrics})
@@ -603,9 +685,22 @@ class Run:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The lines of a JSONL file. A last line that a kill cut in half is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """The lines of a JSONL file. A last line that a kill cut in half is left out, another bad one is a ValueError."""
+    try:
+        lines = read_file(Path(path)).decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: the file is damaged") from None
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            value = json.loads(line) if line else {}
+        except (ValueError, RecursionError):  # no JSON; nested too deep
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number} is no JSON object: the file is damaged")
+        if line:
+            found.append(value)
+    return found
 
 
 def read_file(path: Path) -> bytes:
@@ -663,9 +758,13 @@ def progress(iterable=None, **options):
 
 
 def say(text: str) -> None:
-    """Print lines of a report without tearing a bar apart."""
-    tqdm.write(text)
-    sys.stdout.flush()
+    """Print lines of a report without tearing a bar apart; a console that does not take them ends nothing."""
+    if sys.stdout is None:
+        return
+    out = sys.stdout if isinstance(sys.stdout, Console) else Console(sys.stdout)
+    with tqdm.external_write_mode():
+        out.write(f"{text}\n")
+    out.flush()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -621,7 +621,8 @@ def test_what_does_not_change_a_step_may_change_and_everything_else_may_not(tmp_
             continue
         config = replace(start, out=str(tmp_path_factory.mktemp("run") / "a"))
         Run(config).log(0)
-        other = replace(config, **{"resume": True, name: not value if isinstance(value, bool) else value + 1})
+        changed = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.01
+        other = replace(config, **{"resume": True, name: changed})
         if name in FREE or (name == "steps" and getattr(start, "decay", "none") == "none"):
             Run(other)
         else:

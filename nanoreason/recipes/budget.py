@@ -17,7 +17,7 @@ from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
-from nanoreason.run import Count, Positive, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
+from nanoreason.run import Count, Positive, Rate, Run, RunConfig, chosen, pick_device, say, table
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
@@ -75,7 +75,7 @@ def run(config: BudgetConfig) -> dict:
     names = ["method", "asked", "accuracy", "thinking", "cut"]
     say(table(names, [[f"{line[name]:.2f}" if isinstance(line[name], float) else str(line[name]) for name in names]
                       for line in lines]))  # fmt: skip
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]
+    return run.last_line()
 
 
 Lines = Iterator[tuple[dict, Rollout]]  # one line per run, and a row to look at

@@ -51,12 +51,12 @@ from nanoreason.run import (
     Run,
     RunConfig,
     Schedule,
+    check,
     chosen,
     flatten,
     is_due,
     learning_rate,
     pick_device,
-    read_jsonl,
     say,
     table,
     task_flags,
@@ -158,7 +158,7 @@ def run(config: GrpoConfig) -> dict:
             say(report(step, metrics, header))
             header = False
     run.close()
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]
+    return run.last_line()
 
 
 def train(
@@ -167,8 +167,9 @@ def train(
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy)
     state = resume(run.folder / "policy", policy, optimizer, tokenizer)
-    run.rewind(state["step"] if state else -1)
+    run.rewind(state["step"] if state else -1, state.get("logged"))
     state = state or {"step": 0, "num_tokens": 0}
+    check(state.get("num_tokens"), Count, f"{run.folder / 'policy' / 'training.json'}: num_tokens")
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
@@ -196,7 +197,7 @@ def train(
             metrics |= test(config, step, policy, tokenizer)
         run.log(step, **metrics)
         if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-            save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
+            save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state | {"logged": run.logged},
                             extra=task_flags(flatten(config)))  # fmt: skip
         yield step, metrics
 

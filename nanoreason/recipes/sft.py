@@ -27,11 +27,11 @@ from nanoreason.run import (
     Rate,
     Run,
     RunConfig,
+    check,
     chosen,
     flatten,
     is_due,
     pick_device,
-    read_jsonl,
     say,
     table,
     task_flags,
@@ -115,8 +115,10 @@ def run(config: SftConfig) -> dict:
     optimizer = make_optimizer(model, config.optimizer)
     state = resume(run.folder / "policy", model, optimizer, tokenizer)
     first = state.get("step", 0)
-    counts.update(state.get("counts", {}))
-    run.rewind(first if first else -1)
+    for name, value in state.get("counts", {}).items():
+        check(value, Count, f"{run.folder / 'policy' / 'training.json'}: {name}")
+        counts[name] = value
+    run.rewind(first if first else -1, state.get("logged") if first else None)
 
     extra = load_extra(config.base) if config.data else task_flags(flatten(config))  # a file does not say its task
 
@@ -133,8 +135,8 @@ def run(config: SftConfig) -> dict:
             shares = {"dropped_share": counts["dropped"] / counts["problems"]} if counts["problems"] else {}
             run.log(done, **metrics, **counts, **shares)
         if last or is_due(done, config.save_every):
-            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, {"step": done, "counts": dict(counts)},
-                            extra=extra)  # fmt: skip
+            state = {"step": done, "counts": dict(counts), "logged": run.logged}
+            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, state, extra=extra)
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure
@@ -144,7 +146,7 @@ def run(config: SftConfig) -> dict:
     ):  # fmt: skip
         finish(done, metrics)
     run.close()
-    last = read_jsonl(run.folder / "metrics.jsonl")[-1]
+    last = run.last_line()
     names = [name for name in last if name.startswith("acc/")] or [name for name in ("loss",) if name in last]
     say(table(["step", *names], [[str(last["step"]), *(f"{last[name]:.2f}" for name in names)]]))
     return last

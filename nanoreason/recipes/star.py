@@ -36,7 +36,6 @@ from nanoreason.run import (
     chosen,
     flatten,
     pick_device,
-    read_jsonl,
     say,
     table,
     task_flags,
@@ -99,22 +98,23 @@ def run(config: StarConfig) -> dict:
     device = pick_device(config.device)
     base, tokenizer = load_checkpoint(config.base, device)
     run = Run(config)
-    policy, first = base, 0
+    policy, first, logged = base, 0, None
     if existing(run.folder / "policy"):
         policy, _ = load_checkpoint(run.folder / "policy", device)
-        first = load_training(run.folder / "policy", policy)["round"] + 1
-    run.rewind(first - 1)
+        state = load_training(run.folder / "policy", policy, counter="round")
+        first, logged = state["round"] + 1, state.get("logged")
+    run.rewind(first - 1, logged)
     for round in range(first, config.rounds + 1):
         metrics = {"round": round}
         if round > 0:
             policy, metrics = one_round(config, round, base, policy, tokenizer, run)
         metrics |= evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems)
         run.log(round, **metrics)
-        save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
+        save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round, "logged": run.logged},
                         extra=task_flags(flatten(config)))  # fmt: skip
         say(report(metrics, header=round == first))
     run.close()
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]
+    return run.last_line()
 
 
 def levels_of(config: StarConfig, round: int) -> list[Task]:
