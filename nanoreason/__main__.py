@@ -6,9 +6,14 @@ Recipes train one policy; `reproduce` runs all arms and seeds of a section, draw
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 from nanoreason.console import steady
 
@@ -71,13 +76,9 @@ def command(argv: list[str]) -> int:
     name, flags = argv[0], argv[1:]
     try:
         if name == "reproduce":
-            from nanoreason.experiments.reproduce import main as reproduce
-
-            return reproduce(flags, SECTIONS)
+            return loaded("nanoreason.experiments.reproduce").main(flags, SECTIONS)
         if name in ("play", "eval"):
-            import importlib
-
-            return importlib.import_module(f"nanoreason.{name}").main(flags)
+            return loaded(f"nanoreason.{name}").main(flags)
         if name not in RECIPES:
             print(f"train.py: {name!r} is no recipe: use one of {', '.join(RECIPES)}, or reproduce", file=sys.stderr)
             return 2
@@ -95,6 +96,32 @@ def command(argv: list[str]) -> int:
         return 2
 
 
+def loaded(name: str) -> ModuleType:
+    """The module, imported so that Ctrl-C ends it: it takes seconds, and libraries swallow what is raised in theirs."""
+    with leaving_at_once():
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Nothing has begun, so there is nothing to put down."""
+
+    def leave(*_) -> None:
+        os.write(2, b"stopped before it began\n")
+        os._exit(130)
+
+    try:
+        is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        before = signal.signal(signal.SIGINT, leave) if is_default else None
+    except ValueError:  # signals belong to the main thread
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
 def in_one_line(error: Exception) -> str | None:
     """What a person can do something about, in one line; None for an error in the code."""
     if isinstance(error, OSError) and error.strerror:
@@ -107,13 +134,11 @@ def in_one_line(error: Exception) -> str | None:
 
 
 def train(name: str, flags: list[str]) -> int:
-    import importlib
-
+    recipe = loaded(f"nanoreason.recipes.{name}")
     import torch
 
     from nanoreason.run import check_out, parse_config
 
-    recipe = importlib.import_module(f"nanoreason.recipes.{name}")
     config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
     check_out(config)
     torch.set_num_threads(config.threads)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,9 +27,11 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nanoreason
+from nanoreason import console
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
@@ -185,8 +189,44 @@ def die_with_parent() -> None:
     os._exit(1)
 
 
+@contextlib.contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Ctrl-C waits for the end of this; processes that are started in it do not get it at all (but on Windows)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_job(*_) -> None:
+    """Told to stop, and not to be told again while it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run_in_worker(run, job: Job) -> None:
+    """SIGTERM ends a job as Ctrl-C does in one process, and the worker with it: it would take the next one."""
+    signal.signal(signal.SIGTERM, end_job)
+    try:
+        run(job)
+    except KeyboardInterrupt:
+        os._exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def worker_setup(counter, lock) -> None:
-    """Each process draws its progress bar on a line of its own, and ends with its parent."""
+    """Each process draws its progress bar on a line of its own, and ends with its parent.
+
+    A terminal sends Ctrl-C to all processes, but only the parent acts on it, and ends its workers by SIGTERM: one that
+    still imports just ends, one that has a job puts down how long it ran.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console.install()
     threading.Thread(target=die_with_parent, daemon=True).start()
     with counter.get_lock():
         position = counter.value
@@ -227,7 +267,14 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
         context = multiprocessing.get_context("spawn")
         counter, lock = context.Value("i", 0), context.RLock()
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=worker_setup, initargs=(counter, lock))
+        run = functools.partial(run_in_worker, run)
     pool = pool or ThisProcess()
+    others = set(multiprocessing.active_children())
+
+    def end_workers() -> None:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+
     longest, done = remaining(jobs), set()
     waiting, running = list(jobs), {}
     try:
@@ -237,7 +284,8 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
             )
             for job in ready[: workers - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(run, job)] = job
+                with no_interrupts() if workers > 1 else contextlib.nullcontext():  # it may start a process
+                    running[pool.submit(run, job)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
                 done.add(running.pop(future).config.out)
@@ -245,8 +293,15 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
         raise ValueError(
             "a worker process was killed, perhaps for want of memory: the same command goes on, --workers 1 needs less"
         ) from None
+    except KeyboardInterrupt:
+        end_workers()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # while what runs is waited for
+            end_workers()
+            raise
 
 
 # ---------------------------------------------------------------------------------------------- what it came to
