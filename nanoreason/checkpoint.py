@@ -135,8 +135,10 @@ def checksum(path: Path) -> str:
 
 def existing(folder: str | Path) -> Path | None:
     """The folder to read: `folder`, or what a save that was killed between its two renames left of it."""
+    if not str(folder):
+        return None
     folder = Path(folder)
-    old = folder.with_name(folder.name + ".old")
+    old = folder.parent / f"{folder.name}.old"
     return folder if folder.exists() else old if old.exists() else None
 
 
@@ -160,7 +162,7 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> t
 def found(folder: str | Path) -> Path:
     path = existing(folder)
     if path is None:
-        raise ValueError(f"no checkpoint at {folder}")
+        raise ValueError(f"no checkpoint at {str(folder) or repr('')}")
     return path
 
 

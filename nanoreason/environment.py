@@ -25,6 +25,17 @@ from nanoreason.tokenizer import TextTokenizer
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
 
 
+def check_words(tokenizer: TextTokenizer, **tasks: Task | None) -> None:
+    """ValueError that names the flag if a policy has no words for what a task asks: before anything is trained."""
+    for name, task in tasks.items():
+        if task is not None:
+            try:
+                tokenizer.encode(task.problem("train", 0).prompt)
+            except ValueError as error:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag}: the model does not know the words of its prompts ({error})") from None
+
+
 def sample(
     task: Task, policy: Transformer, tokenizer: TextTokenizer, problems: list[Problem], *, group_size: int = 1,
     seed: int = 0, temperature: float = 1.0, max_new_tokens: int | None = None, name: str = "sample",

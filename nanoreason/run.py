@@ -58,8 +58,13 @@ class Range:
 
 Count = Annotated[int, Range(0)]
 Positive = Annotated[int, Range(1)]
+ROWS = 1_000_000  # no more rows than this at once: they and their problems are all in memory
+Rows = Annotated[int, Range(1, ROWS)]
+AnyRows = Annotated[int, Range(0, ROWS)]
 Share = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0)]
+LearningRate = Annotated[float, Range(0, 100)]
+Threads = Annotated[int, Range(1, 1024)]
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class RunConfig:
     out: str = "runs/default"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, checkpoints
     seed: int = 0  # every random number of the run follows from it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    threads: Positive = 1  # CPU threads; one is fastest for tiny models and makes results independent of the cores
+    threads: Threads = 1  # CPU threads; one is fastest for tiny models and makes results independent of the cores
     resume: bool = False  # go on where the run in `out` stopped
 
 
@@ -452,6 +457,13 @@ def check_settings(config: RunConfig) -> None:
             check(one.weight, float, f"{flag}: the weight of {name_of(one, known[field.name])},")
         for name, (owner, part) in parts_of(field.name, value, known[field.name]).items():
             check(getattr(owner, part), hints_of(type(owner))[part], f"--{name}")
+
+
+def check_rows(**counts: int) -> None:
+    """ValueError if these settings together ask for more rows at once than any memory holds."""
+    if math.prod(counts.values()) > ROWS:
+        flags = " times ".join(f"--{name.replace('_', '-')} {value}" for name, value in counts.items())
+        raise ValueError(f"{flags}: more than {ROWS} rows at once")
 
 
 class Parser(argparse.ArgumentParser):
@@ -817,8 +829,9 @@ def pick_device(name: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.split(":")[0]
-    if not available.get(kind, False):
+    kind, colon, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not available.get(kind, False) or (colon and not (index.isdecimal() and int(index) < count)):
         raise ValueError(
             f"device {name!r} is not available here: use one of {[k for k, there in available.items() if there]}"
         )

@@ -87,7 +87,7 @@ MISTAKES = {
         "context of 32",
     ),
     "no preset": (["reproduce", "star", "--preset", "huge"], "no preset 'huge'"),
-    "no seeds": (["reproduce", "star", "--seeds", "0"], "at least one seed"),
+    "no seeds": (["reproduce", "star", "--seeds", "0"], "--seeds 0: must be at least 1"),
 }
 
 

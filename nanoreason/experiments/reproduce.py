@@ -37,13 +37,18 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import nanoreason
 from nanoreason import console
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
+    Count,
+    Range,
     RunConfig,
+    Threads,
+    check,
     device_name,
     flatten,
     locked,
@@ -389,17 +394,19 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("section", choices=list(sections))
     parser.add_argument("--preset", default="cpu", help="tiny: seconds; cpu: minutes on two cores; gpu (default: cpu)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1 (default: 3)")
-    parser.add_argument("--out", default="", help="folder of everything (default: runs/SECTION-PRESET)")
+    parser.add_argument("--out", default=None, help="folder of everything (default: runs/SECTION-PRESET)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
     summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
-    parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
+    parser.add_argument("--summarise", default=None, metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
-    if flags.threads < 1 or flags.workers < 0:
-        raise ValueError("--threads is at least 1 and --workers at least 0")
-    if flags.seeds < 1:
-        raise ValueError(f"--seeds {flags.seeds}: at least one seed is needed")
+    check(flags.threads, Threads, "--threads")
+    check(flags.workers, Count, "--workers")
+    check(flags.seeds, Annotated[int, Range(1, 10_000)], "--seeds")
+    for flag in ("out", "summarise"):
+        if getattr(flags, flag) == "":
+            raise ValueError(f"--{flag} is empty: it names a folder")
     out = Path(flags.summarise or flags.out or f"runs/{flags.section}-{flags.preset}")
     if flags.summarise:
         summary = summarise(flags.section, flags.preset, out)

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nanoreason.checkpoint import load_checkpoint
+from nanoreason.environment import check_words
 from nanoreason.evaluate import maj_at_k
 from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
-from nanoreason.run import Count, Positive, Rate, Run, RunConfig, chosen, pick_device, say, table
+from nanoreason.run import Count, Positive, Rate, Rows, Run, RunConfig, check_rows, chosen, pick_device, say, table
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
@@ -34,7 +35,7 @@ class BudgetConfig(RunConfig):
     base: str = ""  # checkpoint folder of the model that is measured; needed
     # task
     task: Task = chosen(TASKS, Templated(ThinkingAddition((1, 2))))  # what it is asked
-    problems: Positive = 150  # held-out problems of each difficulty
+    problems: Rows = 150  # held-out problems of each difficulty
     # methods
     methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and of
     # L1: exact, max, free, truncated, s1
@@ -44,7 +45,7 @@ class BudgetConfig(RunConfig):
     words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "")  # what is appended then; empty: nothing
     step_tokens: Positive = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: Positive = 48  # tokens that a short thought may have
-    samples: Positive = 8  # free responses per problem, for rejection sampling and majority voting
+    samples: Rows = 8  # free responses per problem, for rejection sampling and majority voting
     answer_tokens: Positive = 8  # of an answer, its closing tag included
 
 
@@ -55,14 +56,31 @@ PRESETS = {
 }
 
 
+def check_config(config: BudgetConfig) -> None:
+    """What no single setting tells; ValueError says in one line what is wrong."""
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise ValueError(f"--methods {unknown[0]}: use {', '.join(METHODS)}")
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        raise ValueError(f"--methods {','.join(config.methods)}: at least one, each once, of {', '.join(METHODS)}")
+    if not config.base:
+        raise ValueError("--base is needed: a checkpoint folder")
+    for method in config.methods:
+        setting = {"wait": "waits", "words": "words", "class": "class_tokens"}.get(method, "budgets")
+        if not getattr(config, setting):
+            raise ValueError(f"--{setting} is empty, but --methods {method} goes through its values")
+    check_rows(problems=config.problems, samples=config.samples if "samples" in config.methods else 1)
+
+
 def run(config: BudgetConfig) -> dict:
     """Every run of every method is one line of metrics; returns the last one."""
-    unknown = [name for name in config.methods if name not in METHODS]
-    if unknown or not config.base:
-        raise ValueError(
-            f"--methods {unknown[0]}: use {', '.join(METHODS)}" if unknown else "--base is needed: a checkpoint folder"
-        )
+    check_config(config)
     model, tokenizer = load_checkpoint(config.base, pick_device(config.device))
+    check_words(tokenizer, task=config.task)
+    for word in config.words if "words" in config.methods else ():
+        try:
+            tokenizer.encode(word)
+        except ValueError as error:
+            raise ValueError(f"--words {word}: {error}") from None
     run = Run(config)
     run.rewind(-1)  # it is measured again as a whole
     lines: list[dict] = []
