@@ -8,7 +8,6 @@ Nothing here knows which task it is: a task is an object (`rollout.Task`), rewar
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +21,7 @@ from nanoreason.rollout import Problem, Rollout, Task, prompt_groups, response_t
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tokenizer import TextTokenizer
 
+MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
 
 
@@ -104,12 +104,12 @@ def compute_rewards(scored: list[Scored], rewards: Sequence[Reward]) -> dict[str
 
 
 def finite(value: float, name: str, i: int, one: Scored) -> float:
-    """The value as a float; ValueError names the reward and the row if it is none, or not finite."""
+    """The value as a float; ValueError names the reward and the row if it is none, or too large to be summed."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"the reward {name} is {value!r}, which is no number, {at_row(i, one)}") from None
-    if not math.isfinite(number):
+    if not abs(number) < MOST_REWARD:  # NaN is not
         raise ValueError(f"the reward {name} is {number} {at_row(i, one)}")
     return number
 

@@ -442,7 +442,8 @@ def changed(field: str, value: Any, changes: dict[int, dict[str, Any]], table: d
         return with_parts(value, changes)
     except ValueError as error:
         flag = f"{field}.{str(error).partition(':')[0]}"
-        raise ValueError(f"--{error if flag not in parts_of(field, value, table) else f'{field}.{error}'}") from None
+        is_named = flag in parts_of(field, value, table)
+        raise ValueError(f"--{field}{'.' if is_named else ': '}{error}") from None
 
 
 def check_settings(config: RunConfig) -> None:

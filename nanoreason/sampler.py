@@ -37,6 +37,7 @@ from nanoreason.run import autocast, progress
 from nanoreason.tokenizer import TextTokenizer
 
 PREFILL_TOKENS = 16_384  # prompt tokens read at once; bounds the memory of a prefill
+COLDEST = 1e-6  # logits divided by less are no longer numbers
 WIDEN = 32  # slots by which the cache grows when the longest row reaches its end
 
 
@@ -115,10 +116,10 @@ class Sampler:
             for name, weight in module._parameters.items()
             if weight is not None
         ]
-        if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_rows < 1:  # NaN is in no range
-            raise ValueError(
-                f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs [0, inf), (0, 1] and >= 1"
-            )
+        if not (temperature == 0 or COLDEST <= temperature < math.inf):  # NaN is in no range
+            raise ValueError(f"temperature {temperature}: 0 for greedy, or finite and at least {COLDEST}")
+        if not 0 < top_p <= 1 or max_rows < 1:
+            raise ValueError(f"top_p {top_p}, max_rows {max_rows}: needs (0, 1] and >= 1")
         eos_id = tokenizer.eos_ids if tokenizer is not None else eos_id
         self.model, self.max_new_tokens = model, max_new_tokens
         self.tokenizer, self.stop = tokenizer, stop

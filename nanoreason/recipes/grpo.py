@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
 from nanoreason.environment import (
@@ -59,6 +60,7 @@ from nanoreason.run import (
     Decay,
     LearningRate,
     Positive,
+    Range,
     Rate,
     Rows,
     Run,
@@ -105,7 +107,7 @@ class GrpoConfig(RunConfig):
     lr: LearningRate = 1e-4  # learning rate after warm-up; at 1e-3 a small model loses in ten steps what it knew
     decay: Decay = "none"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
     warmup: Count = 5  # updates of warm-up
-    max_grad_norm: Rate = 1.0  # the gradient is scaled down to this norm
+    max_grad_norm: Annotated[float, Range(0, low_open=True)] = 1.0  # the gradient is scaled down to this norm
     micro_tokens: Positive = 2048  # tokens of a micro-batch: memory and speed, not the result
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
