@@ -46,6 +46,7 @@ from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
     Count,
     Range,
+    Rate,
     RunConfig,
     Threads,
     check,
@@ -152,7 +153,8 @@ def is_done(job: Job) -> bool:
     done = read_json(path)
     if done.get("hash") == job.hash:
         return True
-    before = done.get("settings", {})
+    before = done.get("settings")
+    check(before, dict, f"{path}: settings")
     changed = [key for key in job.settings if job.settings[key] != before.get(key)]
     if changed:
         why = f"with {changed[0]}={before.get(changed[0])!r}, not {job.settings[changed[0]]!r}"
@@ -173,7 +175,7 @@ def run_job(job: Job) -> None:
     folder = Path(job.config.out)
     if is_done(job):
         return
-    spent = read_json(folder / "spent.json")["seconds"] if (folder / "spent.json").exists() else 0.0
+    spent = seconds_in(folder / "spent.json") if (folder / "spent.json").exists() else 0.0
     torch.set_num_threads(job.config.threads)
     say(f"\n{job.arm}, seed {job.config.seed}")
     started = time.perf_counter()
@@ -186,6 +188,13 @@ def run_job(job: Job) -> None:
     seconds = round(spent + time.perf_counter() - started, 1)
     done = {"arm": job.arm, "seconds": seconds, "hash": job.hash, "code": code_hash(), "settings": job.settings}
     write_json(folder / "done.json", done)
+
+
+def seconds_in(path: Path) -> float:
+    """How long a job ran, as its file says."""
+    seconds = read_json(path).get("seconds")
+    check(seconds, Rate, f"{path}: seconds")
+    return seconds
 
 
 def die_with_parent() -> None:
@@ -334,9 +343,9 @@ def check_folder(out: Path, section: str, preset: str) -> None:
     if (out / "config.json").exists():
         before = read_json(out / "config.json")
         if (before.get("section"), before.get("preset")) != (section, preset):
-            raise ValueError(
-                f"{out} holds {before.get('section')} --preset {before.get('preset')}: choose another --out"
-            )
+            is_section = "section" in before
+            held = f"{before['section']} --preset {before.get('preset')}" if is_section else "a run, and no section"
+            raise ValueError(f"{out} holds {held}: choose another --out")
 
 
 def summarise(section: str, preset: str, out: Path, device: str = "", seconds: float | None = None) -> dict:
@@ -348,7 +357,11 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
     check_folder(out, section, preset)
     if not (out / "metrics.jsonl").exists():
         raise ValueError(f"no metrics.jsonl in {out}: there is nothing to summarise")
-    results = Results(read_jsonl(out / "metrics.jsonl"))
+    lines = read_jsonl(out / "metrics.jsonl")
+    for line in lines:
+        for name, kind in (("arm", str), ("seed", int), ("step", int)):
+            check(line.get(name), kind, f"{out / 'metrics.jsonl'}: {name}")
+    results = Results(lines)
     before = read_json(out / "summary.json") if (out / "summary.json").exists() else {}
     summary = {
         "section": section,
@@ -376,6 +389,8 @@ def reproduce(
     # One process per core on the CPU, where a tiny model uses one; a GPU is one queue.
     workers = workers or (cores() if where.type == "cpu" else 1)
     check_folder(out, section, preset)
+    if (out / "metrics.jsonl").exists() and not (out / "config.json").exists():
+        raise ValueError(f"{out} holds metrics.jsonl but no config.json: of what is lost, choose another --out")
     with locked(out):
         jobs = [job for seed in range(seeds) for job in jobs_of(module.arms(preset, seed), seed, out, device, threads)]
         for job in jobs:
@@ -385,7 +400,7 @@ def reproduce(
         run_jobs(jobs, workers)
         for name in ("metrics.jsonl", "samples.jsonl"):
             replace_text(out / name, "".join(json.dumps(line) + "\n" for line in collect(jobs, name)))
-        seconds = sum(read_json(Path(job.config.out) / "done.json")["seconds"] for job in jobs)
+        seconds = sum(seconds_in(Path(job.config.out) / "done.json") for job in jobs)
         return summarise(section, preset, out, device_name(where), seconds)
 
 
