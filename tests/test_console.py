@@ -242,7 +242,7 @@ def two_jobs(folder: Path) -> subprocess.Popen:
 
 
 @unix
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
 def test_workers_end_with_their_parent_and_ctrl_c_lets_their_jobs_put_down_where_they_are(how, tmp_path):
     process = two_jobs(tmp_path)
     workers = started(tmp_path, 2)  # of 1000 that were asked for
