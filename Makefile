@@ -14,7 +14,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready
-	$(BIN)/python train.py reproduce star --preset demo --seeds 1 --out runs/demo
+	$(BIN)/python train.py reproduce star --preset demo --seeds 1 --out runs/demo/star
+	$(BIN)/python train.py reproduce r1 --preset demo --seeds 1 --threads 2 --out runs/demo/r1
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2

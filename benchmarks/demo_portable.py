@@ -1,6 +1,6 @@
 """Whether the demo's claims hold on the kernels of other processors, with one thread and with two: a table.
 
-    python benchmarks/demo_portable.py [--seeds 3] [--out runs/portable]
+    python benchmarks/demo_portable.py [--sections star r1] [--seeds 5] [--out runs/portable]
 
 `ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA` and `MKL_ENABLE_INSTRUCTIONS` make one machine round as another does. A run
 that is there already is not run again.
@@ -22,29 +22,32 @@ KERNELS = {"own": {}, "avx2": AVX2, "default": SSE}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sections", nargs="+", default=["star", "r1"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--kernels", nargs="+", default=list(KERNELS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/portable"))
     flags = parser.parse_args()
-    rows = []
-    for kernels, environment in KERNELS.items():
-        for threads in flags.threads:
-            out = flags.out / f"{kernels}-{threads}"
-            command = [sys.executable, "train.py", "reproduce", "star", "--preset", "demo", "--seeds", str(flags.seeds),
-                       "--threads", str(threads), "--out", str(out)]  # fmt: skip
-            if threads > 1:
-                command += ["--workers", "1"]
-            subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
-            summary = json.loads((out / "summary.json").read_text())
-            rows.append((kernels, threads, summary))
-    print("| kernels | threads | " + " | ".join(claim["name"] for claim in rows[0][2]["claims"]) + " | seconds |")
-    print("|---|---|" + "---|" * len(rows[0][2]["claims"]) + "---|")
-    for kernels, threads, summary in rows:
-        cells = []
-        for claim in summary["claims"]:
-            values = " ".join(f"{value:.2f}" for value in claim["values"].values())
-            cells.append(f"{'holds' if claim['passed'] else 'FAILS'}: {values}")
-        print(f"| {kernels} | {threads} | " + " | ".join(cells) + f" | {summary['seconds']:.0f} |")
+    for section in flags.sections:
+        rows = []
+        for kernels in flags.kernels:
+            for threads in flags.threads:
+                out = flags.out / f"{section}-{kernels}-{threads}"
+                command = [sys.executable, "train.py", "reproduce", section, "--preset", "demo", "--seeds",
+                           str(flags.seeds), "--threads", str(threads), "--out", str(out)]  # fmt: skip
+                if threads > 1:
+                    command += ["--workers", "1"]
+                environment = os.environ | KERNELS[kernels]
+                subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+                rows.append((kernels, threads, json.loads((out / "summary.json").read_text())))
+        names = ["kernels", "threads", *(claim["name"] for claim in rows[0][2]["claims"]), "seconds"]
+        print("\n| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+        for kernels, threads, summary in rows:
+            cells = []
+            for claim in summary["claims"]:
+                values = " ".join(f"{value:.2f}" for value in claim["values"].values())
+                cells.append(f"{'holds' if claim['passed'] else 'FAILS'}: {values}")
+            print(f"| {kernels} | {threads} | " + " | ".join(cells) + f" | {summary['seconds']:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and testing are not part of it. Every Python frame whose code is in nanoreason/ 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from pathlib import Path
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.learn import make_optimizer
 from nanoreason.recipes import grpo, grpo_minimal
-from nanoreason.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 # What every part of a step stands on: the vocabulary, settings and seeds, text <-> tokens, the formula of AdamW, and
@@ -52,17 +50,13 @@ def files_of_a_step(recipe: str) -> list[str]:
     if recipe == "grpo_minimal":
         return entered(lambda: grpo_minimal.grpo_step(minimal, 0, policy, tokenizer, optimizer))
     config = replace(grpo.PRESETS["cpu"], base=base, task=minimal.task, prompts=4, group_size=4)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(replace(config, out=folder))
 
-        def step() -> None:
-            groups, _ = grpo.collect(config, 1, policy, tokenizer, run)
-            grpo.compute_advantages(config, policy, None, groups)
-            grpo.update_policy(config, 1, policy, optimizer, groups)
+    def step() -> None:
+        groups, _ = grpo.collect(config, 1, policy, tokenizer)
+        grpo.compute_advantages(config, policy, None, groups)
+        grpo.update_policy(config, 1, policy, optimizer, groups)
 
-        found = entered(step)
-        run.close()
-    return found
+    return entered(step)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) look at one policy.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look` and `plot` show what runs left.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ SECTIONS = {
     "base": "pretraining of the base that searches by attempts: which skill arrives when, on Countdown",
     "star": "STaR with and without rationalization against direct answers, on digit addition",
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
-    "longcot": "long against short chains of thought, cosine reward, hacking, on sums with optional re-checking",
-    "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on sums with optional re-checking",
+    "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
+    "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on sums with optional re-checking",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
+VIEWS = ("play", "eval", "look", "plot")  # nanoreason/<name>.py
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
@@ -45,6 +46,9 @@ USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py reproduce <section> [--preset NAME] --summarise DIR
        python -m nanoreason play CHECKPOINT [--problem TEXT] [--budget 96] [--wait 2]
        python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
+       python -m nanoreason look RUN [--step N] [--only right|wrong|truncated] [--count 8]
+       python -m nanoreason plot RUN [RUN ...] [--metric reward,acc/*] [--out FILE.png] [--csv FILE] [--list]
+       python -m nanoreason play|eval|look|plot --help
 
 recipes
 {recipes}
@@ -77,10 +81,11 @@ def command(argv: list[str]) -> int:
     try:
         if name == "reproduce":
             return loaded("nanoreason.experiments.reproduce").main(flags, SECTIONS)
-        if name in ("play", "eval"):
+        if name in VIEWS:
             return loaded(f"nanoreason.{name}").main(flags)
         if name not in RECIPES:
-            print(f"train.py: {name!r} is no recipe: use one of {', '.join(RECIPES)}, or reproduce", file=sys.stderr)
+            names = f"{', '.join(RECIPES)}, or reproduce, {', '.join(VIEWS)}"
+            print(f"train.py: {name!r} is no recipe: use one of {names}", file=sys.stderr)
             return 2
         return train(name, flags)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
     task.problem --sample--> groups of rows --compute_rewards--> row.reward, one Scored per row --rollout_metrics--> log
     task.test_problems --evaluate--> greedy accuracy by difficulty; pass@k, maj@k, length, format of samples
+    a few whole groups --log_samples--> samples.jsonl, a line per response: what `python -m nanoreason look` shows
 
 Nothing here knows which task it is: a task is an object (`rollout.Task`), rewards are objects (`rewards.py`).
 """
@@ -11,18 +12,22 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.learn import is_zero_variance
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
-from nanoreason.rollout import Problem, Rollout, Task, prompt_groups, response_text, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of
+from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tokenizer import TextTokenizer
 
 MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
+FOLLOWED = 8  # held-out problems of which one response is kept at every test, to be compared over the training
+SAMPLED_GROUPS, SAMPLED_ROWS = 3, 32  # of a logged step: so many groups, but no more than one beyond so many responses
 
 
 def check_words(tokenizer: TextTokenizer, **tasks: Task | None) -> None:
@@ -86,11 +91,12 @@ def compute_rewards(scored: list[Scored], rewards: Sequence[Reward]) -> dict[str
     """
     parts: dict[str, list[float]] = {}
     for one in scored:
-        one.row.reward, one.row.token_advantages = 0.0, None
+        one.row.reward, one.row.reward_parts, one.row.token_advantages = 0.0, {}, None
     for reward in rewards:
         name = unused(reward_name(reward), parts)
         parts[name] = [finite(reward(one), name, i, one) for i, one in enumerate(scored)]
         for i, (one, value) in enumerate(zip(scored, parts[name], strict=True)):
+            one.row.reward_parts[name] = value
             if not hasattr(reward, "of_tokens"):
                 one.row.reward = finite(one.row.reward + reward.weight * value, f"{name} times its weight", i, one)
                 continue
@@ -187,12 +193,68 @@ def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
     return dict(sorted(found.items()))
 
 
+# ---------------------------------------------------------------------------------------------- samples to be read
+
+
+def log_samples(
+    run: Run, step: int, kind: str, task: Task, tokenizer: TextTokenizer, groups: Sequence[list[Rollout]], *,
+    count: int = SAMPLED_GROUPS, rewarded: bool = False, verdict: Callable[[Rollout], float] | None = None,
+    **more: str,
+) -> None:  # fmt: skip
+    """Write a few whole groups of finished rows into samples.jsonl, a line per response: see `sample_line`.
+
+    kind       what the rows are: rollout, greedy test, ...
+    count      groups, taken evenly from all of them, so that every difficulty of an ordered list is there; fewer where
+               they would be more than SAMPLED_ROWS responses, but one at least
+    rewarded   whether the rows have rewards and advantages
+    verdict    of a row, where it is not what the task says of the whole response
+    more       what else the lines should say
+    """
+    largest = max(map(len, groups), default=1)
+    count = min(len(groups), max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
+    for i in range(count):
+        number = (2 * i + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
+        for one in judge(task, tokenizer, [groups[number]]):
+            if verdict is not None:
+                one = replace(one, verdict=verdict(one.row))
+            run.sample(step, kind=kind, group=number, **sample_line(task, tokenizer, one, rewarded), **more)
+
+
+def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: bool) -> dict:
+    """What samples.jsonl says of one response, the same names in every recipe.
+
+    answer       what would be right; empty where the task does not know it
+    tokens       of the response, its EOS included
+    stop_reason  eos, stop, or length where it was truncated
+    right        the verdict; valid: also through valid work
+    rewards      {reward: its raw value}, reward: their weighted sum, advantage: within the group; None without rewards
+    marked       the response with what was forced on the policy in «», where something was
+    """
+    row = one.row
+    line = {
+        "difficulty": task.difficulty(row.problem),
+        "prompt": row.problem.prompt,
+        "answer": task.told(row.problem),
+        "response": one.text,
+        "tokens": one.tokens,
+        "stop_reason": row.stop_reason,
+        "right": float(one.verdict),
+        "valid": float(one.verdict * task.work_is_valid(row.problem, one.text)),
+        "reward": row.reward if rewarded else None,
+        "rewards": dict(row.reward_parts) if rewarded else {},
+        "advantage": row.advantage if rewarded else None,
+    }
+    if not all(row.loss_mask[row.prompt_len :]):
+        line["marked"] = marked_text(tokenizer, row, row.prompt_len)
+    return line
+
+
 # ------------------------------------------------------------------------------------------------------- evaluation
 
 
 def evaluate(
     task: Task, policy: Transformer, tokenizer: TextTokenizer, problems: int, *, max_new_tokens: int | None = None,
-    samples: int = 0, temperature: float = 1.0, repeat_n: int = REPEAT_N,
+    samples: int = 0, temperature: float = 1.0, repeat_n: int = REPEAT_N, run: Run | None = None, step: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Greedy accuracy on `problems` held-out problems of each difficulty; with `samples` also sampled.
 
@@ -200,6 +262,9 @@ def evaluate(
     acc_strict/N    right answers through valid work
     acc_lenient/N   right answers, however they are written (`Task.is_right_leniently`)
     eval/...        of `samples` responses to each problem: see `sampled_metrics`
+    eval/greedy_length   tokens of the greedy ones
+
+    A few of the responses are written into the samples of `run`, where one is given, as those of `step`.
     """
     held_out = task.test_problems(problems)
     groups = sample(task, policy, tokenizer, held_out, temperature=0.0, max_new_tokens=max_new_tokens, name="test")
@@ -210,13 +275,20 @@ def evaluate(
         strict = [one.verdict * task.work_is_valid(one.row.problem, one.text) for one in some]
         metrics[f"acc_strict/{n}"] = mean(strict)
         metrics[f"acc_lenient/{n}"] = lenient_accuracy(task, some)
+    if run is not None:
+        log_samples(run, step, "greedy test", task, tokenizer, groups)
     if not samples:
         return metrics
     # As R1 measures: greedy decoding repeats itself, so pass@1 is the mean over k samples. The numbers of a row depend
     # on its problem and place alone, so policies are compared on the same ones.
     groups = sample(task, policy, tokenizer, held_out, group_size=samples, seed=seed_of("held-out"),
                     temperature=temperature, max_new_tokens=max_new_tokens, name="test")  # fmt: skip
-    found = sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
+    if run is not None:
+        log_samples(run, step, "sampled test", task, tokenizer, groups)
+        followed = [group[:1] for group in groups[:FOLLOWED]]
+        log_samples(run, step, "one sample each", task, tokenizer, followed, count=FOLLOWED, split="test")
+    found = {"greedy_length": mean([one.tokens for one in scored])}
+    found |= sampled_metrics(task, judge(task, tokenizer, groups), samples, repeat_n)
     return metrics | {f"eval/{name}": value for name, value in found.items()}
 
 

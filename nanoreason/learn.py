@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from nanoreason.model import Transformer
 from nanoreason.optim import OPTIMIZERS, Optimizer
 from nanoreason.rollout import Batch, Rollout, seed_of
-from nanoreason.run import Count, Range, autocast, learning_rate, progress
+from nanoreason.run import Count, Progress, Range, autocast, learning_rate
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # log-probs (B, T), batch -> per-token loss (B, T)
 Measure = Callable[[torch.Tensor, Batch], dict[str, torch.Tensor]]  # the same -> {metric: per-token value (B, T)}
@@ -534,14 +534,13 @@ def fit(
 
     The rows are a function of s = 0..steps-1, so a run that stops and resumes at `first_step` sees the same ones.
     """
-    with progress(total=steps, initial=first_step, desc=name, unit="step") as bar:
+    with Progress(total=steps, name=name, unit="steps", done=first_step) as progress:
         for step in range(first_step, steps):
             rate = learning_rate(step, steps, lr, warmup, decay)
             metrics = update(
                 model, optimizer, rows_of(step), lr=rate, micro_tokens=micro_tokens, max_grad_norm=max_grad_norm
             )
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-            bar.update()
+            progress.update(tokens=int(metrics["num_tokens"]), loss=metrics["loss"])
             yield step + 1, {**metrics, "learning_rate": rate}
 
 

@@ -16,7 +16,7 @@ from nanoreason.environment import check_words
 from nanoreason.forcing import Forcing, Thought, deliberate, keep_going
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, OPEN
-from nanoreason.rollout import Problem, Rollout, Task, prompt_row, response_text, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_row, response_text, seed_of
 from nanoreason.run import Count, Rate, RunConfig, chosen, from_flat, parse_config, pick_device, say
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS
@@ -31,7 +31,7 @@ class PlayConfig(RunConfig):
     task: Task | None = chosen(TASKS, None)  # what it is asked; empty: the task that the checkpoint was trained on
     problem: str = ""  # play this one and leave, e.g. "47 + 38" or "24 from 9 4 3"; empty: ask for problems
     # thinking
-    budget: Count = 96  # thinking tokens after which it is cut; 0: its context
+    budget: Count = 0  # thinking tokens after which it is cut; 0: its context
     wait: Count = 0  # how often it is kept from stopping
     word: str = "wait"  # what is appended then; "": nothing, it only may not stop
     temperature: Rate = 1.0  # of the thinking; 0: greedy
@@ -59,20 +59,6 @@ def for_checkpoint(config: RunConfig, argv: list[str], prog: str, more: str) -> 
     return checkpoint, config
 
 
-def marked(tokenizer: TextTokenizer, row: Rollout, start: int) -> str:
-    """The row from token `start` on; each stretch of forced tokens in «», EOS left out."""
-    parts: list[tuple[bool, list[int]]] = []
-    for token, sampled in zip(row.tokens[start:], row.loss_mask[start:], strict=True):
-        if token == tokenizer.eos_id:
-            continue
-        if not parts or parts[-1][0] != sampled:
-            parts.append((sampled, []))
-        parts[-1][1].append(token)
-    return " ".join(
-        tokenizer.decode(tokens) if sampled else f"«{tokenizer.decode(tokens)}»" for sampled, tokens in parts
-    )
-
-
 def play(
     model: Transformer, tokenizer: TextTokenizer, task: Task, problem: Problem, forcing: Forcing, temperature: float,
     seed: int,
@@ -85,7 +71,7 @@ def play(
     def show() -> None:
         # What is shown is final: a close that was taken back is no longer in the row, and the word is.
         nonlocal shown
-        say(f"  {marked(tokenizer, row, shown)}")
+        say(f"  {marked_text(tokenizer, row, shown)}")
         shown = len(row.tokens)
 
     if END in task.stop and tokenizer.backend.token_to_id(OPEN) is not None:

@@ -10,12 +10,13 @@ verdict is computed once, by the task. A reward never raises, whatever the text;
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
-from nanoreason.prompts import is_well_formed
-from nanoreason.rollout import Problem, Rollout, Task
+from nanoreason.prompts import extract_answer, is_well_formed
+from nanoreason.rollout import Problem, Rollout, Task, seed_of
 from nanoreason.run import Positive, Range, Share
 
 
@@ -64,6 +65,25 @@ class Format:
 
     def __call__(self, scored: Scored) -> float:
         return float(is_well_formed(scored.text))
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """The verdict of a verifier that errs: some wrong answers pass, some right ones do not; cut at the limit: 0.
+
+    The same answer to the same problem is always judged alike. A response without an answer never passes.
+    """
+
+    weight: float = 1.0
+    accept: Share = 0.0  # of the wrong answers, how many pass
+    reject: Share = 0.0  # of the right answers, how many do not
+
+    def __call__(self, scored: Scored) -> float:
+        answer = extract_answer(scored.text)
+        if answer is None or scored.exceeds():
+            return 0.0
+        draw = random.Random(seed_of("noisy", scored.row.problem.prompt, answer)).random()
+        return float(draw >= self.reject if scored.right else draw < self.accept)
 
 
 @dataclass(frozen=True)
@@ -258,6 +278,7 @@ class Metric:
 REWARDS = {
     "accuracy": Accuracy,
     "format": Format,
+    "noisy": Noisy,
     "overlong": Overlong,
     "classic": Classic,
     "cosine": Cosine,

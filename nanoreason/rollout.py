@@ -123,6 +123,7 @@ class Rollout:
     stop_reason: str = ""  # "" running or never sampled, "eos", "stop" (a stop id), "length" (budget or context)
     reward: float = 0.0
     advantage: float = 0.0
+    reward_parts: dict[str, float] = field(default_factory=dict)  # {reward: its raw value}, before its weight
     token_advantages: list[float] | None = None  # added to `advantage`, token by token; None: nothing
     old_logprobs: list[float] | None = None  # the learner's own for this row before the first update; None: `logprobs`
     ref_logprobs: list[float] | None = None  # under the reference model; None: no reference
@@ -221,6 +222,20 @@ def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollo
     row.logprobs += [0.0] * len(response)
     row.stop_reason = "eos"
     return row
+
+
+def marked_text(tokenizer, row: Rollout, start: int) -> str:
+    """The row from token `start` on; each stretch of forced tokens in «», EOS left out."""
+    parts: list[tuple[bool, list[int]]] = []
+    for token, sampled in zip(row.tokens[start:], row.loss_mask[start:], strict=True):
+        if token in tokenizer.eos_ids:
+            continue
+        if not parts or parts[-1][0] != sampled:
+            parts.append((sampled, []))
+        parts[-1][1].append(token)
+    return " ".join(
+        tokenizer.decode(tokens) if sampled else f"«{tokenizer.decode(tokens)}»" for sampled, tokens in parts
+    )
 
 
 def response_text(tokenizer, row: Rollout) -> str:

@@ -33,7 +33,7 @@ import torch
 
 from nanoreason.model import KVCache, Transformer
 from nanoreason.rollout import Rollout
-from nanoreason.run import autocast, progress
+from nanoreason.run import Progress, autocast
 from nanoreason.tokenizer import TextTokenizer
 
 PREFILL_TOKENS = 16_384  # prompt tokens read at once; bounds the memory of a prefill
@@ -404,11 +404,12 @@ def generate(
     new rows that it spawns, or none when it is done.
     """
     sampler.submit(rows)
-    with progress(total=len(rows), desc=name, unit="row") as bar:
+    with Progress(total=len(rows), name=name, unit="rows") as progress:
         for row in sampler:
             again = on_stop(row) if on_stop else []
             sampler.submit(again)
-            bar.update(not again)
+            if not again:
+                progress.update(tokens=len(row.response))
     return rows
 
 

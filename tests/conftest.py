@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from nanoreason import run
 from nanoreason.model import ModelConfig, Transformer
 from nanoreason.rollout import Problem, Rollout
 
@@ -25,6 +26,7 @@ settings.register_profile(  # for tests that are expected to fail: the first fai
 )
 settings.load_profile("few")
 torch.set_num_threads(int(os.environ.get("NANOREASON_TEST_THREADS", "1")))  # `make test-portable`
+run.LINE_SECONDS = float("inf")  # no line of progress, which comes by the clock, between what is tested
 
 VOCAB = 24
 

@@ -18,6 +18,7 @@ from nanoreason.run import flatten, from_flat, parse_config
 from nanoreason.tasks import TASKS
 from nanoreason.tasks.attempts import (
     BASE_MIXTURE,
+    INSISTENT,
     KINDS,
     PLAIN,
     RETRY,
@@ -34,7 +35,8 @@ from nanoreason.tasks.attempts import (
 from nanoreason.tasks.wrappers import Templated
 
 TASK, HARD = Attempts(), HardAttempts()
-FIFTY = TASK.parse("50 from 6 5 20")
+WIDER = Attempts(max_input=20)
+FIFTY = WIDER.parse("50 from 6 5 20")
 RIGHT = "6 * 5 = 30 , 30 + 20 = 50"
 WRONG = "20 - 6 = 14 , 14 + 5 = 19"
 TOKENS = attempts_tokenizer()
@@ -197,7 +199,7 @@ def test_some_thoughts_begin_with_wait_and_some_insist_on_their_yes():
     first = sum(p.solution.startswith("<think> wait ") for p in problems) / 600
     checks = [task.metrics(p, p.solution)["checks"] for p in problems if task.reward(p, p.solution)]
     assert first == pytest.approx(0.3, abs=0.06)
-    assert sum(n > 6 for n in checks) / len(checks) == pytest.approx(0.16, abs=0.06)
+    assert sum(n > 2 for n in checks) / len(checks) == pytest.approx(0.2 * INSISTENT**3, abs=0.03)
     task, problems = of("long", 300, insist=0.0, wait_first=0.0, check=0.0)
     assert all(task.metrics(p, p.solution)["checks"] == 0 and "<think> wait" not in p.solution for p in problems)
 
@@ -259,7 +261,7 @@ def test_only_the_one_answer_counts():
         assert TASK.reward(FIFTY, text) == 0.0
     divided = tagged("", "20 / 5 = 4 , 6 * 4 = 24")
     for operations, verdict in (("+-*", 0.0), ("+-*/", 1.0)):
-        assert Attempts(operations=operations).reward(TASK.parse("24 from 6 5 20"), divided) == verdict
+        assert Attempts(operations=operations).reward(WIDER.parse("24 from 6 5 20"), divided) == verdict
     assert TASK.reward(TASK.parse("40 from 10 10 3"), tagged("", "10 * 10 = 100 , 100 - 3 = 97")) == 0.0
     too_large = Attempts(max_input=60).parse("10 from 60 6 50")
     assert Attempts().reward(too_large, tagged("", "60 + 50 = 110 , 110 - 6 = 104")) == 0.0
@@ -297,8 +299,8 @@ def test_reading_is_linear(text):
 
 def test_typed_problems():
     assert FIFTY.prompt == "50 from 6 5 20" and FIFTY.info["solutions"] >= 1
-    for text in ("", "50", "50 from 6", "99 from 6 5 20", "1 2 3 4 5 6 7"):
-        with pytest.raises(ValueError, match="such as 50 from 20 6 5"):
+    for text in ("", "50", "50 from 6", "99 from 6 5 12", "50 from 20 6 5", "1 2 3 4 5 6 7"):
+        with pytest.raises(ValueError, match="43 from"):
             TASK.parse(text)
 
 
@@ -331,3 +333,13 @@ def test_mixture_draws_are_those_of_its_shares():
     draw = random.Random(0)
     counts = Counter(Mixture.parse("guess:1,long:3").drawn(draw) for _ in range(2000))
     assert counts["long"] / 2000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_problems_can_be_chosen_by_how_often_a_random_attempt_solves_them():
+    easy = Attempts(chance=(0.14, 1.0))
+    found = [easy.problem(split, i).info["chance"] for split in ("train", "test") for i in range(50)]
+    assert min(found) >= 0.14 and len({p.prompt for p in map(lambda i: easy.problem("train", i), range(50))}) > 40
+    assert max(Attempts(chance=(0.0, 0.05)).problem("train", i).info["chance"] for i in range(50)) <= 0.05
+    assert [Attempts().problem("train", i).info["chance"] for i in range(5)] != found[:5]
+    with pytest.raises(ValueError, match="smallest and the largest"):
+        Attempts(chance=(0.5, 0.1))

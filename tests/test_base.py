@@ -1,14 +1,16 @@
 """The section on pretraining: when a skill is there; and that the bases that lie in data/checkpoints/ work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nanoreason.checkpoint import load_checkpoint, load_extra
 from nanoreason.environment import judge, sample
-from nanoreason.experiments import base
-from nanoreason.experiments.results import Results
+from nanoreason.experiments import base, reproduce
+from nanoreason.experiments.results import Arm, Results
 from nanoreason.play import task_of
+from nanoreason.recipes import grpo
 
 CHECKPOINTS = sorted((Path(__file__).parents[1] / "data" / "checkpoints").glob("attempts-*"))
 
@@ -35,3 +37,14 @@ def test_a_base_in_the_repository_finds_and_knows_what_it_found(folder):
     count = {name: sum(one.metrics[name] for one in scored) for name in scored[0].metrics}
     assert count["steps/right"] > 0.95 * count["steps"] and count["verdicts/right"] > 0.95 * count["verdicts"]
     assert 0.2 < sum(one.verdict for one in scored) / 100 < 0.6
+
+
+def test_sections_start_from_the_shipped_bases_in_turn_or_train_their_own():
+    shipped = base.shared("cpu", 5)
+    assert shipped.settings.base == "data/checkpoints/attempts-1" and shipped.settings.steps == 0
+    own = base.shared("cpu", 5, retrain=True)
+    assert own.settings == replace(base.PRESETS["cpu"], eval_every=0) and own.name == "base"
+    other = Arm("rl", "grpo", grpo.PRESETS["attempts"], "base")
+    assert reproduce.with_own_base([shipped, other], "cpu", 5) == [own, other]
+    with pytest.raises(ValueError, match="no shipped base"):
+        reproduce.with_own_base([other], "cpu", 5)

@@ -14,7 +14,7 @@ from nanoreason.recipes import budget
 from nanoreason.recipes.budget import BudgetConfig
 from nanoreason.rollout import Problem, demonstration, prompt_row
 from nanoreason.run import read_jsonl
-from nanoreason.tasks import ThinkingAddition
+from nanoreason.tasks import Attempts, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 from nanoreason.tokenizer import char_tokenizer, word_tokenizer
 
@@ -300,14 +300,24 @@ def test_a_line_of_thoughts_by_hand():
 
 def test_a_line_at_a_target_by_hand():
     rows = []
-    for length, digits in ((6, 1), (12, 1), (15, 2)):
-        rows.append(demonstration(SUMS, Problem("1", "1", info={"digits": digits}), " ".join(["so"] * (length - 1))))
+    for length, solutions in ((6, 1), (12, 1), (15, 3)):
+        problem = Problem("1", "1", info={"numbers": (1, 2, 3), "solutions": solutions})
+        rows.append(demonstration(SUMS, problem, " ".join(["so"] * (length - 1))))
         rows[-1].stop_reason = "length" if length == 15 else "stop"
-    line = budget.target_line(BudgetConfig(), rows, [True, False, True], 10)
+    line = budget.target_line(BudgetConfig(task=Attempts()), rows, [True, False, True], 10)
     assert line["error"] == pytest.approx(0.1) and line["mae"] == pytest.approx((4 + 2 + 5) / 30)
     assert line["thinking"] == 11 and line["within"] == line["cut"] == pytest.approx(1 / 3) and line["most"] == 10
-    assert line["accuracy"] == pytest.approx(2 / 3) and line["accuracy/1"] == 0.5 and line["accuracy/2"] == 1.0
-    assert line["tokens/1"] == 9 and line["tokens/2"] == 15
+    assert line["accuracy"] == pytest.approx(2 / 3) and line["accuracy/3,1"] == 0.5 and line["accuracy/3,3"] == 1.0
+    assert line["tokens/3,1"] == 9 and line["tokens/3,3"] == 15
+
+
+def test_the_standard_error_counts_problems_not_responses():
+    """Four responses that agree by problem are two pieces of evidence, not four."""
+    one, two = Problem("1", "1"), Problem("2", "2")
+    rows = [demonstration(SUMS, problem, "so") for problem in (one, one, two, two)]
+    assert budget.standard_error(rows, [True, True, False, False]) == pytest.approx(0.5)
+    assert budget.standard_error(rows, [True, False, False, True]) == 0.0
+    assert budget.standard_error(rows[:2], [True, False]) == 0.0
 
 
 @pytest.mark.parametrize("task", [ThinkingAddition((1, 2)), Templated(ThinkingAddition((1, 2)))], ids=["bare", "tags"])
@@ -341,7 +351,8 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
             assert line["most"] - 1 <= line["thinking"]  # a "wait" that nothing could follow is not appended
     json.dumps(lines, allow_nan=False)
     samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
-    assert [(line["step"], line["method"]) for line in samples] == [(line["step"], line["method"]) for line in lines]
+    kinds = [(line["step"], f"{line['method']} {line['asked']}") for line in lines]
+    assert list(dict.fromkeys((line["step"], line["kind"]) for line in samples)) == kinds
     sentences = {
         "tokens": "Think for maximum",
         "steps": "steps",
@@ -350,9 +361,11 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
         "max": "maximum",
     }
     for line in samples:
-        question = line["text"].split("Assistant:")[0]
-        assert sentences.get(line["method"], "User:") in question
-        assert ("Think" in question) == (line["method"] not in ("forcing", "until", "wait", "words", "samples"))
+        method, question = line["kind"].split()[0], line["prompt"]
+        assert sentences.get(method, "User:") in question
+        assert ("Think" in question) == (method not in ("forcing", "until", "wait", "words", "samples"))
+        assert ("«" in line.get("marked", "")) == (method not in ("exact", "max", "free", "truncated"))
+        assert line["right"] in (0.0, 1.0) and line["reward"] is None
     assert budget.run(replace(config, resume=True)) == last  # measured again as a whole
     assert read_jsonl(tmp_path / "run" / "metrics.jsonl") == lines
 
@@ -371,8 +384,21 @@ def test_where_each_kind_of_response_is_cut(base, tmp_path):
         assert lines["truncated", n]["thinking"] < lines["exact", n]["thinking"] < lines["free", n]["thinking"]
         assert lines["exact", n]["thinking"] < 2 * n
         assert lines["truncated", n]["cut"] > lines["exact", n]["cut"] > lines["free", n]["cut"] == 0.0
-    samples = [(line["method"], line["text"]) for line in read_jsonl(tmp_path / "run" / "samples.jsonl")]
-    assert all(("maximum" in text.split("Assistant:")[0]) == (method == "max") for method, text in samples)
+    samples = read_jsonl(tmp_path / "run" / "samples.jsonl")
+    assert all(("maximum" in line["prompt"]) == line["kind"].startswith("max ") for line in samples)
+
+
+def test_every_problem_is_answered_so_often_as_repeats_says(base, tmp_path, monkeypatch):
+    seen = []
+    line = budget.target_line
+    monkeypatch.setattr(budget, "target_line", lambda c, rows, *rest: seen.append(rows) or line(c, rows, *rest))
+    config = replace(TINY, task=ThinkingAddition((2,)), methods=("exact", "s1"), budgets=(12,), problems=2, repeats=3)
+    budget.run(replace(config, base=base, answer_tokens=4, out=str(tmp_path / "run")))
+    assert len(seen) == 2
+    for rows in seen:
+        prompts = [row.problem.prompt for row in rows]
+        assert len(prompts) == 3 * len(set(prompts)) and prompts[0] == prompts[1] == prompts[2] != prompts[3]
+        assert len({row.seed for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(

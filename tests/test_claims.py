@@ -52,9 +52,9 @@ def star_world(s: int) -> list[dict]:
 
 
 def r1_world(s: int, preset: str = "cpu") -> list[dict]:
-    names, k = r1.PRESETS[preset].names, r1.PRESETS[preset].rl.eval_samples
+    names, k = r1.PRESETS[preset].names, r1.PRESETS[preset].zero_samples
     start, end = 0.4 - 0.25 * s, 0.4 + 0.25 * s
-    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, names.tries: 1, "accuracy": 0.5, "entropy": 0.2,
+    same = {r1.ACC: 0.5, r1.FORMAT: 0.7, r1.LENGTH: 20, names.tries: 1, "accuracy": 0.5, "entropy": 0.2, r1.CUT: 0.2,
             "num_tokens": (0, 900), r1.ROLLOUT: 30, f"{r1.ROLLOUT}_wrong": 20, "frac_learnt_zero_std": 0.4}  # fmt: skip
     arms = {
         "zero": {r1.ACC: (start, end), r1.LENGTH: (30 - 10 * s, 30 + 10 * s), "accuracy": (0.1, 0.9),
@@ -64,14 +64,14 @@ def r1_world(s: int, preset: str = "cpu") -> list[dict]:
                  **{f"eval/accuracy/{names.short}/{n}": 0.5 - 0.2 * s for n in (2, 3)},
                  **{f"eval/pass@{k}": (start, end) for k in (1, 2, 4, 8, 16)}},
         "no_thoughts": {r1.ACC: (0, 0.25 - 0.25 * s), r1.LENGTH: (10, 15 - 5 * s)},
-        "easy": {r1.LENGTH: (20, 20 - 10 * s)},
-        "raised": {r1.ROLLOUT: 30 + 10 * s},
-        "capped": {},
-        "cold_rl": {r1.FORMAT: 0.7 + 0.2 * s, r1.ACC: (end - 0.2 * s, 0.5 + 0.1 * s)},
+        "easy": {r1.LENGTH: (20, 30)},
+        "raised": {r1.ROLLOUT: 30 + 10 * s, "accuracy": 0.5 + 0.1 * s},
+        "capped": {r1.CUT: 0.1 + 0.1 * s},
+        "cold_rl": {r1.ACC: (0.4 + 0.1 * s, 0.5 + 0.1 * s)},
         "short_rl": {},
         "final": {r1.ACC: end + 0.1 * s},
         "student_rl": {},
-        "distilled": {"tokens": 300},
+        "distilled_data": {"tokens": 300},
         "distilled_eval": {r1.ACC: 0.5 + 0.3 * s},
         "distilled_wrong_eval": {r1.ACC: 0.5 - 0.1 * s},
         "grpo": {},
@@ -81,35 +81,55 @@ def r1_world(s: int, preset: str = "cpu") -> list[dict]:
     return [line for arm, metrics in arms.items() for line in course(arm, same | metrics)]
 
 
-def longcot_world(s: int) -> list[dict]:
-    sizes, (narrow, middle, wide) = longcot.PRESETS["cpu"].sizes, longcot.windows("cpu")
-    window = longcot.PRESETS["cpu"].window
-    same = {longcot.ACC: 0.6, longcot.RECHECKS: 1, longcot.LENGTH: 20, longcot.CUT: 0.3, longcot.REPEATED: 0.3,
-            "accuracy": (0.5, 0.6), "eval/mean_length": 20, "eval/clipped_ratio": 0.3}  # fmt: skip
-    arms = {
-        "rl-base": {longcot.ACC: (0.5, 0.5 + 0.1 * s), longcot.RECHECKS: (1, 1.5 - 0.5 * s)},
-        "rl-short": {},
-        narrow: {longcot.LENGTH: (20, window * (0.6 + 0.4 * s)), longcot.CUT: (0.3, 0.3 + 0.2 * s),
-                 "accuracy": (0.7 + 0.2 * s, 0.7 - 0.2 * s)},
-        middle: {longcot.CUT: 0.3 + 0.2 * s},
-        wide: {longcot.ACC: (0.6, 0.6 + 0.2 * s) if s > 0 else (0.6, 0.3), longcot.LENGTH: (20, 20 + 10 * s)},
-        "cosine": {},
-        "repetition": {longcot.LENGTH: 20 - 8 * s, longcot.ACC: 0.6 + 0.1 * s},
-        "shape-a": {longcot.LENGTH: 20 + 10 * s},
-        "shape-b": {longcot.LENGTH: 20 + 10 * s},
-        "shape-c": {},
-        "hack": {longcot.LENGTH: (20, 20 + 10 * s), longcot.REPEATED: (0.4 - 0.2 * s, 0.4 + 0.2 * s)},
-        "hack-repetition": {longcot.REPEATED: 0.25 - 0.15 * s},
-    }  # fmt: skip
-    lines = [line for arm, metrics in arms.items() for line in course(arm, same | metrics, 40)]
-    grows, saturates = (0.3, 0.4, 0.5, 0.8), (0.5, 0.55, 0.6, 0.6)
-    for form, accuracies in (
-        (("long", grows), ("short", saturates)) if s > 0 else (("short", grows), ("long", saturates))
-    ):
-        for size, accuracy in zip(sizes, accuracies, strict=True):
-            lines += [{"arm": f"{form}-{size}", "step": size // 16, "num_tokens": 500},
-                      {"arm": f"{form}-{size}-samples", "step": 0, longcot.ACC: accuracy}]  # fmt: skip
+def longcot_world(s: int, preset: str = "cpu") -> list[dict]:
+    same = {longcot.ACC: 0.6, longcot.GREEDY: 0.6, longcot.GREEDY_LENGTH: 60, longcot.LENGTH: 60, longcot.CUT: 0.2,
+            "accuracy": 0.6, "attempts": 8, "attempts/new": 6, "eval/mean_length": 60, "eval/clipped_ratio": 0.2,
+            "eval/attempts": 8, "eval/steps": 16, "eval/steps/right": 15, "eval/hits": 1,
+            "eval/hits/seen": 1}  # fmt: skip
+    world = longcot_from_the_base if preset == "cpu" else longcot_from_own_bases
+    lines = []
+    for arm, metrics in world(s).items():
+        wave = metrics.pop("wave", None)  # accuracy over the steps, in quarters
+        for line in course(arm, same | metrics, 40):
+            lines.append(line | ({"accuracy": wave[min(3, line["step"] // 10)]} if wave else {}))
     return lines
+
+
+def longcot_from_the_base(s: int) -> dict[str, dict]:
+    narrow, middle, wide = longcot.windows("cpu")
+    risen, fallen = (0.3, 0.5, 0.6, 0.6), (0.3, 0.6, 0.5, 0.5)
+    arms = {
+        "rl-long": {longcot.ACC: (0.6 - 0.1 * s, 0.6 + 0.25 * s)},
+        "rl-short": {longcot.ACC: (0.1, 0.35 - 0.15 * s)},
+        narrow: {longcot.ACC: (0.2, 0.6 - 0.4 * s)},
+        middle: {"wave": fallen if s > 0 else risen, longcot.CUT: (0.2 - 0.1 * s, 0.4 + 0.2 * s)},
+        wide: {longcot.ACC: (0.3, 0.6) if s > 0 else (0.6, 0.5)},
+        "cosine": {"wave": risen if s > 0 else fallen, longcot.CUT: (0.4, 0.4 - 0.3 * s)},
+        "repetition": {longcot.ACC: 0.6 + 0.1 * s, "attempts/new": 6 + 1.5 * s},
+        "paid": {longcot.LENGTH: (60, 120 if s > 0 else 30), "attempts/new": (8, 4) if s > 0 else (4, 6),
+                 longcot.CUT: 0.2 + 0.2 * s},
+        "paid-penalty": {"attempts/new": 7 if s > 0 else 3},
+        "accepts": {longcot.ACC: 0.6 - 0.2 * s},
+        "rejects": {longcot.ACC: 0.6 - 0.2 * s},
+    }  # fmt: skip
+    grows, saturates = (0.2, 0.3, 0.5, 0.6), (0.1, 0.1, 0.1, 0.1)
+    for form, accuracies in zip(("long", "short"), (grows, saturates) if s > 0 else (saturates, grows), strict=True):
+        for size, accuracy in zip(longcot.PRESETS["cpu"].sizes, accuracies, strict=True):
+            arms[f"{form}-{size}"] = {longcot.ACC: accuracy}
+    return arms
+
+
+def longcot_from_own_bases(s: int) -> dict[str, dict]:
+    shares, widths = longcot.PRESETS["conditions"].shares, longcot.PRESETS["conditions"].widths
+    arms = {}
+    for i, share in enumerate(shares):
+        more = s * (i - 1) / 2
+        arms[f"share-{share}"] = {longcot.GREEDY: 0.2 + 0.15 * more, longcot.GREEDY_LENGTH: 40 + 20 * more}
+        arms[f"share-{share}-rl"] = {longcot.ACC: (0.2, 0.7 if i else 0.3) if s > 0 else (0.4, 0.1 if i else 0.6)}
+    for width in widths[:-1]:
+        arms[f"width-{width}"] = {}
+        arms[f"width-{width}-rl"] = {longcot.ACC: (0.1, 0.2) if s > 0 else (0.2, 0.7)}
+    return arms
 
 
 def s1_world(s: int) -> list[dict]:
@@ -144,17 +164,18 @@ def s1_world(s: int) -> list[dict]:
 
 
 def l1_world(s: int) -> list[dict]:
+    """With s = 1 exact and max obey N and the control does not; with s = -1 the control alone does."""
     lines = []
     for name, (arm, method) in l1.MEASURED.items():
         for n in l1.PRESETS["cpu"].budget.budgets:
-            obeys, ignores = (n, 40) if s > 0 else (40, n)
-            tokens = {"exact": obeys, "plain": ignores, "max": 20 + s * n / 10}.get(name, 40)
-            accuracy = 0.5 + 0.05 * s * math.log2(n / 32) - 0.2 * s * (name in ("truncated", "s1"))
-            easy = 20 - 10 * s if name == "max" else 20
-            lines.append({"arm": arm, "step": len(lines), "method": method, "asked": n, "accuracy": accuracy,
-                          "thinking": tokens, "error": tokens / n - 1, "mae": abs(tokens / n - 1),
-                          "within": 0.85 + 0.1 * s, "tokens/1": easy, "tokens/2": 20})  # fmt: skip
-    return lines + [line for arm in ("exact", "max", "plain") for line in course(arm, {"reward": (0, 1)}, 4)]
+            obeys = {"exact": s > 0, "plain": s < 0, "truncated": True, "s1": True}.get(name, False)
+            tokens = (30 + n / 4 if s > 0 else 150 - n / 4) if name == "max" else n if obeys else 110
+            better = 0.15 * math.log2(n / 96) - 0.2 * (name in ("truncated", "s1")) + 0.05 * (name == "max")
+            lines.append({"arm": arm, "step": len(lines), "method": method, "asked": n, "accuracy": 0.5 + s * better,
+                          "accuracy_se": 0.03, "thinking": tokens, "error": tokens / n - 1,
+                          "mae": abs(tokens - n) / n + 0.05, "within": 0.85 + 0.1 * s, l1.HARD: tokens,
+                          **dict.fromkeys(l1.EASY, tokens * (1 - 0.3 * s * (name == "max")))})  # fmt: skip
+    return lines + [line for arm in ("exact", "max", "plain") for line in course(arm, {"accuracy": (0.3, 0.6)}, 4)]
 
 
 def sos_world(s: int) -> list[dict]:
@@ -279,16 +300,69 @@ def test_every_preset_has_arms_that_can_run_and_claims_about_them(section, tmp_p
 def test_the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote():
     rl = [{"arm": "student_rl", "seed": 0, "step": s, "num_tokens": s * 100, r1.ACC: s / 10} for s in (0, 1, 2, 3)]
     for spent, expected in ((150, 0.2), (200, 0.2), (201, 0.3), (900, 0.3)):
-        teacher = {"arm": "distilled", "seed": 0, "step": 0, "tokens": spent}
+        teacher = {"arm": "distilled_data", "seed": 0, "step": 0, "tokens": spent}
         assert r1.rl_at_equal_tokens(Results([*rl, teacher])) == {0: expected}
 
 
-def test_the_claims_of_r1_on_attempts_meet_their_opposites_too():
+@pytest.mark.parametrize("preset", ["sums", "demo"])
+def test_the_claims_about_r1_zero_alone_meet_their_opposites_too(preset):
     for signs, expected in (((1, 1, 1), True), ((-1, -1, -1), False), ((1, 1, -1), False)):
-        lines = [{**line, "seed": seed} for seed, s in enumerate(signs) for line in r1_world(s, "attempts")]
-        judged = [claim.judge(Results(lines)) for claim in r1.claims("attempts")]
+        lines = [{**line, "seed": seed} for seed, s in enumerate(signs) for line in r1_world(s, preset)]
+        judged = [claim.judge(Results(lines)) for claim in r1.claims(preset)]
         assert {line["name"] for line in judged if line["passed"] != expected} == set()
-    assert r1.extra(Results(lines), "attempts")
+    assert r1.extra(Results(lines), preset)
+
+
+def test_length_and_accuracy_are_compared_while_they_are_expected_to_rise():
+    points = [(0.1, 50), (0.5, 90), (0.7, 120), (0.8, 100), (0.9, 80)]  # the rise, and what comes behind it
+    lines = [{"arm": "zero", "seed": 0, "step": 10 * (i + 1), "accuracy": a, r1.ROLLOUT: n}
+             for i, (a, n) in enumerate(points)]  # fmt: skip
+    assert r1.length_follows_accuracy("demo")(Results(lines)) == {0: 1.0}  # steps 10 and 20
+    assert r1.length_follows_accuracy("sums")(Results(lines))[0] < 0.5
+
+
+def test_one_problem_is_shown_before_and_after():
+    first = "<think> 20 - 6 = 14 , 14 + 5 = 19 no </think> <answer> 20 - 6 = 14 , 14 + 5 = 19 </answer>"
+    then = "<think> 20 - 6 = 14 , 14 + 5 = 19 no wait 6 * 5 = 30 , 30 + 20 = 50 yes </think> <answer> 6 * 5 ..."
+    same = {"arm": "zero", "seed": 0, "split": "test", "stop_reason": "stop"}
+    samples = [
+        same | {"step": 0, "prompt": "12 from 3 4 5", "response": "<think> </think>", "right": False},
+        same | {"step": 0, "prompt": "50 from 6 5 20", "response": first, "right": False},
+        same | {"step": 20, "prompt": "12 from 3 4 5", "response": "<think> </think>", "right": False},
+        same | {"step": 20, "prompt": "50 from 6 5 20", "response": then, "right": True},
+        {"arm": "zero", "seed": 0, "step": 20, "prompt": "a rollout", "response": "", "right": True},
+    ]
+    assert r1.before_and_after(Results([], samples)).split("\n") == [
+        "50 from 6 5 20",
+        "",
+        "step 0                                    step 20",
+        "",
+        "<think> 20 - 6 = 14 , 14 + 5 = 19 no      <think> 20 - 6 = 14 , 14 + 5 = 19 no",
+        "</think>                                  wait 6 * 5 = 30 , 30 + 20 = 50 yes",
+        "<answer> 20 - 6 = 14 , 14 + 5 = 19        </think>",
+        "  </answer>                               <answer> 6 * 5 ...",
+        "wrong                                     right",
+    ]
+    assert r1.before_and_after(Results([])) == "no responses were kept"
+
+
+def test_the_claims_of_longcot_on_its_own_bases_meet_their_opposites_too():
+    for signs, expected in (((1, 1, 1), True), ((1,), True), ((-1, -1, -1), False), ((1, 1, -1), False)):
+        lines = [{**line, "seed": seed} for seed, s in enumerate(signs) for line in longcot_world(s, "conditions")]
+        judged = [claim.judge(Results(lines)) for claim in longcot.claims("conditions")]
+        assert {line["name"] for line in judged if line["passed"] != expected} == set()
+    assert longcot.extra(Results(lines), "conditions")["conditions"].keys() == {"capacity", "base quality"}
+
+
+def test_what_is_lost_since_the_best_is_nothing_while_accuracy_rises():
+    def of(accuracies) -> Results:
+        return Results([{"arm": "a", "seed": 0, "step": i, "accuracy": x, "attempts": 8, "attempts/new": 6}
+                        for i, x in enumerate(accuracies)])  # fmt: skip
+
+    assert longcot.lost(of([0.1, 0.2, 0.3, 0.4]), "a")[0] == 0
+    assert longcot.lost(of([0.1, 0.5, 0.7, 0.7, 0.6, 0.6, 0.4, 0.2]), "a")[0] == pytest.approx(0.4)
+    assert longcot.since("accuracy", "a")(of([0, 0, 0.3, 0.5, 0, 0, 0.6, 0.8]))[0] == pytest.approx(0.3)
+    assert longcot.repeated(of([0.1]), "a")[0] == 0.25
 
 
 def test_re_checks_are_compared_with_single_passes_at_equal_difficulty():
@@ -296,8 +370,8 @@ def test_re_checks_are_compared_with_single_passes_at_equal_difficulty():
     metrics = {"eval/accuracy/recheck/2": 0.9, "eval/accuracy/steps/2": 0.8, "eval/accuracy/recheck/3": 0.5,
                "eval/accuracy/steps/3": 0.2, "eval/accuracy/recheck": 0.5, "eval/accuracy/steps": 0.6}  # fmt: skip
     r = Results([{"arm": "zero", "step": 0, "seed": 0, **metrics}])
-    assert r1.gain_of_retries(r, "zero", r1.SUM_MODES, (2, 3))[0] == pytest.approx(0.2)
-    assert r1.gain_of_retries(r, "zero", r1.SUM_MODES, (4,)) == {}
+    assert r1.gain_of_retries(r, "zero", r1.PRESETS["sums"].names, (2, 3))[0] == pytest.approx(0.2)
+    assert r1.gain_of_retries(r, "zero", r1.PRESETS["sums"].names, (4,)) == {}
 
 
 def test_lengths_that_arrive_at_once_or_never_are_not_in_order():

@@ -277,7 +277,15 @@ def test_reproduce_leaves_config_metrics_samples_figure_and_summary(reproduced):
 
 def test_the_summary_has_exactly_the_format_of_every_section(reproduced):
     summary = finite((reproduced / "summary.json").read_text())
-    assert list(summary) == ["section", "preset", "seeds", "device", "seconds", "claims", "numbers"]
+    assert list(summary) == [
+        "section",
+        "preset",
+        "seeds",
+        "device",
+        "seconds",
+        "claims",
+        "numbers",
+    ]  # star shows no text
     assert (summary["section"], summary["preset"], summary["seeds"]) == ("star", "tiny", 1)
     assert isinstance(summary["device"], str) and summary["device"]
     assert isinstance(summary["seconds"], float) and summary["seconds"] > 0

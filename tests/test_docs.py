@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoreason.__main__ import RECIPES, SECTIONS, main
+from nanoreason.__main__ import RECIPES, SECTIONS, VIEWS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,7 +44,7 @@ def test_own_task_reward_and_model_work_as_the_page_says(tmp_path, monkeypatch, 
 def test_every_command_names_what_exists_and_every_link_leads_somewhere(page):
     for command in commands(page):
         name = command[2] if command[1] == "train.py" else command[3]
-        assert name in {*RECIPES, "reproduce", "play", "eval", "--help"}, command
+        assert name in {*RECIPES, *VIEWS, "reproduce", "--help"}, command
         if name == "reproduce":
             assert set(command[3].split("|")) <= set(SECTIONS), command
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

@@ -11,6 +11,7 @@ from nanoreason.environment import (
     compute_rewards,
     evaluate,
     judge,
+    log_samples,
     reward_name,
     rollout_metrics,
     sample,
@@ -20,6 +21,7 @@ from nanoreason.evaluate import pass_at_k
 from nanoreason.learn import collate, token_weights
 from nanoreason.rewards import Accuracy, Cosine, DenseRepetition, Format, Metric, Scored
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, prompt_row
+from nanoreason.run import Run, RunConfig, read_jsonl
 from nanoreason.tasks.addition import Addition
 from nanoreason.tasks.addition import tokenizer as addition_tokenizer
 from nanoreason.tasks.thinking import ThinkingAddition, thinking_tokenizer
@@ -324,6 +326,7 @@ def test_evaluation_lists_accuracy_by_difficulty_and_samples_only_when_asked(mon
     assert asked == [(10, 1, 0.0, 7), (10, 1, 0.0, 7), (10, 3, 0.7, 7)]
     assert {name: value for name, value in both.items() if not name.startswith("eval/")} == greedy
     assert both["eval/pass@1"] == pytest.approx(0.6) == both["eval/maj@3"] and both["eval/accuracy_lenient"] == 0.8
+    assert both["eval/greedy_length"] > 0
 
 
 def test_evaluation_of_a_real_policy_is_pure(make_model):
@@ -332,3 +335,56 @@ def test_evaluation_of_a_real_policy_is_pure(make_model):
     one, two = (evaluate(task, model, addition_tokenizer(), 5, samples=2) for _ in range(2))
     assert one == two and {"acc/1", "acc/2", "eval/pass@2", "eval/maj@2"} <= one.keys()
     assert all(math.isfinite(value) for value in one.values())
+
+
+# ---------------------------------------------------------------------------------------------- samples to be read
+
+
+def logged(tmp_path, groups: list[list[Rollout]], **how) -> list[dict]:
+    """What log_samples leaves of these groups."""
+    run = Run(RunConfig(out=str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")))
+    log_samples(run, 7, "rollout", TASK, WORDS, groups, **how)
+    run.close()
+    path = run.folder / "samples.jsonl"
+    return read_jsonl(path) if path.exists() else []
+
+
+def test_a_logged_response_says_all_that_is_known_of_it(tmp_path):
+    row = finished_row("7", "7", advantage=0.5)
+    cut = finished_row("7", "3 so", "length", advantage=-0.5)
+    cut.force(WORDS.encode("wait"))
+    compute_rewards(judge(TASK, WORDS, [[row, cut]]), [Accuracy(2.0), Metric(0.1, "words")])
+    right, wrong = logged(tmp_path, [[row, cut]], rewarded=True)
+    assert right == {
+        "step": 7, "kind": "rollout", "group": 0, "difficulty": 1, "prompt": "7", "answer": "7", "response": "7",
+        "tokens": 2, "stop_reason": "eos", "right": 1.0, "valid": 1.0, "reward": pytest.approx(2.1),
+        "rewards": {"accuracy": 1.0, "metric": 1.0}, "advantage": 0.5,
+    }  # fmt: skip
+    assert (wrong["right"], wrong["stop_reason"], wrong["tokens"], wrong["advantage"]) == (0.0, "length", 3, -0.5)
+    assert (wrong["response"], wrong["marked"]) == ("3 so wait", "3 so «wait»")
+    plain = logged(tmp_path, [[row, cut]])[0]  # of a test: no reward, no advantage, under the same names
+    assert plain.keys() == right.keys() and (plain["reward"], plain["rewards"], plain["advantage"]) == (None, {}, None)
+    assert [line["right"] for line in logged(tmp_path, [[row, cut]], verdict=lambda row: 0.25)] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "numbers"),
+    [(0, 4, []), (1, 4, [0]), (2, 4, [0, 1]), (9, 4, [1, 4, 7]), (9, 1, [1, 4, 7]), (8, 16, [2, 6]), (8, 99, [4])],
+)
+def test_so_few_whole_groups_are_logged_taken_evenly_from_all(groups, size, numbers, tmp_path):
+    rows = [[finished_row(str(g), "1") for _ in range(size)] for g in range(groups)]
+    lines = logged(tmp_path, rows)
+    assert [line["group"] for line in lines] == [number for number in numbers for _ in range(size)]
+    assert all(line["prompt"] == str(line["group"]) for line in lines)
+
+
+def test_evaluation_logs_greedy_and_sampled_responses_of_every_part_of_the_test_and_the_same_numbers(policy, tmp_path):
+    run = Run(RunConfig(out=str(tmp_path / "run")))
+    found = evaluate(TASK, policy, WORDS, 10, samples=2, run=run, step=3)
+    run.close()
+    assert found == evaluate(TASK, policy, WORDS, 10, samples=2)
+    lines = read_jsonl(tmp_path / "run" / "samples.jsonl")
+    assert [line["kind"] for line in lines] == ["greedy test"] * 3 + ["sampled test"] * 6 + ["one sample each"] * 8
+    followed = [line for line in lines if line.get("split") == "test"]  # the same problems at every test
+    assert [line["prompt"] for line in followed] == list("01234567") and followed == lines[-8:]
+    assert {line["difficulty"] for line in lines[:3]} == {0, 1} and {line["step"] for line in lines} == {3}

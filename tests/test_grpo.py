@@ -29,7 +29,7 @@ from nanoreason.recipes import grpo, sft
 from nanoreason.recipes.grpo import PRESETS, GrpoConfig
 from nanoreason.rewards import Accuracy, Format, Overlong, Scored
 from nanoreason.rollout import Problem, Task, prompt_groups, prompt_row, prompt_rows, response_text, seed_of
-from nanoreason.run import Run, Schedule, parse_config, read_jsonl
+from nanoreason.run import Schedule, parse_config, read_jsonl
 from nanoreason.sampler import Sampler, may_complete
 from nanoreason.tasks import Addition, ThinkingAddition, ThinkingCountdown
 from nanoreason.tasks.thinking import read_thinking
@@ -210,13 +210,13 @@ def test_no_steps_only_measure(config, tmp_path):
 def test_dynamic_sampling_replaces_flat_groups_by_new_problems_and_gives_up_in_time(config, policy_and_words):
     policy, words = policy_and_words
     config = replace(config, prompts=6, group_size=3)
-    run, indices = Run(config), []
+    indices = []
     with pytest.MonkeyPatch.context() as patch:
         real = Addition.problem
         patch.setattr(Addition, "problem", lambda self, s, i: indices.append((s, i)) or real(self, s, i))
         seen_flat = False
         for step in range(1, 5):
-            groups, metrics = grpo.collect(config, step, policy, words, run)
+            groups, metrics = grpo.collect(config, step, policy, words)
             assert all(len(group) == 3 and len({row.problem.prompt for row in group}) == 1 for group in groups)
             assert not any(is_flat(group) for group in groups)
             assert len(groups) <= 6 <= metrics["groups"] <= 6 * 3
@@ -224,9 +224,8 @@ def test_dynamic_sampling_replaces_flat_groups_by_new_problems_and_gives_up_in_t
             assert metrics["frac_learnt_zero_std"] == 0
             seen_flat |= metrics["frac_reward_zero_std"] > 0
         assert seen_flat and len(set(indices)) == len(indices)  # no problem twice
-    groups, metrics = grpo.collect(with_algorithm(config, max_refills=0), 1, policy, words, run)
+    groups, metrics = grpo.collect(with_algorithm(config, max_refills=0), 1, policy, words)
     assert len(groups) == 6 and metrics["groups"] == 6
-    run.close()
 
 
 def test_dapo_asks_as_many_new_problems_as_groups_were_flat_until_its_refills_are_used_up(
@@ -247,11 +246,9 @@ def test_dapo_asks_as_many_new_problems_as_groups_were_flat_until_its_refills_ar
         return groups
 
     monkeypatch.setattr(grpo, "sample", respond)
-    run = Run(config)
-    groups, metrics = grpo.collect(config, 1, policy, words, run)
+    groups, metrics = grpo.collect(config, 1, policy, words)
     assert asked == [8, 6, 4, 3, 2] and len(groups) == 2 + 2 + 1 + 1 + 1
     assert metrics["groups"] == sum(asked) == len(set(map(id, groups))) + round(metrics["frac_reward_zero_std"] * 23)
-    run.close()
 
 
 def test_without_any_group_left_the_step_is_skipped(config, policy_and_words, assert_same_weights):
@@ -511,8 +508,20 @@ def test_every_metric_is_there_at_every_step_and_they_agree_with_each_other(whol
         assert share == pytest.approx(line["accuracy"] * right + (1 - line["accuracy"]) * wrong)
     assert [line["num_tokens"] for line in lines[1:]] == sorted(line["num_tokens"] for line in lines[1:])
     assert ["acc/1" in line for line in lines] == [False, False, True, False, True, True]
-    assert len(whole["samples.jsonl"]) == 5 * 4  # a whole group of each step
-    assert {"prompt", "response", "reward", "right"} <= whole["samples.jsonl"][0].keys()
+    samples = [line for line in whole["samples.jsonl"] if line["kind"] == "rollout"]
+    assert {line["step"] for line in whole["samples.jsonl"] if line["kind"] == "greedy test"} == {2, 4, 5}
+    for step in range(1, 6):  # three whole groups of each step
+        groups = {}
+        for line in samples:
+            if line["step"] == step:
+                groups.setdefault(line["group"], []).append(line)
+        assert [len(group) for group in groups.values()] == [4, 4, 4]
+        for group in groups.values():
+            assert len({line["prompt"] for line in group}) == 1
+            assert sum(line["advantage"] for line in group) == pytest.approx(0, abs=1e-5)
+            assert all(line["reward"] == line["rewards"]["accuracy"] == line["right"] for line in group)
+            mixed = len({line["right"] for line in group}) == 2
+            assert all((line["advantage"] > 0) == (mixed and line["right"] == 1) for line in group)
 
 
 @pytest.mark.trains
@@ -783,9 +792,7 @@ def test_countdown_runs_under_the_recipe_and_no_practised_problem_is_tested(tmp_
         real = ThinkingCountdown.problem
         patch.setattr(ThinkingCountdown, "problem", lambda self, s, i: asked.append(s) or real(self, s, i))
         policy, words = load_checkpoint(config.base)
-        run = Run(replace(config, out=str(tmp_path / "other")))
-        grpo.collect(config, 1, policy, words, run)
-        run.close()
+        grpo.collect(config, 1, policy, words)
     (split,) = set(asked)
     drawn = [task.problem(split, i) for i in range(200)]
     assert not tested & {(*sorted(p.info["numbers"]), p.info["target"]) for p in drawn}

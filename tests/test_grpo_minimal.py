@@ -76,7 +76,7 @@ def test_a_run_that_was_stopped_is_done_again_as_a_whole(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             grpo_minimal.run(stopped)
     assert grpo_minimal.run(replace(stopped, resume=True)) == last
-    for name in ("metrics.jsonl", "policy/model.safetensors"):
+    for name in ("metrics.jsonl", "samples.jsonl", "policy/model.safetensors"):
         equal = (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         assert equal, name
     assert load_extra(tmp_path / "whole" / "policy")["task.form"] == "direct"  # `play` and `eval` know what to ask

@@ -16,7 +16,7 @@ LAYERS = {
     "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
     "forcing": 4, "environment": 4, "analysis": 4,
     "recipes": 5,
-    "experiments": 6, "play": 6, "eval": 6,
+    "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6,
     "__main__": 7,
 }  # fmt: skip
 ALONE = ("recipes", "tasks")  # no imports between the modules of these folders

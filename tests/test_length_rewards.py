@@ -18,6 +18,7 @@ from nanoreason.rewards import (
     Cosine,
     DenseRepetition,
     Lcpo,
+    Noisy,
     Overlong,
     Repetition,
     Scored,
@@ -90,6 +91,29 @@ def test_what_the_context_cuts_before_the_budget_counts_as_exceeding_it(length, 
     assert Cosine(margin=margin)(cut) == -10 and Classic(margin=margin)(cut) == 0
     assert Cosine(margin=margin)(whole) > -10 or (length, right) == (0, False)
     assert Classic(margin=margin)(whole) == right
+
+
+# -------------------------------------------------------------------------------------------- verifiers that err
+
+
+def answered(i: int, right: bool, stop_reason: str = "eos", text: str = "<answer> {} </answer>") -> Scored:
+    """A judged response that answers i to one of seven problems."""
+    row = Rollout(Problem(f"problem {i % 7}", ""), [0] * 9, [True] * 9, [0.0] * 9, 0, stop_reason=stop_reason)
+    return Scored(row, text.format(i), float(right), 300)
+
+
+@pytest.mark.parametrize("accept, reject", [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.3, 0.2), (1.0, 1.0)])
+def test_a_verifier_errs_as_often_as_it_says_and_judges_the_same_answer_alike(accept, reject):
+    verifier = Noisy(accept=accept, reject=reject)
+    for right, passing in ((True, 1 - reject), (False, accept)):
+        found, again = (
+            [verifier(answered(i, right, text=text)) for i in range(1000)]
+            for text in ("<answer> {} </answer>", "<think> hm </think> <answer>{}</answer>")
+        )
+        assert found == again
+        assert set(found) <= {0.0, 1.0} and sum(found) / 1000 == pytest.approx(passing, abs=0.05)
+        assert not any(verifier(answered(i, right, "length")) for i in range(9))
+        assert not any(verifier(answered(i, right, text="<answer> {}")) for i in range(9))
 
 
 # ---------------------------------------------------------------------------------------------------- LCPO, overlong
@@ -349,7 +373,7 @@ def test_the_answers_of_unsolvable_sums_are_out_of_reach_and_held_out_sums_stay_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rewards", "linear"], "--rewards linear: one of accuracy, format, overlong, classic, cosine"),
+        (["--rewards", "linear"], "--rewards linear: one of accuracy, format, noisy, overlong, classic, cosine"),
         (["--rewards", "classic", "--rewards.classic.margin", "8"], "margin of 8 tokens leaves nothing"),
         (["--rewards", "cosine", "--rewards.cosine.right", "1"], "--rewards.cosine.right 1: 2 values are needed"),
         (["--rewards", "repetition", "--rewards.repetition.n", "0"], "--rewards.repetition.n 0: must be at least 1"),

@@ -231,12 +231,15 @@ def jobs(costs: dict[str, float], needs: dict[str, str], tmp_path) -> list:
     return jobs_of([Arm(a, "sft", CONFIG, needs.get(a, ""), cost=c) for a, c in costs.items()], 0, tmp_path)
 
 
-def test_one_worker_takes_the_longest_chain_first(tmp_path):
+def test_one_worker_takes_the_longest_chain_first_and_says_how_many_jobs_are_done(tmp_path, capsys):
     todo = jobs({"short": 5, "a": 1, "b": 9, "c": 6}, {"b": "a", "c": "short"}, tmp_path)
     assert [remaining(todo)[job.config.out] for job in todo] == [11, 10, 9, 6]
     order = []
     run_jobs(todo, 1, run=lambda job: order.append(job.arm))
     assert order == ["short", "a", "b", "c"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{i} of 4 jobs done: {arm}, seed 0" for i, arm in enumerate(order, 1)
+    ]
 
 
 def test_a_job_starts_as_soon_as_its_own_base_is_done_without_waiting_for_others(tmp_path):
@@ -337,11 +340,14 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------ summaries
 
 
+RUNS = sorted(path.parent.relative_to(COMMITTED).as_posix() for path in COMMITTED.glob("*/*/summary.json"))
+
+
 def test_committed_results_are_summarised_from_their_metrics_alone(tmp_path, capsys):
-    source = COMMITTED / "s1" / "cpu"
+    source = COMMITTED / "star" / "cpu"
     for name in ("metrics.jsonl", "config.json", "summary.json"):
         (tmp_path / name).write_bytes((source / name).read_bytes())
-    command = ["reproduce", "s1", "--preset", "cpu", "--summarise", str(tmp_path)]
+    command = ["reproduce", "star", "--preset", "cpu", "--summarise", str(tmp_path)]
     assert main(command) == 0
     assert (tmp_path / "summary.json").read_bytes() == (source / "summary.json").read_bytes()
     shown = capsys.readouterr().out
@@ -349,21 +355,23 @@ def test_committed_results_are_summarised_from_their_metrics_alone(tmp_path, cap
         assert claim["name"] in shown
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "config.json", "summary.json", "figure.png"}
-    assert main([*command[:3], "tiny", *command[4:]]) == 2 and "holds s1 --preset cpu" in capsys.readouterr().err
+    assert main([*command[:3], "tiny", *command[4:]]) == 2 and "holds star --preset cpu" in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path / "nothing")]) == 2 and "no metrics.jsonl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("section", ["star", "r1", "longcot", "s1", "l1", "sos"])
-def test_the_committed_verdicts_are_those_of_the_committed_metrics(section):
-    folder, module = COMMITTED / section / "cpu", reproduction.section_of(section, "cpu")
+@pytest.mark.parametrize("run", RUNS)
+def test_the_committed_verdicts_are_those_of_the_committed_metrics(run):
+    section, preset = run.split("/")
+    folder, module = COMMITTED / run, reproduction.section_of(section, preset)
     results, summary = Results(read_jsonl(folder / "metrics.jsonl")), json.loads((folder / "summary.json").read_text())
-    assert [claim.judge(results) for claim in module.claims("cpu")] == summary["claims"]
-    assert module.extra(results, "cpu") == summary["numbers"]
+    assert [claim.judge(results) for claim in module.claims(preset)] == summary["claims"]
+    assert not hasattr(module, "extra") or module.extra(results, preset) == summary["numbers"]
 
 
-@pytest.mark.parametrize("section", ["star", "r1", "longcot", "s1", "l1", "sos"])
-def test_the_page_of_a_section_says_what_its_summary_says(section):
-    claims = json.loads((COMMITTED / section / "cpu" / "summary.json").read_text())["claims"]
+@pytest.mark.parametrize("run", [run for run in RUNS if not run.endswith("/demo")])
+def test_the_page_of_a_section_says_what_its_summary_says(run):
+    section = run.split("/")[0]
+    claims = json.loads((COMMITTED / run / "summary.json").read_text())["claims"]
     page = (COMMITTED.parent.parent / "docs" / f"{section}.md").read_text(encoding="utf-8")
     held = sum(claim["passed"] for claim in claims)
     assert f"{held} of {len(claims)} claims hold" in page

@@ -4,6 +4,7 @@ GRPO's are in test_grpo.py, kills in the middle of a save in test_checkpoint.py.
 """
 
 import contextlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,10 @@ def test_a_selection_that_was_stopped_is_made_again_as_a_whole(stop_at, tmp_path
     names = ("demonstrations.jsonl", "metrics.jsonl", "samples.jsonl")
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in names}
     assert all(whole.values())
+    samples = read_jsonl(tmp_path / "whole" / "samples.jsonl")
+    assert {line["kind"] for line in samples} == {"teacher", "chosen"}
+    taught = [line for line in samples if line["kind"] == "teacher"]
+    assert Counter(line["group"] for line in taught) == {2: config.samples, 6: config.samples, 10: config.samples}
     for owner, name, after in ((select, "replace_text", True), (Run, "log", True), (Run, "sample", False)):
         stopped = replace(config, out=str(tmp_path / f"stopped-{name}"))
         with pytest.MonkeyPatch.context() as patch:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib
+import io
 import json
 import math
 import re
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import assume, given
@@ -21,6 +23,7 @@ from nanoreason.recipes import grpo, sft, star
 from nanoreason.rewards import REWARDS, Accuracy, Cosine, Format
 from nanoreason.run import (
     FREE,
+    Progress,
     Range,
     Run,
     RunConfig,
@@ -36,7 +39,9 @@ from nanoreason.run import (
     pick_device,
     read_jsonl,
     replace_text,
+    say,
     shown,
+    speaking_as,
     spec_of,
     table,
     tables,
@@ -702,12 +707,12 @@ def test_rewinding_drops_exactly_the_lines_of_later_steps(tmp_path_factory, step
     for k, step in enumerate(steps):
         run.log(step, k=k)
         run.sample(step, k=k)
-    run.close()
-    run.rewind(last)
+    run.rewind(last)  # what it has open is replaced
     expected = [{"step": step, "k": k} for k, step in enumerate(steps) if step <= last]
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert not steps or read_jsonl(folder / name) == expected
     run.log(last + 1, k=-1)  # and the run goes on behind them
+    run.close()
     assert read_jsonl(folder / "metrics.jsonl") == [*expected, {"step": last + 1, "k": -1}]
 
 
@@ -747,3 +752,72 @@ def test_a_table_has_aligned_columns(rows):
     lines = table(["one", "2", ""], rows).split("\n")
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 1 + len(rows)
+
+
+# --------------------------------------------------------------------------------------------------- progress
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """What the time is for lines of progress; stderr is no terminal."""
+    now = [1000.0]
+    monkeypatch.setattr(settings_code, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(settings_code, "LINE_SECONDS", 10.0)
+    monkeypatch.setattr(settings_code, "_last_line", 1000.0)
+    return now
+
+
+def test_without_a_terminal_a_line_comes_every_few_seconds_with_what_is_known(clock, capsys):
+    with Progress(100, "grpo", "steps") as steps:
+        for _ in range(12):
+            clock[0] += 4
+            steps.update(tokens=8000, reward=0.4117)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines() == [
+        "grpo: 3/100 steps, reward 0.412, 2,000 tok/s, 6:28 left",
+        "grpo: 6/100 steps, reward 0.412, 2,000 tok/s, 6:16 left",
+        "grpo: 9/100 steps, reward 0.412, 2,000 tok/s, 6:04 left",
+        "grpo: 12/100 steps, reward 0.412, 2,000 tok/s, 5:52 left",
+    ]
+
+
+def test_what_runs_inside_another_shares_its_line_and_who_speaks_is_said_first(clock, capsys):
+    with speaking_as("plain, seed 1"), Progress(9, "star", "rounds", done=2) as rounds:
+        with Progress(4, "sample", "rows") as rows:
+            clock[0] += 20
+            rows.update(tokens=100)  # no round is done yet: the rows say how fast it goes
+        clock[0] += 20
+        rounds.update(loss=0.5)
+        say("a table\n\nof two lines")
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "[plain, seed 1] star: 2/9 rounds; sample: 1/4 rows, 5 tok/s, 1:00 left",
+        "[plain, seed 1] star: 3/9 rounds, loss 0.500, 4:00 left",
+    ]
+    assert said.out == "[plain, seed 1] a table\n\n[plain, seed 1] of two lines\n"
+    say("alone")
+    assert capsys.readouterr().out == "alone\n"
+
+
+def test_a_resumed_run_is_as_fast_as_it_has_been_since(clock, capsys):
+    with Progress(100, "sft", "steps", done=90) as steps:
+        clock[0] += 50
+        steps.update(5)
+    assert capsys.readouterr().err == "sft: 95/100 steps, 0:50 left\n"
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_line(clock, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    with Progress(3, "sft", "steps") as steps:
+        for _ in range(3):
+            clock[0] += 60
+            steps.update(loss=1.0)
+        assert not steps.bar.disable
+        with Progress(3, "test", "rows") as rows:
+            assert not rows.bar.disable
+        monkeypatch.setattr(settings_code, "_bar_position", 1)  # one of several processes: one screen line each
+        with Progress(3, "test", "rows") as rows:
+            assert rows.bar.disable
+    assert "sft:   0%" in screen.getvalue() and " left" not in screen.getvalue()

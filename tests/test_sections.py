@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from nanoreason.__main__ import SECTIONS
+from nanoreason.experiments import l1
 from nanoreason.experiments.reproduce import jobs_of, main, section_of
 from nanoreason.experiments.results import Arm
 from nanoreason.learn import ALGORITHMS
 from nanoreason.recipes import grpo
-from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Overlong
+from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Noisy, Overlong
 from nanoreason.run import RunConfig, check_settings, flatten
-from nanoreason.tasks.wrappers import Unanswerable
+from nanoreason.tasks import Attempts
+from nanoreason.tasks.attempts import Mixture, attempt_tokens
 
 DECLARED = [
     (name, preset) for name in SECTIONS for preset in importlib.import_module(f"nanoreason.experiments.{name}").PRESETS
@@ -95,45 +97,91 @@ def test_r1_goes_down_its_pipeline_and_its_controls_differ_in_one_thing():
     assert differing(arms["distilled_data"].settings, arms["distilled_wrong_data"].settings) == {"keep"}
     capped, raised = arms["capped"].settings, arms["raised"].settings
     assert differing(capped, raised) == {"max_new_tokens"}
-    assert raised.max_new_tokens.at(30) == capped.max_new_tokens.first < raised.max_new_tokens.at(31)
+    assert raised.max_new_tokens.at(20) == capped.max_new_tokens.first < raised.max_new_tokens.at(21)
+    assert differing(arms["easy"].settings, arms["no_thoughts"].settings) == {"task.chance"}
     for loss in ("grpo", "dr_grpo", "dapo", "gspo", "cispo"):
         assert arms[loss].settings.algorithm == ALGORITHMS[loss]
         assert arms[loss].settings.updates_per_rollout > 1  # with one all clips are the same
     assert any(isinstance(reward, Overlong) for reward in arms["dapo"].settings.rewards)
 
 
-def test_r1_on_attempts_starts_from_the_shipped_bases_in_turn():
+def test_r1_starts_from_the_shipped_bases_in_turn_and_on_sums_from_its_own():
     for seed in (0, 3, 4):
-        arms = arms_of("r1", "attempts", seed)
-        assert arms["base"].settings.base == arms["direct"].settings.base == f"data/checkpoints/attempts-{seed % 4}"
-        assert arms["base"].settings.steps == 0 and "easy" not in arms and "skills" not in arms
-    assert differing(arms["base"].settings, arms["direct"].settings) == {"task.shares", "steps", "lr"}
-    capped, raised = arms["capped"].settings, arms["raised"].settings
-    assert differing(capped, raised) == {"max_new_tokens"} and capped.algorithm.length_constant == 256
-    assert raised.max_new_tokens.at(20) == capped.max_new_tokens.first < raised.max_new_tokens.at(21)
+        arms = arms_of("r1", "cpu", seed)
+        assert arms["base"].settings.base == f"data/checkpoints/attempts-{seed % 4}" and not arms["base"].settings.steps
+        assert (
+            arms["direct"].base == arms["zero"].base == "base"
+            and str(arms["direct"].settings.task.shares) == "guess:1.0"
+        )
+        assert arms_of("r1", "demo", seed).keys() == {"base", "zero"}
+    sums = arms_of("r1", "sums")
+    assert {name: arm.base for name, arm in sums.items()} == {"phase1": "", "base": "phase1", "zero": "base"}
+    assert sums["phase1"].settings.task.task.modes == (0.2, 0.4, 0.4) != sums["base"].settings.task.task.modes
 
 
 def test_longcot_rewards_what_its_arms_are_called():
     arms = arms_of("longcot")
     for arm, window in {"classic-64": 64, "classic-128": 128, "classic-256": 256}.items():
-        assert arms[arm].settings.max_new_tokens.first == window
+        assert arms[arm].settings.max_new_tokens.first == window and arms[arm].base == "base"
         assert arms[arm].settings.rewards == (Classic(),)
-    assert {arms[name].base for name in ("rl-base", "rl-short", "classic-256", "cosine")} == {
-        "base", "short-8192", "long-8192"
-    }  # fmt: skip
+    assert arms["rl-long"].base == "long-1600" and arms["rl-short"].base == "short-1600"
+    assert differing(arms["rl-long"].settings, arms["classic-256"].settings) == set()
     assert arms["cosine"].settings.rewards == (Cosine(),)
-    assert differing(arms["cosine"].settings, arms["repetition"].settings) > {"rewards"}
-    assert arms["repetition"].settings.rewards[1] == DenseRepetition(n=8)
-    assert isinstance(arms["hack"].settings.task.task, Unanswerable)
-    long, short = arms["long-512"].settings, arms["short-512"].settings
-    assert differing(long, short) == {"task.modes"} and long.distinct == 512
+    assert differing(arms["classic-128"].settings, arms["cosine"].settings) >= {"rewards"}
+    assert arms["cosine"].settings.max_new_tokens.first == 128 and arms["cosine"].settings.steps == 60
+    for arm in ("repetition", "paid-penalty"):  # an attempt and its verdict: 12 tokens; the answer's copy has 11
+        assert arms[arm].settings.rewards[1] == DenseRepetition(n=12, penalty=-0.0125)
+    assert arms["paid"].settings.rewards[0].right == (0.0, 10.0)
+    assert arms["accepts"].settings.rewards == (Noisy(accept=0.5),)
+    assert arms["rejects"].settings.rewards == (Noisy(reject=0.5),)
+    long, short = arms["long-400"].settings, arms["short-400"].settings
+    assert differing(long, short) == {"task.shares"} and long.distinct == 400 and long.steps == 25
+
+
+def test_longcots_own_bases_differ_in_width_or_in_long_thoughts_and_see_as_many_tokens():
+    arms = arms_of("longcot", "conditions")
+    bases = {name: arm.settings for name, arm in arms.items() if arm.recipe == "sft"}
+    assert set(arms) == {*bases, *(f"{name}-rl" for name in bases)} and len(bases) == 5
+    assert differing(bases["share-0.02"], bases["share-0.3"]) == {"task.shares", "steps"}
+    assert differing(bases["width-32"], bases["share-0.3"]) == {"width"}
+    tokens = []
+    for name in ("share-0.02", "share-0.05", "share-0.1", "share-0.3"):
+        task = bases[name].task
+        words = [len(task.problem("count", i).solution.split()) + 1 for i in range(3000)]
+        tokens.append(sum(words) / len(words) * bases[name].steps)
+    assert max(tokens) < 1.1 * min(tokens)
 
 
 def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():
-    arms = arms_of("l1")
-    assert arms["exact"].settings.rewards == (Lcpo(),) and arms["plain"].settings.rewards == (Accuracy(),)
-    assert differing(arms["exact"].settings, arms["max"].settings) == {"task.kind", "steps"}
-    assert arms["max"].base == "exact" and arms["test_max"].base == "max"
+    for preset in ("cpu", "tiny", "gpu"):
+        arms, chosen = arms_of("l1", preset), l1.PRESETS[preset]
+        exact, plain, max_ = (arms[name].settings for name in ("exact", "plain", "max"))
+        assert exact.rewards == (l1.LCPO,) == max_.rewards and plain.rewards == (Accuracy(),)
+        assert differing(exact, plain) <= {"rewards", "rewards.accuracy.weight", "steps"} | {
+            f"rewards.lcpo.{field.name}" for field in dataclasses.fields(Lcpo)
+        }  # fmt: skip
+        assert {"task.kind"} <= differing(exact, max_) <= {"task.kind", "steps"}
+        assert (exact.task.kind, plain.task.kind, max_.task.kind) == ("exact", "exact", "both")
+        starts = {name: arms[name].base for name in ("taught", "exact", "plain", "max")}
+        assert starts == {"taught": "base", "exact": "taught", "plain": "taught", "max": "exact"}
+        assert str(arms["taught"].settings.task.shares) == "asked:1.0"
+        # every model is tested as it was trained, and N below and above the training's too
+        assert {name: (arms[f"test_{name}"].base, arms[f"test_{name}"].settings.methods) for name in l1.ARMS} == {
+            "exact": ("exact", ("exact",)), "max": ("max", ("max",)), "base": ("base", ("exact",)),
+            "taught": ("taught", ("exact",)), "plain": ("plain", ("free", "truncated", "s1")),
+        }  # fmt: skip
+        (low, high), tested = exact.task.tokens, chosen.budget.budgets
+        assert 32 <= tested[0] < low < high < tested[-1] and exact.max_new_tokens.first > high
+        assert list(tested) == sorted(tested) and sum(low <= n <= high for n in tested) >= 2
+
+
+def test_l1_prices_a_token_so_that_an_attempt_too_many_does_not_pay():
+    """An attempt must cost far more than the .095 that it is right; beyond a maximum it must be worth nothing."""
+    each = attempt_tokens(Attempts().inputs)
+    assert l1.LCPO.alpha * each > max(5 * 0.095, l1.LCPO.delta)
+    # an answer behind a cut has just the room that it needs: a forced response ends with its N-th token
+    answer = Attempts(shares=Mixture.parse("guess:1")).problem("train", 0).solution.split(" <answer> ")[1]
+    assert l1.PRESETS["cpu"].budget.answer_tokens == len(Attempts().tokenizer().encode(answer))
 
 
 def test_s1_measures_every_choice_and_only_s1_asks_the_base_what_is_difficult():

@@ -228,7 +228,10 @@ def test_the_condition_stands_inside_the_template_and_its_words_are_in_the_vocab
         assert line["prompt"].startswith("User: ") and line["prompt"].endswith(" Assistant:")
         assert ("Think" in line["prompt"]) == (condition != "none")
         WORDS.encode(line["prompt"] + " " + line["response"])
-    assert [line["prompt"] for line in read_jsonl(tmp_path / "samples.jsonl")] == [line["prompt"] for line in lines[:4]]
+    shown = read_jsonl(tmp_path / "samples.jsonl")
+    assert [(line["kind"], line["prompt"]) for line in shown] == [("chosen", lines[i]["prompt"]) for i in (5, 15, 25)]
+    assert [line["right"] for line in shown] == [float(TASK.reward(Problem("", line["answer"]), line["response"]))
+                                                 for line in shown]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- a teacher

@@ -194,13 +194,14 @@ def test_the_metrics_of_a_round_give_the_accuracy_of_each_attempt_by_length(scri
             assert metrics[f"{name}/{n}"] == sum(fate(problem) in wanted for problem in asked) / len(asked)
 
 
-def test_one_sample_per_length_and_attempt_is_left_to_be_read(scripted, play, tmp_path):
+def test_a_few_samples_of_each_length_and_attempt_are_left_to_be_read(scripted, play, tmp_path):
     play(replace(CONFIG, rationalize=True))
     lines = read_jsonl(next(tmp_path.glob("*/samples.jsonl")))
-    assert [(line["step"], line["attempt"]) for line in lines] == [(1, "sample")] * 2 + [(1, "hinted")] * 2
+    assert [(line["step"], line["kind"]) for line in lines] == [(1, "sample")] * 6 + [(1, "hinted")] * 6
     for line in lines:
-        assert ("Target: " in line["prompt"]) == (line["attempt"] == "hinted")
-        assert line["right"] in (0.0, 1.0) and line["response"]
+        assert ("Target: " in line["prompt"]) == (line["kind"] == "hinted")
+        assert line["right"] in (0.0, 1.0) and line["response"] and line["advantage"] is None
+        assert {line["difficulty"] for line in lines if line["kind"] == "sample"} == {2, 3}
 
 
 # ------------------------------------------------------------------------------------------ where a round starts

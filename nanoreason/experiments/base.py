@@ -16,6 +16,7 @@ from dataclasses import replace
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results
 from nanoreason.recipes import sft
+from nanoreason.tasks import Attempts
 
 ACC, GAVE_UP = "eval/pass@1", "eval/gave_up"
 # {skill: (how often it succeeds, how often it is tried)}, both per response
@@ -47,8 +48,22 @@ PRESETS = {
 }  # fmt: skip
 
 
+SHIPPED = 4  # data/checkpoints/attempts-0 .. 3: `reproduce base --preset cpu --seeds 4`
+
+
 def arms(preset: str, seed: int) -> list[Arm]:
     return [Arm("base", "sft", PRESETS[preset])]
+
+
+def shared(preset: str, seed: int, retrain: bool = False) -> Arm:
+    """The arm "base" that sections on attempts start from: a shipped model as it is, seed s that of seed s % SHIPPED.
+
+    On a GPU, or with `--retrain-base`, it is trained there as this section trains it.
+    """
+    if preset == "gpu" or retrain:
+        return Arm("base", "sft", replace(PRESETS["gpu" if preset == "gpu" else "cpu"], eval_every=0))
+    folder = f"data/checkpoints/attempts-{seed % SHIPPED}"
+    return Arm("base", "sft", sft.SftConfig(base=folder, task=Attempts(), steps=0, eval_problems=0))
 
 
 # -------------------------------------------------------------------------------------------------------- claims

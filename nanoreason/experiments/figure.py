@@ -34,6 +34,7 @@ class Panel:
     line   (x, y) of each arm: thin for single seeds, thick for their mean. x and y are averaged over the lines of all
            seeds that share a value of `by`
     bar    one number per arm, its last measurement: the bar is the mean, dots are seeds
+    text   what `text` makes of the results, in letters of equal width
     """
 
     title: str
@@ -53,6 +54,7 @@ class Panel:
     # instead of what stands under the metric's name: (results, line, metric, seed or None: the mean) -> [(x, y), ...]
     points: Callable[[Results, Line, Metric, int | None], list[tuple[float, float]]] | None = None
     bars: Callable[[Results, Line, Metric], PerSeed] | None = None  # the same for a bar
+    text: Callable[[Results], str] | None = None
     also: Callable[[Any, Results], None] | None = None  # (axis, results): what is special about this panel
 
 
@@ -75,11 +77,14 @@ def coloured(lines: Sequence[Line]) -> list[tuple[Line, Any]]:
 
 def smoothed(values: list[float], width: int) -> list[float]:
     """The mean of each value and its neighbours, `width` of them where there are as many."""
-    return [statistics.fmean(values[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(values))]
+    return [statistics.fmean(values[max(0, i - width // 2) : i + (width + 1) // 2]) for i in range(len(values))]
 
 
-def draw(panels: list[Panel], results: Results, caption: str, path: Path) -> None:
-    """Draw all panels into one PNG. Raises ModuleNotFoundError without matplotlib (the extra `figures`)."""
+def draw(panels: list[Panel], results: Results, caption: str, path: Path, about_seeds: bool = True) -> None:
+    """Draw all panels into one PNG, under the caption and, if `about_seeds`, what its lines say of the seeds.
+
+    Raises ModuleNotFoundError without matplotlib (the extra `figures`).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,12 +94,13 @@ def draw(panels: list[Panel], results: Results, caption: str, path: Path) -> Non
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 4.7 * rows), layout="constrained", squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
-        (draw_bars if panel.kind == "bar" else draw_lines)(axis, panel, results)
+        {"line": draw_lines, "bar": draw_bars, "text": draw_text}[panel.kind](axis, panel, results)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_axis_off()
     thin = "thin lines and dots are single seeds" if len(results.seeds) > 1 else ""
-    seeds = f"Mean of {len(results.seeds)} seeds; {thin}." if thin else "One seed."
-    figure.suptitle("\n".join(textwrap.wrap(f"{caption} {seeds}", 62 * columns)), fontsize=11)
+    if about_seeds:
+        caption += f" Mean of {len(results.seeds)} seeds; {thin}." if thin else " One seed."
+    figure.suptitle("\n".join(textwrap.wrap(caption, 62 * columns)), fontsize=11)
     figure.draw_without_rendering()
     for axis in axes.flat:
         legend_below(axis)
@@ -162,6 +168,14 @@ def draw_lines(axis, panel: Panel, results: Results) -> None:
     elif all(isinstance(value, int) for value in shown_x):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axis, panel, results)
+
+
+def draw_text(axis, panel: Panel, results: Results) -> None:
+    axis.set_title(panel.title, fontsize=11)
+    axis.set_axis_off()
+    lines = panel.text(results).split("\n")
+    size = min(8, 620 / max(map(len, lines)), 250 / len(lines))  # points: what fits 5.4 x 4.7 inches
+    axis.text(0, 1, "\n".join(lines), family="monospace", fontsize=size, va="top", transform=axis.transAxes)
 
 
 def draw_bars(axis, panel: Panel, results: Results) -> None:

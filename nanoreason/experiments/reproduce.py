@@ -10,6 +10,7 @@ A section is a module `nanoreason.experiments.<section>` with
     panels(preset)             [Panel, ...]: the figure
     caption(preset)            its setting in a sentence or two
     extra(results, preset)     more numbers for summary.json as {name: ...}; may be missing
+    shown(results, preset)     a text for the terminal, such as a response before and after; may be missing
 
 A finished job is never run again, and a stopped one goes on from its checkpoint: the same command resumes everything.
 `done.json` in its folder says by which settings and code it was finished; others are another job, and are refused.
@@ -41,6 +42,7 @@ from typing import Annotated
 
 import nanoreason
 from nanoreason import console
+from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
@@ -59,6 +61,7 @@ from nanoreason.run import (
     replace_text,
     say,
     set_bar_position,
+    speaking_as,
     write_json,
 )
 
@@ -84,14 +87,15 @@ class Job:
 
 @functools.cache
 def code_hash() -> str:
-    """Of all that can change a job's numbers: the package without experiments, play and the command line.
+    """Of all that can change a job's numbers: the package without experiments, what only looks, and the command line.
 
     Comments, docstrings and layout do not count: what is hashed is the syntax tree without them.
     """
     package, digest = Path(nanoreason.__file__).parent, hashlib.sha256()
+    only_look = ("experiments", "play.py", "eval.py", "look.py", "plot.py", "__main__.py")
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package)
-        if place.parts[0] not in ("experiments", "play.py", "__main__.py"):
+        if place.parts[0] not in only_look:
             digest.update(f"{place.as_posix()}\n{code_of(path.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -112,6 +116,14 @@ def counted(config: RunConfig, out: Path) -> dict:
         if isinstance(value, str) and Path(value).is_relative_to(out):
             settings[flag] = Path(value).relative_to(out).as_posix()
     return settings
+
+
+def with_own_base(arms: list[Arm], preset: str, seed: int) -> list[Arm]:
+    """The arms of a section with the base that they share trained instead of shipped; ValueError if they share none."""
+    shipped, own = shared(preset, seed), shared(preset, seed, retrain=True)
+    if shipped not in arms and own not in arms:
+        raise ValueError("--retrain-base: this section and preset start from no shipped base")
+    return [own if arm == shipped else arm for arm in arms]
 
 
 def jobs_of(arms: list[Arm], seed: int, out: Path, device: str = "auto", threads: int = 1) -> list[Job]:
@@ -177,10 +189,11 @@ def run_job(job: Job) -> None:
         return
     spent = seconds_in(folder / "spent.json") if (folder / "spent.json").exists() else 0.0
     torch.set_num_threads(job.config.threads)
-    say(f"\n{job.arm}, seed {job.config.seed}")
     started = time.perf_counter()
     try:
-        importlib.import_module(f"nanoreason.recipes.{job.recipe}").run(job.config)
+        with speaking_as(f"{job.arm}, seed {job.config.seed}"):
+            say("begins" if spent == 0 else f"goes on after {spent:.0f} s")
+            importlib.import_module(f"nanoreason.recipes.{job.recipe}").run(job.config)
     except BaseException:
         if folder.exists():
             write_json(folder / "spent.json", {"seconds": spent + time.perf_counter() - started})
@@ -205,7 +218,7 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Ctrl-C waits for the end of this; processes that are started in it do not get it at all (but on Windows)."""
+    """Processes that are started in this do not get Ctrl-C (but on Windows): they inherit that it is blocked."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -302,7 +315,9 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
                     running[pool.submit(run, job)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
-                done.add(running.pop(future).config.out)
+                job = running.pop(future)
+                done.add(job.config.out)
+                say(f"{len(done)} of {len(jobs)} jobs done: {job.arm}, seed {job.config.seed}")
     except BrokenProcessPool:
         raise ValueError(
             "a worker process was killed, perhaps for want of memory: the same command goes on, --workers 1 needs less"
@@ -329,6 +344,12 @@ def collect(jobs: list[Job], name: str) -> list[dict]:
         if (Path(job.config.out) / name).exists()
         for line in read_jsonl(Path(job.config.out) / name)
     ]
+
+
+def followed(jobs: list[Job]) -> list[dict]:
+    """The responses to problems that every test of an arm poses again, which a figure may show. All other samples stay
+    in the folders of the arms, where `python -m nanoreason look` finds them: there are tens of megabytes of them."""
+    return [line for line in collect(jobs, "samples.jsonl") if line.get("split") == "test"]
 
 
 def section_of(name: str, preset: str) -> ModuleType:
@@ -361,7 +382,8 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
     for line in lines:
         for name, kind in (("arm", str), ("seed", int), ("step", int)):
             check(line.get(name), kind, f"{out / 'metrics.jsonl'}: {name}")
-    results = Results(lines)
+    samples = read_jsonl(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
+    results = Results(lines, samples)
     before = read_json(out / "summary.json") if (out / "summary.json").exists() else {}
     summary = {
         "section": section,
@@ -371,7 +393,7 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
         "seconds": before.get("seconds") if seconds is None else round(seconds, 1),  # of all jobs, one after another
         "claims": [claim.judge(results) for claim in module.claims(preset)],
         "numbers": module.extra(results, preset) if hasattr(module, "extra") else {},
-    }
+    } | ({"shown": module.shown(results, preset)} if hasattr(module, "shown") else {})
     write_json(out / "summary.json", summary)
     try:
         draw(module.panels(preset), results, module.caption(preset), out / "figure.png")
@@ -381,8 +403,9 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
 
 
 def reproduce(
-    section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0, threads: int = 1
-) -> dict:
+    section: str, preset: str, seeds: int, out: Path, device: str = "auto", workers: int = 0, threads: int = 1,
+    retrain_base: bool = False,
+) -> dict:  # fmt: skip
     """Run everything that is not done yet; returns what stands in OUT/summary.json."""
     module = section_of(section, preset)
     where = pick_device(device)
@@ -392,14 +415,20 @@ def reproduce(
     if (out / "metrics.jsonl").exists() and not (out / "config.json").exists():
         raise ValueError(f"{out} holds metrics.jsonl but no config.json: of what is lost, choose another --out")
     with locked(out):
-        jobs = [job for seed in range(seeds) for job in jobs_of(module.arms(preset, seed), seed, out, device, threads)]
+        jobs = []
+        for seed in range(seeds):
+            arms = module.arms(preset, seed)
+            if retrain_base:
+                arms = with_own_base(arms, preset, seed)
+            jobs += jobs_of(arms, seed, out, device, threads)
         for job in jobs:
             is_done(job)  # a folder that holds something else is told before anything is run
         configs = {f"seed{job.config.seed}/{job.arm}": job.settings for job in jobs}
         write_json(out / "config.json", {"section": section, "preset": preset, "seeds": seeds, "jobs": configs})
         run_jobs(jobs, workers)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in collect(jobs, name)))
+        lines = {"metrics.jsonl": collect(jobs, "metrics.jsonl"), "samples.jsonl": followed(jobs)}
+        for name, found in lines.items():
+            replace_text(out / name, "".join(json.dumps(line) + "\n" for line in found))
         seconds = sum(seconds_in(Path(job.config.out) / "done.json") for job in jobs)
         return summarise(section, preset, out, device_name(where), seconds)
 
@@ -413,6 +442,8 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
+    retrain_help = "train the base that comes with the repository anew"
+    parser.add_argument("--retrain-base", action="store_true", help=retrain_help)
     summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
     parser.add_argument("--summarise", default=None, metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
@@ -426,8 +457,13 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     if flags.summarise:
         summary = summarise(flags.section, flags.preset, out)
     else:
-        summary = reproduce(flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers, flags.threads)
+        summary = reproduce(
+            flags.section, flags.preset, flags.seeds, out, flags.device, flags.workers, flags.threads,
+            flags.retrain_base,
+        )  # fmt: skip
     cost = "" if summary["seconds"] is None else f", {summary['seconds']:.0f} s of {summary['device']}"
+    if summary.get("shown"):
+        print(f"\n{summary['shown']}")
     print(f"\n{flags.section}, preset {flags.preset}, {summary['seeds']} seed(s){cost}")
     for line in summary["claims"]:
         print("  " + verdict(line))

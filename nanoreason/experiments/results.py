@@ -77,7 +77,8 @@ class Results:
     results.last("s1", "accuracy", method="wait", asked=2), results.mean("plain", "acc/3", step=lambda s: s <= 6).
     """
 
-    def __init__(self, lines: Iterable[dict]):
+    def __init__(self, lines: Iterable[dict], samples: Iterable[dict] = ()):
+        self.samples = tuple(samples)  # lines of samples.jsonl, of which a figure may show some
         self._by_arm: dict[str, list[dict]] = {}
         for line in lines:
             self._by_arm.setdefault(line["arm"], []).append(line)

@@ -7,18 +7,32 @@ length, and the majority of several samples: see METHODS. Every setting of a met
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.environment import check_words
+from nanoreason.environment import check_words, log_samples
 from nanoreason.evaluate import maj_at_k
 from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
-from nanoreason.run import Count, Positive, Rate, Rows, Run, RunConfig, check_rows, chosen, pick_device, say, table
+from nanoreason.run import (
+    Count,
+    Positive,
+    Progress,
+    Rate,
+    Rows,
+    Run,
+    RunConfig,
+    check_rows,
+    chosen,
+    pick_device,
+    say,
+    table,
+)
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
@@ -35,7 +49,8 @@ class BudgetConfig(RunConfig):
     base: str = ""  # checkpoint folder of the model that is measured; needed
     # task
     task: Task = chosen(TASKS, Templated(ThinkingAddition((1, 2))))  # what it is asked
-    problems: Rows = 150  # held-out problems of each difficulty
+    problems: Rows = 150  # held-out problems, of each difficulty where the task has several
+    repeats: Rows = 1  # thoughts per problem in every run
     # methods
     methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and of
     # L1: exact, max, free, truncated, s1
@@ -84,11 +99,14 @@ def run(config: BudgetConfig) -> dict:
     run = Run(config)
     run.rewind(-1)  # it is measured again as a whole
     lines: list[dict] = []
-    for name in config.methods:
-        for line, example in METHODS[name](config, model, tokenizer):
-            lines.append({"method": name, **line})
-            run.log(len(lines), **lines[-1])
-            run.sample(len(lines), method=name, text=tokenizer.decode(example.tokens))
+    with Progress(len(config.methods), "budget", "methods") as progress:
+        for name in config.methods:
+            for line, examples in METHODS[name](config, model, tokenizer):
+                lines.append({"method": name, **line})
+                run.log(len(lines), **lines[-1])
+                log_samples(run, len(lines), f"{name} {line['asked']}", config.task, tokenizer, examples,
+                            verdict=lambda row: row.reward)  # fmt: skip
+            progress.update()
     run.close()
     names = ["method", "asked", "accuracy", "thinking", "cut"]
     say(table(names, [[f"{line[name]:.2f}" if isinstance(line[name], float) else str(line[name]) for name in names]
@@ -96,7 +114,7 @@ def run(config: BudgetConfig) -> dict:
     return run.last_line()
 
 
-Lines = Iterator[tuple[dict, Rollout]]  # one line per run, and a row to look at
+Lines = Iterator[tuple[dict, list[list[Rollout]]]]  # one line per run, and its rows: their rewards are their verdicts
 
 
 def asked_problems(config: BudgetConfig, kind: str = "", amount: int | str = 0) -> list[Problem]:
@@ -112,11 +130,21 @@ def asked_problems(config: BudgetConfig, kind: str = "", amount: int | str = 0) 
 
 def forced(
     config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, forcing: Forcing, problems: list[Problem],
-    group_size: int = 1,
+    group_size: int = 0,
 ) -> list[Thought]:  # fmt: skip
+    """`group_size` finished thoughts per problem, `config.repeats` if it is 0."""
     seed = seed_of(config.seed, "budget")  # the same random numbers in every run: what differs is what was forced
-    how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed, group_size=group_size)
-    return think(model, tokenizer, problems, forcing, **how)
+    how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed,
+               group_size=group_size or config.repeats)  # fmt: skip
+    thoughts = think(model, tokenizer, problems, forcing, **how)
+    for thought in thoughts:
+        thought.row.reward = float(is_right(config, tokenizer, thought))
+    return thoughts
+
+
+def rows_of(thoughts: list[Thought]) -> list[list[Rollout]]:
+    """Groups of one."""
+    return [[thought.row] for thought in thoughts]
 
 
 def said(tokenizer: TextTokenizer, thought: Thought) -> str:
@@ -150,32 +178,41 @@ def line_of(
     return line
 
 
+def standard_error(rows: list[Rollout], right: list[bool]) -> float:
+    """Of the mean, by problem: thoughts about the same problem are no independent evidence of how hard problems are."""
+    by_problem: dict[int, list[bool]] = {}
+    for row, one in zip(rows, right, strict=True):
+        by_problem.setdefault(id(row.problem), []).append(one)
+    means = [statistics.fmean(some) for some in by_problem.values()]
+    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
 def by_forcing(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Budgets as upper bounds: cut, never kept going."""
     for budget in config.budgets:
         thoughts = forced(config, model, tokenizer, Forcing(budget), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, budget, budget), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, budget, budget), rows_of(thoughts)
 
 
 def by_until(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Budgets in both directions: kept going until the budget is used up, then cut. L1's baseline (100 waits)."""
     for budget in config.budgets:
         thoughts = forced(config, model, tokenizer, Forcing(budget, waits=100), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, budget, budget), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, budget, budget), rows_of(thoughts)
 
 
 def by_wait(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Kept from closing 0, 1, 2, ... times."""
     for waits in config.waits:
         thoughts = forced(config, model, tokenizer, Forcing(0, waits), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, waits, NO_LIMIT), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, waits, NO_LIMIT), rows_of(thoughts)
 
 
 def by_words(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Other words than "wait", twice each (s1, table 4)."""
     for word in config.words:
         thoughts = forced(config, model, tokenizer, Forcing(0, 2, word), asked_problems(config))
-        yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), rows_of(thoughts)
 
 
 def by_tokens(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -183,7 +220,7 @@ def by_tokens(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
     for budget in config.budgets:
         for limit in (0, budget):
             thoughts = forced(config, model, tokenizer, Forcing(limit), asked_problems(config, "max", budget))
-            yield line_of(config, tokenizer, thoughts, budget, budget, enforced=limit > 0), thoughts[-1].row
+            yield line_of(config, tokenizer, thoughts, budget, budget, enforced=limit > 0), rows_of(thoughts)
 
 
 def by_steps(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -192,13 +229,13 @@ def by_steps(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
         most = steps * config.step_tokens
         for limit in (0, most):
             thoughts = forced(config, model, tokenizer, Forcing(limit), asked_problems(config, "steps", steps))
-            yield line_of(config, tokenizer, thoughts, steps, most, enforced=limit > 0), thoughts[-1].row
+            yield line_of(config, tokenizer, thoughts, steps, most, enforced=limit > 0), rows_of(thoughts)
 
 
 def by_class(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     for name, most in (("short", config.class_tokens), ("long", NO_LIMIT)):
         thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config, "class", name))
-        yield line_of(config, tokenizer, thoughts, name, most), thoughts[-1].row
+        yield line_of(config, tokenizer, thoughts, name, most), rows_of(thoughts)
 
 
 def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -214,7 +251,7 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
             for group, fits in zip(groups, fitting, strict=True)
         ]
         tries = statistics.fmean(fits[0] + 1 if fits else G for fits in fitting)
-        yield line_of(config, tokenizer, chosen, budget, budget, kind="rejection", tries=tries), chosen[-1].row
+        yield line_of(config, tokenizer, chosen, budget, budget, kind="rejection", tries=tries), rows_of(chosen)
     mean = statistics.fmean(thought.tokens for thought in thoughts)
     marks = [
         ([config.task.answer(said(tokenizer, t)) for t in group], [is_right(config, tokenizer, t) for t in group])
@@ -224,7 +261,7 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
     while k <= G:
         accuracy = statistics.fmean(maj_at_k(answers, right, k, draws=20) for answers, right in marks)
         yield {"asked": k, "most": NO_LIMIT, "accuracy": accuracy, "thinking": k * mean, "within": 1.0,
-               "cut": 0.0, "kind": "majority"}, groups[0][0].row  # fmt: skip
+               "cut": 0.0, "kind": "majority"}, [[thought.row for thought in group] for group in groups]  # fmt: skip
         k *= 2
 
 
@@ -232,18 +269,21 @@ def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer
     """A number of tokens in the prompt that the whole response should have: L1's prompts and its measures.
 
     `error`: the mean of (tokens - target) / target, in which too long and too short cancel; `mae`: of its size;
-    `tokens/N`: of the responses to sums of N digits. An exact response is cut at twice its target (section 5).
+    `tokens/K`: of the responses to problems of kind K (`Task.domain`). An exact response is cut at twice its target.
     """
     context = model.config.max_position_embeddings
     for target in config.budgets:
         # A model without control is asked as the exact one is, and left alone (free) or cut where it should have ended.
         problems = asked_problems(config, "max" if kind == "max" else "exact", target)
-        rows = prompt_rows(tokenizer, problems, 1, seed_of(config.seed, "budget"))
+        rows = prompt_rows(tokenizer, problems, config.repeats, seed_of(config.seed, "budget"))
         for row in rows:
             row.max_new_tokens = {"exact": 2 * target, "truncated": target}.get(kind, context)
         generate(Sampler(model, tokenizer, temperature=config.temperature, stop=config.task.stop), rows)
         right = [config.task.reward(row.problem, tokenizer.decode(row.response)) == 1 for row in rows]
-        yield target_line(config, rows, right, target), rows[-1]
+        for row, is_so in zip(rows, right, strict=True):
+            row.reward = float(is_so)
+        groups = [rows[i : i + config.repeats] for i in range(0, len(rows), config.repeats)]
+        yield target_line(config, rows, right, target), groups
 
 
 def by_s1(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -253,7 +293,7 @@ def by_s1(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) ->
         forcing = Forcing(max(1, target - tags), waits=100)
         thoughts = forced(config, model, tokenizer, forcing, asked_problems(config, "exact", target))
         right = [is_right(config, tokenizer, thought) for thought in thoughts]
-        yield target_line(config, [thought.row for thought in thoughts], right, target), thoughts[-1].row
+        yield target_line(config, [thought.row for thought in thoughts], right, target), rows_of(thoughts)
 
 
 def target_line(config: BudgetConfig, rows: list[Rollout], right: list[bool], target: int) -> dict:
@@ -262,16 +302,18 @@ def target_line(config: BudgetConfig, rows: list[Rollout], right: list[bool], ta
         "asked": target,
         "most": target,
         "accuracy": statistics.fmean(right),
+        "accuracy_se": standard_error(rows, right),
         "thinking": statistics.fmean(lengths),  # of the whole response, as L1 counts
         "cut": statistics.fmean(row.stop_reason == "length" for row in rows),
         "error": statistics.fmean(lengths) / target - 1,
         "mae": statistics.fmean(abs(length - target) for length in lengths) / target,
         "within": statistics.fmean(length <= target for length in lengths),
     }
-    for n in sorted({config.task.difficulty(row.problem) for row in rows}):
-        some = [i for i, row in enumerate(rows) if config.task.difficulty(row.problem) == n]
-        line[f"accuracy/{n}"] = statistics.fmean(right[i] for i in some)
-        line[f"tokens/{n}"] = statistics.fmean(lengths[i] for i in some)
+    kinds = [config.task.domain(row.problem) for row in rows]
+    for kind in sorted(set(kinds)):
+        some, name = [i for i, k in enumerate(kinds) if k == kind], str(kind).strip("()").replace(", ", ",")
+        line[f"accuracy/{name}"] = statistics.fmean(right[i] for i in some)
+        line[f"tokens/{name}"] = statistics.fmean(lengths[i] for i in some)
     return line
 
 

@@ -37,6 +37,7 @@ from nanoreason.environment import (
     evaluate,
     is_flat,
     judge,
+    log_samples,
     mean,
     rollout_metrics,
     sample,
@@ -52,7 +53,17 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.model import Transformer
-from nanoreason.rewards import REWARDS, Accuracy, Classic, Cosine, DenseRepetition, Format, Lcpo, Repetition, Reward
+from nanoreason.rewards import (
+    REWARDS,
+    Accuracy,
+    Classic,
+    Cosine,
+    DenseRepetition,
+    Format,
+    Lcpo,
+    Repetition,
+    Reward,
+)
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
     AnyRows,
@@ -60,6 +71,7 @@ from nanoreason.run import (
     Decay,
     LearningRate,
     Positive,
+    Progress,
     Range,
     Rate,
     Rows,
@@ -172,8 +184,10 @@ def run(config: GrpoConfig) -> dict:
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
+    if fresh:
+        run.rewind(-1)
     if fresh and (config.eval_samples or not config.steps):
-        measured |= test(config, 0, policy, tokenizer)
+        measured |= test(config, 0, policy, tokenizer, run)
     header = True
     for step, metrics in train(config, policy, tokenizer, run, measured):
         if step == config.steps or is_due(step, config.eval_every):
@@ -189,39 +203,44 @@ def train(
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy)
     state = resume(run.folder / "policy", policy, optimizer, tokenizer)
-    run.rewind(state["step"] if state else -1, state.get("logged"))
+    if state:
+        run.rewind(state["step"], state.get("logged"))
     state = state or {"step": 0, "num_tokens": 0}
     check(state.get("num_tokens"), Count, f"{run.folder / 'policy' / 'training.json'}: num_tokens")
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
-    for step in range(state["step"] + 1, config.steps + 1):
-        if replaces_reference(config, step - 1):
-            reference = copy.deepcopy(policy)
-            save_checkpoint(run.folder / "reference", reference, tokenizer)
-        elif config.algorithm.needs_reference and reference is None:
-            reference, _ = load_checkpoint(run.folder / "reference", policy.device)
-        started = time.perf_counter()
-        groups, metrics = collect(config, step, policy, tokenizer, run)
-        sampled = time.perf_counter()
-        compute_advantages(config, policy, reference, groups)
-        compared = time.perf_counter()
-        metrics |= update_policy(config, step, policy, optimizer, groups)
-        state = {"step": step, "num_tokens": state["num_tokens"] + metrics["tokens"]}
-        metrics |= {
-            "num_tokens": state["num_tokens"],
-            "tok_per_s": metrics.pop("tokens") / (sampled - started),
-            "time/rollout": sampled - started,
-            "time/score": compared - sampled,
-            "time/update": time.perf_counter() - compared,
-        }
-        if step == config.steps or is_due(step, config.eval_every):
-            metrics |= test(config, step, policy, tokenizer)
-        run.log(step, **metrics)
-        if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-            save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state | {"logged": run.logged},
-                            extra=task_flags(flatten(config)))  # fmt: skip
-        yield step, metrics
+    with Progress(config.steps, "grpo", "steps", done=state["step"]) as progress:
+        for step in range(state["step"] + 1, config.steps + 1):
+            if replaces_reference(config, step - 1):
+                reference = copy.deepcopy(policy)
+                save_checkpoint(run.folder / "reference", reference, tokenizer)
+            elif config.algorithm.needs_reference and reference is None:
+                reference, _ = load_checkpoint(run.folder / "reference", policy.device)
+            started = time.perf_counter()
+            groups, metrics = collect(config, step, policy, tokenizer)
+            sampled = time.perf_counter()
+            compute_advantages(config, policy, reference, groups)
+            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
+            compared = time.perf_counter()
+            metrics |= update_policy(config, step, policy, optimizer, groups)
+            tokens = metrics.pop("tokens")
+            state = {"step": step, "num_tokens": state["num_tokens"] + tokens}
+            metrics |= {
+                "num_tokens": state["num_tokens"],
+                "tok_per_s": tokens / (sampled - started),
+                "time/rollout": sampled - started,
+                "time/score": compared - sampled,
+                "time/update": time.perf_counter() - compared,
+            }
+            if step == config.steps or is_due(step, config.eval_every):
+                metrics |= test(config, step, policy, tokenizer, run)
+            run.log(step, **metrics)
+            if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
+                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state | {"logged": run.logged},
+                                extra=task_flags(flatten(config)))  # fmt: skip
+            progress.update(tokens=tokens, reward=metrics["reward"])
+            yield step, metrics
 
 
 def replaces_reference(config: GrpoConfig, step: int) -> bool:
@@ -238,7 +257,7 @@ def replaces_reference(config: GrpoConfig, step: int) -> bool:
 
 
 def collect(
-    config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run
+    config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer
 ) -> tuple[list[list[Rollout]], dict[str, float]]:
     """P groups of G rows with their rewards, and the metrics of all that was sampled.
 
@@ -261,9 +280,6 @@ def collect(
         kept += [group for group in new if not (refills and is_flat(group))]
         if len(kept) == config.prompts:
             break
-    for one in scored[: config.group_size]:  # a whole group, to be read
-        run.sample(step, prompt=one.row.problem.prompt, response=one.text, reward=one.row.reward, right=one.verdict,
-                   stop_reason=one.row.stop_reason)  # fmt: skip
     metrics = rollout_metrics(groups, scored, parts, repeat_n(config))
     metrics["frac_learnt_zero_std"] = mean([is_flat(group) for group in kept])
     return kept, metrics
@@ -349,13 +365,13 @@ def over_updates(found: list[dict[str, float]]) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------- measuring
 
 
-def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:
+def test(config: GrpoConfig, step: int, policy: Transformer, tokenizer: TextTokenizer, run: Run) -> dict[str, float]:
     """Held-out accuracy under the budget of this step."""
     if not config.eval_problems:
         return {}
     return evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems,
                     max_new_tokens=config.max_new_tokens.at(step), samples=config.eval_samples,
-                    temperature=config.temperature, repeat_n=repeat_n(config))  # fmt: skip
+                    temperature=config.temperature, repeat_n=repeat_n(config), run=run, step=step)  # fmt: skip
 
 
 def preflight(config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer) -> dict[str, float]:

@@ -15,9 +15,9 @@ from typing import Annotated
 import torch
 
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
-from nanoreason.environment import check_words, sample
+from nanoreason.environment import check_words, log_samples, sample
 from nanoreason.learn import make_optimizer, token_weights, update
-from nanoreason.rollout import Batch, Task, response_text, seed_of
+from nanoreason.rollout import Batch, Rollout, Task, response_text, seed_of
 from nanoreason.run import (
     ROWS,
     LearningRate,
@@ -41,7 +41,7 @@ from nanoreason.tasks import TASKS, Addition
 class GrpoMinimalConfig(RunConfig):
     """GRPO without any switch: the smallest code that learns from its own verified answers."""
 
-    out: str = "runs/grpo-minimal"  # folder of this run: config.json, metrics.jsonl, policy
+    out: str = "runs/grpo-minimal"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, policy
     base: str = "data/checkpoints/star-base"  # checkpoint folder of a model that sometimes succeeds
     task: Task = chosen(TASKS, Addition((4,)))  # what is practised; the base adds four digits now and then
     steps: Positive = 20  # rollouts, one optimizer step each
@@ -60,8 +60,10 @@ def loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     return -ratio * batch.advantages
 
 
-def grpo_step(config: GrpoMinimalConfig, step: int, policy, tokenizer, optimizer) -> dict[str, float]:
-    """One rollout and one update; step counts from 0."""
+def grpo_step(
+    config: GrpoMinimalConfig, step: int, policy, tokenizer, optimizer
+) -> tuple[list[list[Rollout]], dict[str, float]]:
+    """One rollout and one update; step counts from 0. Returns the P groups of G rows, and metrics."""
     task, P, G = config.task, config.prompts, config.group_size
     problems = [task.problem(f"rl-{config.seed}", step * P + i) for i in range(P)]
     groups = sample(task, policy, tokenizer, problems, group_size=G, max_new_tokens=config.max_new_tokens,
@@ -77,7 +79,7 @@ def grpo_step(config: GrpoMinimalConfig, step: int, policy, tokenizer, optimizer
     lr = learning_rate(step, config.steps, config.lr, warmup=5, decay="none")
     weights = token_weights(rows, "sequence")  # 1 / (rows * tokens of the row)
     metrics = update(policy, optimizer, rows, loss, lr=lr, weights=weights, micro_tokens=2048)
-    return metrics | {"reward": statistics.fmean(row.reward for row in rows)}
+    return groups, metrics | {"reward": statistics.fmean(row.reward for row in rows)}
 
 
 def run(config: GrpoMinimalConfig) -> dict:
@@ -88,7 +90,8 @@ def run(config: GrpoMinimalConfig) -> dict:
     run, optimizer, metrics = Run(config), make_optimizer(policy), {}
     run.rewind(-1)  # there are no checkpoints on the way: a run that was stopped is done again
     for step in range(config.steps):
-        metrics = grpo_step(config, step, policy, tokenizer, optimizer)
+        groups, metrics = grpo_step(config, step, policy, tokenizer, optimizer)
+        log_samples(run, step + 1, "rollout", config.task, tokenizer, groups, rewarded=True)
         run.log(step + 1, **metrics)
         say(f"step {step + 1}: reward {metrics['reward']:.3f}")
     save_checkpoint(run.folder / "policy", policy, tokenizer, extra=task_flags(flatten(config)))

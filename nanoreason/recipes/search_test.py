@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.countdown import count_solutions
-from nanoreason.environment import check_words, sample
+from nanoreason.environment import check_words, log_samples, sample
 from nanoreason.model import Transformer
 from nanoreason.rollout import Problem, Rollout, Task, response_text, seed_of
 from nanoreason.run import AnyRows, Rows, Run, RunConfig, chosen, pick_device, say, table
@@ -161,7 +161,7 @@ def measure(config: SearchTestConfig, model: Transformer, tokenizer: TextTokeniz
     for split in filter(problems.get, problems):
         rows, readings[split] = trajectories(model, tokenizer, task, problems[split], split)
         metrics |= {f"{name}/{split}": value for name, value in summary(rows, readings[split]).items()}
-        run.sample(0, split=split, prompt=rows[0].problem.prompt, response=response_text(tokenizer, rows[0]))
+        log_samples(run, 0, split, task, tokenizer, [[row] for row in rows])
     for split in SPLITS:
         chances = [count_solutions(problem.info["numbers"], problem.info["target"])[1] for problem in problems[split]]
         metrics[f"chance/{split}"] = statistics.fmean(chances)

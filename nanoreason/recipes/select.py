@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.environment import check_words, judge, mean, sample
+from nanoreason.environment import check_words, judge, log_samples, mean, sample
 from nanoreason.prompts import asked, is_well_formed, spaced
-from nanoreason.rollout import Problem, Task, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
 from nanoreason.run import (
     Count,
     Positive,
@@ -51,7 +51,7 @@ OTHER_WORDS = ("Hmm", "Alternatively")
 class SelectConfig(RunConfig):
     """Choose demonstrations: sample a teacher or take a pool of traces, filter them, choose some, write a file."""
 
-    out: str = "runs/select"  # folder of this run: config.json, metrics.jsonl, demonstrations.jsonl
+    out: str = "runs/select"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, demonstrations.jsonl
     # traces
     task: Task = chosen(TASKS, Templated(ThinkingAddition()))  # whose problems they are
     teacher: str = ""  # checkpoint folder of the policy that is sampled; empty: the task's own solutions
@@ -96,7 +96,11 @@ def run(config: SelectConfig) -> dict:
         raise ValueError(f"--how {config.how} needs --choose: how many of them")
     check_rows(problems=config.problems, samples=config.samples if config.teacher else 1)
     check_rows(problems=config.problems, attempts=config.attempts if config.how == "s1" else 1)
-    traces, metrics = taught(config) if config.teacher else collected(config)
+    groups: list[list[Rollout]] = []
+    if config.teacher:
+        traces, metrics, groups = taught(config)
+    else:
+        traces, metrics = collected(config)
     good = [trace for trace in traces if is_well_formed(trace.text)]
     metrics |= {"pool": len(traces), "after_quality": len(good)}
     wanted = {"right": (True,), "wrong": (False,), "all": (False, True)}[config.keep]
@@ -109,8 +113,8 @@ def run(config: SelectConfig) -> dict:
         )
     run = Run(config)
     run.rewind(-1)
-    lines = [{"prompt": templated(config.task, problem).prompt, "response": text}
-             for problem, text in conditioned(picked, config.condition)]  # fmt: skip
+    chosen = [(templated(config.task, problem), text) for problem, text in conditioned(picked, config.condition)]
+    lines = [{"prompt": problem.prompt, "response": text} for problem, text in chosen]
     replace_text(run.folder / "demonstrations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     metrics |= counts | {
         "kept": len(picked),
@@ -122,8 +126,10 @@ def run(config: SelectConfig) -> dict:
         "chosen_domains": len({config.task.domain(trace.problem) for trace in picked}),
     }
     run.log(0, **metrics)
-    for line in lines[:4]:
-        run.sample(0, **line)
+    tokenizer = config.task.tokenizer()
+    log_samples(run, 0, "teacher", config.task, tokenizer, groups)
+    shown = [[demonstration(tokenizer, problem, text)] for problem, text in chosen]
+    log_samples(run, 0, "chosen", config.task, tokenizer, shown)
     run.close()
     say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
     return metrics
@@ -141,8 +147,8 @@ def templated(task: Task, problem: Problem) -> Problem:
 # ----------------------------------------------------------------------------------------------------------- traces
 
 
-def taught(config: SelectConfig) -> tuple[list[Trace], dict[str, float]]:
-    """What the teacher writes."""
+def taught(config: SelectConfig) -> tuple[list[Trace], dict[str, float], list[list[Rollout]]]:
+    """What the teacher writes, and the rows, a group per problem."""
     teacher, tokenizer = load_checkpoint(config.teacher, pick_device(config.device))
     check_words(tokenizer, task=config.task)
     problems = [bare(config.task).problem(f"select-{config.seed}", i) for i in range(config.problems)]
@@ -154,7 +160,7 @@ def taught(config: SelectConfig) -> tuple[list[Trace], dict[str, float]]:
     for i, one in enumerate(scored):
         mode = next((name[5:] for name, value in one.metrics.items() if name.startswith("mode/") and value), "")
         traces.append(Trace(problems[i // config.samples], one.text, one.right, mode, one.tokens))
-    return traces, about(traces) | {"tokens": sum(one.tokens for one in scored)}
+    return traces, about(traces) | {"tokens": sum(one.tokens for one in scored)}, groups
 
 
 def collected(config: SelectConfig) -> tuple[list[Trace], dict[str, float]]:

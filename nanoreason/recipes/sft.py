@@ -49,7 +49,7 @@ from nanoreason.tokenizer import TextTokenizer
 class SftConfig(RunConfig):
     """Supervised fine-tuning on a task's worked solutions, or on a JSONL file of prompts and responses."""
 
-    out: str = "runs/sft"  # folder of this run: config.json, metrics.jsonl, checkpoints
+    out: str = "runs/sft"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, checkpoints
     # task
     task: Task = chosen(TASKS, Addition())  # whose solutions are learnt
     data: str = ""  # JSONL file of {"prompt", "response"} instead; needs --base
@@ -145,7 +145,7 @@ def run(config: SftConfig) -> dict:
         if tested and config.eval_problems and not config.data:
             metrics = metrics | evaluate(
                 config.eval_task or config.task, model, tokenizer, config.eval_problems,
-                max_new_tokens=config.eval_tokens or None, samples=config.eval_samples,
+                max_new_tokens=config.eval_tokens or None, samples=config.eval_samples, run=run, step=done,
             )  # fmt: skip
         if tested or is_due(done, config.log_every):
             shares = {"dropped_share": counts["dropped"] / counts["problems"]} if counts["problems"] else {}

@@ -22,7 +22,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from nanoreason.checkpoint import existing, load_checkpoint, load_training, save_checkpoint
-from nanoreason.environment import by_difficulty, check_words, evaluate, judge, mean, sample
+from nanoreason.environment import (
+    SAMPLED_GROUPS,
+    by_difficulty,
+    check_words,
+    evaluate,
+    judge,
+    log_samples,
+    mean,
+    sample,
+)
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer
 from nanoreason.rewards import Scored
@@ -33,6 +42,7 @@ from nanoreason.run import (
     Decay,
     LearningRate,
     Positive,
+    Progress,
     Range,
     Rate,
     Rows,
@@ -149,15 +159,20 @@ def run(config: StarConfig) -> dict:
         state = load_training(run.folder / "policy", policy, counter="round")
         first, logged = state["round"] + 1, state.get("logged")
     run.rewind(first - 1, logged)
-    for round in range(first, config.rounds + 1):
-        metrics = {"round": round}
-        if round > 0:
-            policy, metrics = one_round(config, round, base, policy, tokenizer, run)
-        metrics |= evaluate(config.eval_task or config.task, policy, tokenizer, config.eval_problems)
-        run.log(round, **metrics)
-        save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round, "logged": run.logged},
-                        extra=task_flags(flatten(config)))  # fmt: skip
-        say(report(metrics, header=round == first))
+    with Progress(config.rounds, "star", "rounds", done=max(0, first - 1)) as progress:
+        for round in range(first, config.rounds + 1):
+            metrics = {"round": round}
+            if round > 0:
+                policy, metrics = one_round(config, round, base, policy, tokenizer, run)
+            metrics |= evaluate(
+                config.eval_task or config.task, policy, tokenizer, config.eval_problems, run=run, step=round
+            )
+            run.log(round, **metrics)
+            save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round, "logged": run.logged},
+                            extra=task_flags(flatten(config)))  # fmt: skip
+            say(report(metrics, header=round == first))
+            if round > 0:
+                progress.update()
     run.close()
     return run.last_line()
 
@@ -207,10 +222,9 @@ def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run)
         groups = sample(task, policy, tokenizer, problems, temperature=temperature,
                         seed=seed_of(config.seed, round, name), name=name)  # fmt: skip
         scored = judge(task, tokenizer, groups)
-        for n, some in by_difficulty(task, scored).items():
-            metrics[f"{name}/{n}"] = mean([one.verdict for one in some])
-            run.sample(round, attempt=name, prompt=some[-1].row.problem.prompt, response=some[-1].text,
-                       right=some[-1].verdict, valid=valid(some[-1]))  # fmt: skip
+        levels = by_difficulty(task, scored)
+        metrics.update({f"{name}/{n}": mean([one.verdict for one in some]) for n, some in levels.items()})
+        log_samples(run, round, name, task, tokenizer, groups, count=SAMPLED_GROUPS * len(levels))
         return scored
 
     def valid(one: Scored) -> float:

@@ -1,9 +1,9 @@
 """Countdown by attempts: hard to find, easy to check, so that thinking longer pays whatever a model has learnt.
 
-    50 from 6 5 20                                                  the prompt: the target first, then the inputs
-    <think> 20 - 6 = 14 , 14 + 5 = 19 no wait                       an attempt that uses every input once, its verdict
-      6 * 5 = 30 , 30 + 20 = 50 yes </think>                        after "wait" another one, until one says yes
-    <answer> 6 * 5 = 30 , 30 + 20 = 50 </answer>                    the steps of the last attempt
+    43 from 8 7 5                                                   the prompt: the target first, then the inputs
+    <think> 8 * 7 = 56 , 56 - 5 = 51 no wait                        an attempt that uses every input once, its verdict
+      7 * 5 = 35 , 35 + 8 = 43 yes </think>                         after "wait" another one, until one says yes
+    <answer> 7 * 5 = 35 , 35 + 8 = 43 </answer>                     the steps of the last attempt
 
 A guess is right in 9.5 % of the legal full attempts (3 inputs of 1..12; 2.3 % for 4 of 1..9) and nothing makes it
 better, an attempt costs 13 tokens, a failed one is recognised with certainty. To close the thought after a "no" is to
@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
@@ -318,6 +319,7 @@ class Attempts(Task):
     targets: tuple[int, int] = (10, 60)  # smallest and largest target
     operations: str = "+-*"  # of + - * /
     largest: Annotated[int, Range(1, 9999)] = 60  # no value exceeds it; so many number tokens, and 0
+    chance: tuple[Share, Share] = (0.0, 1.0)  # only problems of which so many of the attempts are right
     shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
@@ -331,6 +333,8 @@ class Attempts(Task):
     def __post_init__(self) -> None:
         if not 0 <= self.targets[0] < self.targets[1] <= self.largest or self.max_input > self.largest:
             raise ValueError(f"targets {self.targets}, max_input {self.max_input}: rising, at most {self.largest}")
+        if self.chance[0] > self.chance[1]:
+            raise ValueError(f"chance {self.chance}: the smallest and the largest share of right attempts")
         if not self.operations or set(self.operations) - set("+-*/"):
             raise ValueError(f"operations {self.operations!r}: some of +-*/")
 
@@ -346,8 +350,13 @@ class Attempts(Task):
         rules = (self.operations, self.largest)
         for _ in range(10_000):
             numbers = tuple(draw.choices(range(1, max_input + 1), k=inputs))
-            if targets := reachable(tuple(sorted(numbers)), *rules, self.targets, held_out):
-                return Posed(numbers, draw.choice(targets), all_attempts(tuple(sorted(numbers)), *rules))
+            attempts = all_attempts(tuple(sorted(numbers)), *rules)
+            targets = reachable(tuple(sorted(numbers)), *rules, self.targets, held_out)
+            if self.chance != (0.0, 1.0):
+                right = Counter(attempt.value for attempt in attempts)
+                targets = [t for t in targets if self.chance[0] <= right[t] / len(attempts) <= self.chance[1]]
+            if targets:
+                return Posed(numbers, draw.choice(targets), attempts)
         raise ValueError(f"{self}: found no solvable problem")
 
     def problem(self, split: str, index: int) -> Problem:
@@ -398,11 +407,16 @@ class Attempts(Task):
         return [*found.values(), *repeated][:count]
 
     def parse(self, text: str) -> Problem:
-        """A target and the numbers, such as "50 from 20 6 5"; they need not be solvable."""
+        """A target and the numbers, such as "43 from 8 7 5"; they need not be solvable."""
         numbers = tuple(int(number) for number in re.findall(r"[0-9]{1,9}", text))
         if not 3 <= len(numbers) <= 6 or max(numbers) > self.largest:
-            raise ValueError(f"a target and two to five numbers up to {self.largest}, such as 50 from 20 6 5")
+            raise ValueError(f"a target and two to five numbers up to {self.largest}, such as 43 from 8 7 5")
         target, given = numbers[0], numbers[1:]
+        if max(given) > self.max_input:
+            raise ValueError(
+                f"{max(given)} is larger than any input that is practised, {self.max_input}: pose one such as 43 from "
+                f"8 7 5, or this one all the same with --task.max-input {self.largest}"
+            )
         return Posed(given, target, all_attempts(tuple(sorted(given)), self.operations, self.largest)).problem("", "")
 
     def told(self, problem: Problem) -> str:

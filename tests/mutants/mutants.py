@@ -43,6 +43,7 @@ CLAIMS = "test_claims.py::test_"
 RESULTS = "test_results.py::test_"
 CONSOLE = "test_console.py::test_"
 CLI = "test_cli.py::test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_exit_code_2"
+VIEWS = "test_views.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -394,8 +395,8 @@ MUTANTS = [
     ),
     Mutant(
         "a half-written last line ends the run", "run.py",
-        "for line in lines[:-1] if line]",
-        "for line in lines if line]",
+        "enumerate(lines[:-1], 1)",
+        "enumerate(lines, 1)",
         RUN + "a_last_line_that_a_kill_cut_in_half_is_left_out_and_cleared_by_a_rewind",
     ),
     # ------------------------------------------------------------------------------------------- GRPO and its family
@@ -626,6 +627,12 @@ MUTANTS = [
         LENGTH + "the_defaults_order_responses_as_the_paper_wants_them",
     ),
     Mutant(
+        "a verifier that errs judges the same answer now so, now so", "rewards.py",
+        'seed_of("noisy", scored.row.problem.prompt, answer)',
+        'seed_of("noisy", scored.row.problem.prompt, scored.text)',
+        LENGTH + "a_verifier_errs_as_often_as_it_says_and_judges_the_same_answer_alike[0.5-0.0]",
+    ),
+    Mutant(
         "LCPO-Max scaled into [-1, 1] before it is halved", "rewards.py",
         "min(1.0, max(0.0, self.alpha * spare + self.delta))",
         "(min(1.0, max(-1.0, self.alpha * spare)) + 1) / 2",
@@ -687,6 +694,24 @@ MUTANTS = [
         BUDGET + "what_stands_in_the_thinking_is_no_answer",
     ),
     Mutant(
+        "the responses to one problem count as independent", "recipes/budget.py",
+        "by_problem.setdefault(id(row.problem), [])",
+        "by_problem.setdefault(id(row), [])",
+        BUDGET + "the_standard_error_counts_problems_not_responses",
+    ),
+    Mutant(
+        "too long and too short cancel in the miss", "recipes/budget.py",
+        "statistics.fmean(abs(length - target) for length in lengths) / target",
+        "abs(statistics.fmean(length - target for length in lengths)) / target",
+        BUDGET + "a_line_at_a_target_by_hand",
+    ),
+    Mutant(
+        "one response per problem, whatever `repeats` says", "recipes/budget.py",
+        "prompt_rows(tokenizer, problems, config.repeats,",
+        "prompt_rows(tokenizer, problems, 1,",
+        BUDGET + "every_problem_is_answered_so_often_as_repeats_says",
+    ),
+    Mutant(
         "broken traces are chosen too", "recipes/select.py",
         "good = [trace for trace in traces if is_well_formed(trace.text)]",
         "good = traces",
@@ -711,7 +736,7 @@ MUTANTS = [
         SFT + "line_separators_inside_texts_and_a_byte_order_mark_are_no_faults",
     ),
     Mutant(
-        "forced tokens are shown as the model's own", "play.py",
+        "forced tokens are shown as the model's own", "rollout.py",
         "if sampled else f\"«{tokenizer.decode(tokens)}»\"",
         "if True else f\"«{tokenizer.decode(tokens)}»\"",
         PLAY + "a_thought_is_shown_as_it_comes_with_what_was_forced_in_marks",
@@ -772,10 +797,30 @@ MUTANTS = [
         CLAIMS + "re_checks_are_compared_with_single_passes_at_equal_difficulty",
     ),
     Mutant(
+        "the rank correlation over the whole training", "experiments/r1.py",
+        'where = ("accuracy", ROLLOUT), {"step": lambda step: step <= PRESETS[preset].rise}',
+        'where = ("accuracy", ROLLOUT), {}',
+        CLAIMS + "length_and_accuracy_are_compared_while_they_are_expected_to_rise",
+    ),
+    Mutant(
+        "lines logged into a file that a rewind has replaced", "run.py",
+        "        for file in self._files.values():  # they would go on writing into the files that are replaced\n"
+        "            file.close()\n"
+        "        self._files.clear()\n",
+        "",
+        RUN + "rewinding_drops_exactly_the_lines_of_later_steps",
+    ),
+    Mutant(
         "RL on the student compared at fewer tokens", "experiments/r1.py",
         'if line.get("num_tokens", 0) >= spent]',
         'if line.get("num_tokens", 0) <= spent]',
         CLAIMS + "the_student_is_compared_at_as_many_sampled_tokens_as_the_teacher_wrote",
+    ),
+    Mutant(
+        "accuracy lost since its best counted from the start", "experiments/longcot.py",
+        "return r.of_series(best, arm, \"accuracy\") - r.late",
+        "return r.early(arm, \"accuracy\") - r.late",
+        CLAIMS + "what_is_lost_since_the_best_is_nothing_while_accuracy_rises",
     ),
     Mutant(
         "claims judged by the mean of seeds that disagree", "experiments/results.py",
@@ -1056,14 +1101,14 @@ MUTANTS = [
     ),
     Mutant(
         "a training state without a step is step 0", "checkpoint.py",
-        "    if not any(key in state for key in COUNTERS):\n",
-        "    if False:\n",
+        "    if counter not in state:\n",
+        "    state.setdefault(counter, 0)\n    if False:\n",
         CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
     ),
     Mutant(
         "a negative step accepted", "checkpoint.py",
-        "type(state[key]) is int and state[key] >= 0",
-        "type(state[key]) is int",
+        "if type(state[counter]) is not int or state[counter] < 0:",
+        "if type(state[counter]) is not int:",
         CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
     ),
     Mutant(
@@ -1238,15 +1283,78 @@ MUTANTS = [
         RUN + "a_config_made_in_python_is_checked_before_its_run_begins",
     ),
     Mutant(
-        "a training state may stand at any step", "checkpoint.py",
-        "    if type(state[counter]) is not int or state[counter] < 0:\n",
-        "    if False:\n",
-        CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
-    ),
-    Mutant(
         "the worked examples may push out all that was kept", "recipes/star.py",
         "if config.prompt_set and fixed_rows(config) == config.rows_per_step:",
         "if False:",
         CLI + "[no row for new traces]",
+    ),
+    # -------------------------------------------------------------------------------------- what runs leave to be seen
+    Mutant(
+        "a response that is partly right is shown as right", "look.py",
+        'lambda line: line.get("right") == 1,',
+        'lambda line: line.get("right", 0) > 0,',
+        VIEWS + "what_is_right_or_wrong_is_so_by_the_verdict_and_partly_right_is_wrong",
+    ),
+    Mutant(
+        "truncated shows what ended by itself", "look.py",
+        'lambda line: line.get("stop_reason") == "length",',
+        'lambda line: line.get("stop_reason") != "length",',
+        VIEWS + "only_the_right_the_wrong_or_the_truncated_responses[truncated-wanted2]", fast=True,
+    ),
+    Mutant(
+        "groups of a test and of a rollout with the same number are one", "look.py",
+        '(line.get("kind"), line.get("group"), line.get("prompt"))',
+        '(line.get("group"), line.get("prompt"))',
+        VIEWS + "samples_of_one_prompt_that_were_sampled_apart_are_groups_of_their_own",
+    ),
+    Mutant(
+        "responses of all steps are shown as those of the newest", "look.py",
+        'return step, [line for line in lines if line["step"] == step]',
+        "return step, lines",
+        VIEWS + "the_newest_step_is_shown_group_by_group_with_rewards_by_name_and_advantages",
+    ),
+    Mutant(
+        "an even width of smoothing takes one neighbour more", "experiments/figure.py",
+        "i + (width + 1) // 2])",
+        "i + width // 2 + 1])",
+        VIEWS + "smoothing_takes_as_many_neighbours_as_it_says[2-wanted1]",
+    ),
+    Mutant(
+        "a mean of metrics drops lines that lack one of them", "plot.py",
+        "if values := [point[name] for name in names if name in point]:",
+        "if all(name in point for name in names) and (values := [point[name] for name in names]):",
+        VIEWS + "a_mean_of_metrics_is_of_those_that_a_line_has",
+    ),
+    Mutant(
+        "only the first rows of a group are logged", "environment.py",
+        "judge(task, tokenizer, [groups[number]])",
+        "judge(task, tokenizer, [groups[number][:1]])",
+        ENVIRONMENT + "so_few_whole_groups_are_logged_taken_evenly_from_all[9-4-numbers3]",
+    ),
+    Mutant(
+        "samples are logged before the advantages are known", "recipes/grpo.py",
+        '        compute_advantages(config, policy, reference, groups)\n'
+        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n',
+        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n'
+        '            compute_advantages(config, policy, reference, groups)\n',
+        GRPO + "every_metric_is_there_at_every_step_and_they_agree_with_each_other",
+    ),
+    Mutant(
+        "the logged raw value of a reward has its weight in it", "environment.py",
+        "one.row.reward_parts[name] = value",
+        "one.row.reward_parts[name] = reward.weight * value",
+        ENVIRONMENT + "a_logged_response_says_all_that_is_known_of_it",
+    ),
+    Mutant(
+        "the time left counts the steps before a resumption as done now", "run.py",
+        "clock(seconds / (self.done - self.first) * (self.total - self.done))",
+        "clock(seconds / self.done * (self.total - self.done))",
+        RUN + "a_resumed_run_is_as_fast_as_it_has_been_since",
+    ),
+    Mutant(
+        "a line of progress at every update", "run.py",
+        "elif not sys.stderr.isatty() and time.monotonic() - _last_line >= LINE_SECONDS:",
+        "elif not sys.stderr.isatty():",
+        RUN + "without_a_terminal_a_line_comes_every_few_seconds_with_what_is_known", fast=True,
     ),
 ]  # fmt: skip

@@ -24,6 +24,7 @@ def copied_to(folder: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "mutants")
     shutil.copytree(ROOT / "nanoreason", folder / "nanoreason", ignore=ignored)
     shutil.copytree(TESTS, folder / "tests", ignore=ignored)
+    (folder / "data").symlink_to(ROOT / "data")  # some tests start from checkpoints in it
     for name in ("pyproject.toml", "train.py"):
         shutil.copy(ROOT / name, folder)
     return folder
