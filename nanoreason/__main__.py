@@ -35,7 +35,7 @@ SECTIONS = {
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
-    "s1": "few chosen samples, budget forcing and its rivals, on sums with optional re-checking",
+    "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
 VIEWS = ("play", "eval", "look", "plot")  # nanoreason/<name>.py

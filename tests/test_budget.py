@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanoreason.checkpoint import save_checkpoint
+from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.forcing import Forcing, Thought, deliberate, think
 from nanoreason.model import Transformer, small_config
 from nanoreason.recipes import budget
@@ -234,7 +234,7 @@ def test_whoever_watches_sees_a_thought_at_each_wait_at_its_close_and_with_its_a
 # ------------------------------------------------------------------------------- the recipe: what is asked and measured
 
 SUMS = ThinkingAddition((1, 2)).tokenizer()
-TINY = replace(budget.PRESETS["tiny"], problems=3)
+TINY = BudgetConfig(problems=3, budgets=(4, 8, 16), waits=(0, 1), words=("wait", ""), samples=4)
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +242,14 @@ def base(tmp_path_factory) -> str:
     """A model that nobody has trained: it ends anywhere."""
     folder = tmp_path_factory.mktemp("base")
     save_checkpoint(folder / "base", Transformer(small_config(16, 1, 2, SUMS.vocab_size, 200), 1), SUMS)
+    return str(folder / "base")
+
+
+@pytest.fixture(scope="module")
+def base_of_attempts(tmp_path_factory) -> str:
+    """The same for Countdown by attempts."""
+    folder, words = tmp_path_factory.mktemp("attempts"), Attempts().tokenizer()
+    save_checkpoint(folder / "base", Transformer(small_config(16, 1, 2, words.vocab_size, 160), 1), words)
     return str(folder / "base")
 
 
@@ -283,9 +291,13 @@ def test_rejection_takes_the_first_sample_that_fits_and_the_majority_votes(monke
     assert [line["tries"] for line in rejection] == [4, 3, 1]
     assert [line["within"] for line in rejection] == [0.5, 0.5, 1.0]
     majority = [line for line in lines if line["kind"] == "majority"]
-    assert [line["asked"] for line in majority] == [1, 2, 4]
-    assert [line["thinking"] for line in majority] == pytest.approx([175 / 8, 175 / 4, 175 / 2])
+    assert [line["asked"] for line in majority] == [1, 2, 3, 4]
+    assert [line["thinking"] for line in majority] == pytest.approx([k * 175 / 8 for k in (1, 2, 3, 4)])
     assert majority[-1]["accuracy"] == 0.75  # 2:2 is half right, 3:1 is right
+    best = [line for line in lines if line["kind"] == "best"]  # one of two is right with 5/6, of two and of three
+    assert [line["asked"] for line in best] == [1, 2, 3, 4]
+    assert [line["accuracy"] for line in best] == pytest.approx([5 / 8, (5 / 6 + 1) / 2, 1, 1])
+    assert [line["thinking"] for line in best] == [line["thinking"] for line in majority]  # those of all k
 
 
 def test_a_line_of_thoughts_by_hand():
@@ -296,6 +308,40 @@ def test_a_line_of_thoughts_by_hand():
     assert (line["asked"], line["most"], line["enforced"], line["thinking"], line["waits"]) == ("short", 8, True, 8, 1)
     assert line["accuracy"] == line["within"] == pytest.approx(2 / 3) and line["cut"] == pytest.approx(1 / 3)
     assert (line["accuracy/1"], line["accuracy/2"], line["thinking/1"], line["thinking/2"]) == (0.5, 1, 6, 12)
+
+
+def test_a_thought_that_is_kept_from_closing_has_an_end(base_of_attempts):
+    config = replace(budget.PRESETS["tiny"], longest=20, waits=(0, 50), words=("wait",))
+    model, tokenizer = load_checkpoint(base_of_attempts)
+    lines = [line for run in (budget.by_wait, budget.by_words) for line, _ in run(config, model, tokenizer)]
+    assert lines[1]["cut"] == 1 and lines[1]["thinking"] == 20
+    assert all(line["thinking"] <= 20 and line["most"] == budget.NO_LIMIT for line in lines)
+
+
+def test_every_run_has_as_many_thoughts_of_each_problem_as_asked_and_counts_what_they_tried(base_of_attempts):
+    config = replace(budget.PRESETS["tiny"], repeats=3, methods=("wait",), base=base_of_attempts)
+    model, tokenizer = load_checkpoint(config.base)
+    line, _ = next(budget.by_wait(config, model, tokenizer))
+    assert budget.COUNTED == tuple(name for name in budget.COUNTED if name in line)
+    assert line["accuracy"] * 12 == pytest.approx(round(line["accuracy"] * 12))
+    thoughts = budget.forced(config, model, tokenizer, Forcing(8), budget.asked_problems(config))
+    assert [thought.row.problem for thought in thoughts] == [p for p in budget.asked_problems(config) for _ in range(3)]
+    assert len({thought.row.seed for thought in thoughts}) == 12
+
+
+def test_a_suppressed_word_is_never_sampled_and_afterwards_it_can_be_again(base_of_attempts):
+    config = replace(budget.PRESETS["tiny"], repeats=8)
+    model, tokenizer = load_checkpoint(base_of_attempts)
+    wait = tokenizer.id_of("wait")
+
+    def said() -> set[int]:
+        thoughts = budget.forced(config, model, tokenizer, Forcing(60), budget.asked_problems(config))
+        return {token for thought in thoughts for token in thought.row.response}
+
+    assert wait in said()
+    seen = [(line["asked"], wait in said()) for line, _ in budget.by_suppressed(config, model, tokenizer)]
+    assert seen == [("not wait", False)]
+    assert wait in said() and model.no_token is None
 
 
 def test_a_line_at_a_target_by_hand():
@@ -337,6 +383,9 @@ def test_the_sentence_about_the_thinking_stands_inside_the_template_and_the_sums
             assert after.answer == before.answer
 
 
+FREE = ("wait", "words", "suppressed", "samples")  # methods that only append, or sample, and ask for nothing
+
+
 def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_path):
     config = replace(TINY, base=base, methods=tuple(budget.METHODS), out=str(tmp_path / "run"))
     last = budget.run(config)
@@ -363,7 +412,7 @@ def test_every_method_leaves_lines_with_what_it_asked_and_what_came(base, tmp_pa
     for line in samples:
         method, question = line["kind"].split()[0], line["prompt"]
         assert sentences.get(method, "User:") in question
-        assert ("Think" in question) == (method not in ("forcing", "until", "wait", "words", "samples"))
+        assert ("Think" in question) == (method not in (*FREE, "forcing", "until"))
         assert ("«" in line.get("marked", "")) == (method not in ("exact", "max", "free", "truncated"))
         assert line["right"] in (0.0, 1.0) and line["reward"] is None
     assert budget.run(replace(config, resume=True)) == last  # measured again as a whole

@@ -139,28 +139,35 @@ def s1_world(s: int) -> list[dict]:
         arm: str, method: str, asked, accuracy: float, thinking: float, most: int = budget.NO_LIMIT, **more
     ) -> None:
         lines.append({"arm": arm, "step": len(lines), "method": method, "asked": asked, "accuracy": accuracy,
-                      "thinking": float(thinking), "most": most} | more)  # fmt: skip
+                      "accuracy_se": 0.02, "thinking": float(thinking), "most": most, "attempts": 4.0,
+                      "attempts/new": 3.0, "found": 0.5} | more)  # fmt: skip
 
-    for b in (8, 16, 32, 64, 96):
-        add("s1", "forcing", b, 0.6 - 0.3 * s * (b < 32), min(b, 40), b)
-        add("s1", "until", b, 0.6 + 0.1 * s, b, b)
-        add("tokens", "tokens", b, 0.5, 50 if s > 0 else b, b, enforced=False)
-        add("tokens", "tokens", b, 0.4, min(b, 48), b, enforced=True)
-        add("s1", "samples", b, 0.6 - 0.1 * s * (b > 16), min(b, 48), b, kind="rejection")
-    for k in range(7):
-        add("s1", "wait", k, 0.6 + 0.2 * s * (k > 0) - 0.1 * (k > 4) * (s < 0), 40 + 20 * k)
-        add("untuned", "wait", k, 0.6 - 0.1 * s, 20 + 20 * k)
+    # stopping by itself: .6 of s1 at 80 tokens; "wait" gains and flattens, or it loses and then gains
+    waits = {k: 0.6 + s * (0.15 if 0 < k < 12 else 0) + 0.2 * (k >= 8) * (s < 0) for k in (0, 1, 2, 3, 4, 6, 8, 12, 16)}
+    for b in (16, 32, 64, 96, 128, 192, 256, 384):
+        add("s1", "forcing", b, 0.6 - 0.3 * s * (b < 64), min(b, 80), b)
+        add("s1", "until", b, 0.5 + s * 0.07 * math.log2(b / 64), b, b)
+        add("tokens", "tokens", b, 0.5, 500 if s > 0 else b, b, enforced=False)
+        add("tokens", "tokens", b, 0.4 if s > 0 else 0.95, min(b, 96), b, enforced=True)
+        add("s1", "samples", b, 0.6 - 0.1 * s * (b > 32), min(b, 80), b, kind="rejection")
+    for k, accuracy in waits.items():
+        add("s1", "wait", k, accuracy, 80 + 30 * k)
+        add("untuned", "wait", k, 0.6 - 0.3 * s, 40 + 30 * k)
     for word in s1.WORDS:
-        add("s1", "words", word, 0.6 + 0.1 * s * (word == "wait"), 88)
-    for arm in ("s1", "untuned"):
-        for k in (1, 2, 4):
-            add(arm, "samples", k, 0.6, 20 * k, kind="majority")
+        add("s1", "words", word, 0.6 + 0.1 * s * (word == "wait"), 140)
+    add("s1", "suppressed", "not wait", 0.1, 20)
+    for k in (1, 2, 4, 8):
+        for kind in ("majority", "best"):
+            add("untuned", "samples", k, 0.55 - 0.25 * s, 40 * k, kind=kind)
+            add("s1", "samples", k, 0.6 + (0.3 * s if s > 0 else 0.2 * s), 70 * k, kind=kind)
     for enforced in (False, True):
         add("steps", "steps", 1, 0.5, 30, 24, enforced=enforced)
     add("class", "class", "short", 0.5, 30, 48)
-    for arm, accuracy in {"random": 0.6 - 0.1 * s, "longest": 0.6, "diverse": 0.6, "all": 0.7 - 0.1 * s}.items():
-        add(arm, "wait", 0, accuracy, 45)
-    return lines + [{"arm": f"sft_{name}", "step": 9, "chosen": 59, "chosen_tokens": 40} for name in s1.CHOICES]
+    for arm, accuracy in {"random": 0.6 - 0.1 * s, "longest": 0.6 - 0.1 * s, "diverse": 0.6 - 0.1 * s,
+                          "all": 0.7 - 0.1 * s}.items():  # fmt: skip
+        for k in (0, 2):
+            add(arm, "wait", k, accuracy, 60 + 30 * k)
+    return lines + [{"arm": f"pick_{name}", "step": 0, "chosen": 100, "chosen_tokens": 40} for name in s1.CHOICES]
 
 
 def l1_world(s: int) -> list[dict]:
@@ -384,6 +391,20 @@ def test_lengths_that_arrive_at_once_or_never_are_not_in_order():
 
 def test_control_scaling_and_performance_are_of_each_seed_alone():
     r = results("s1", (1, -1))
-    assert s1.s1_metric(r, "token-conditional", "control") == {0: control([50] * 5, [8, 16, 32, 64, 96]), 1: 1.0}
+    budgets = [16, 32, 64, 96, 128, 192, 256, 384]
+    assert s1.s1_metric(r, "token-conditional", "control") == {0: control([500] * 8, budgets), 1: 1.0} == {0: 0, 1: 1}
     assert s1.s1_metric(r, "budget forcing", "performance") == pytest.approx({0: 0.6, 1: 0.9})
     assert s1.s1_metric(r, "budget forcing", "scaling")[0] > 0 > s1.s1_metric(r, "budget forcing", "scaling")[1]
+
+
+def test_waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens():
+    def at(method: str, asked: int, thinking: float, accuracy: float, **more) -> dict:
+        return {"arm": "s1", "seed": 0, "step": 0, "method": method, "asked": asked, "thinking": thinking,
+                "accuracy": accuracy} | more  # fmt: skip
+
+    waits = [at("wait", 0, 50.0, 0.1), at("wait", 1, 120.0, 0.8), at("wait", 2, 200.0, 0.7)]
+    votes = [at("samples", k, 50.0 * k, a, kind="majority") for k, a in ((1, 0.4), (2, 0.6), (4, 0.5), (8, 0.9))]
+    best = [at("samples", 1, 50.0, 0.4, kind="best")]
+    # 120 tokens: two samples, .6; 200 tokens: four would do, but two are better. That it may stop at once counts not
+    assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1")[0] == pytest.approx((0.2 + 0.1) / 2)
+    assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1", "best")[0] == pytest.approx((0.4 + 0.3) / 2)

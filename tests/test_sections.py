@@ -185,12 +185,23 @@ def test_l1_prices_a_token_so_that_an_attempt_too_many_does_not_pay():
 
 
 def test_s1_measures_every_choice_and_only_s1_asks_the_base_what_is_difficult():
+    for seed in (0, 3, 4):
+        assert arms_of("s1", seed=seed)["base"].settings.base == f"data/checkpoints/attempts-{seed % 4}"
     arms = arms_of("s1")
-    for name in ("s1", "random", "longest", "diverse", "all", "tokens", "steps", "class"):
+    for name in ("s1", "random", "longest", "diverse", "all"):
         picked = arms[f"pick_{name}"]
-        assert (picked.inputs.get("base") == "base/policy") == (picked.settings.how == "s1")
+        assert picked.settings.how == name and (picked.inputs.get("base") == "base/policy") == (name == "s1")
         assert arms[f"sft_{name}"].inputs["data"] == f"pick_{name}/demonstrations.jsonl"
-        assert arms[name].base == f"sft_{name}"
+    for name in ("tokens", "steps", "class"):  # the very same traces: only what the prompts say differs
+        assert arms[f"sft_{name}"].inputs["data"] == f"pick_s1/demonstrations-{name}.jsonl"
+        assert name in arms["pick_s1"].settings.conditions
+        longer = {"steps", "warmup"} if name == "steps" else set()
+        assert differing(arms["sft_s1"].settings, arms[f"sft_{name}"].settings) == longer
+    for name in ("s1", "random", "longest", "diverse", "all", "tokens", "steps", "class"):
+        assert arms[name].base == f"sft_{name}" and arms[f"sft_{name}"].base == "base"
+    assert arms["untuned"].base == "base" and arms["untuned"].settings.waits == arms["s1"].settings.waits
+    # few and all of them differ in how often each is seen, not in how one learns from them
+    assert differing(arms["sft_s1"].settings, arms["sft_all"].settings) == {"steps", "warmup"}
 
 
 def test_sos_learns_from_the_same_problems_in_the_same_order():

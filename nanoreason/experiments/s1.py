@@ -1,12 +1,13 @@
-"""s1 (Muennighoff et al., 2025) in miniature, on sums with optional re-checking: few chosen samples, forced budgets.
+"""s1 (Muennighoff et al., 2025) in miniature, on Countdown by attempts: few chosen samples, forced budgets.
 
-A base adds in one pass or with any number of re-checks, and a pass slips now and then; a re-check is done with more
-care. From a pool of traces that mostly re-check until two passes agree, it is fine-tuned on
-    s1        a few that are in the format, hard for the base and diverse        (the paper's 1K of 59K)
+The base (section `base`) can try, judge and try again, but gives up early. A pool of 2,000 traces is as uneven as one
+that somebody has collected: most think long, others guess or give up, end on a wrong answer or break off in the
+middle. The base is fine-tuned on
+    s1        100 that are in the format, hard for the base and diverse     (the paper's 1K of 59K)
     random, longest, diverse, all      others as many, or all of the pool
     tokens, steps, class               the same few as s1, whose prompts say how long to think
-Then `s1` thinks within budgets that are forced, or is kept from closing by "wait" or other words; against prompts that
-ask for a length, rejection sampling by length, and the majority of several samples at equal tokens.
+Then `s1` thinks within budgets that are forced, or is kept from closing by "wait" or other words. Its rivals at equal
+tokens: prompts that ask for a length, rejection sampling by length, and parallel samples, by vote or by the verifier.
 """
 
 from __future__ import annotations
@@ -15,48 +16,42 @@ import statistics
 from dataclasses import dataclass, replace
 
 from nanoreason.evaluate import control, performance, scaling
+from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import Line, Panel
-from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, lead
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, lead, slope
 from nanoreason.recipes import budget, select, sft
-from nanoreason.tasks import ThinkingAddition
-from nanoreason.tasks.wrappers import AskedLength, Templated
+from nanoreason.tasks import Attempts, HardAttempts
+from nanoreason.tasks.attempts import Mixture
 
 CHOICES = ("s1", "random", "longest", "diverse", "all")  # s1: quality, difficulty, diversity; all: of the pool
-PROMPTS = ("tokens", "steps", "class")  # prompts that ask for so many, or for short or long thinking
-# DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1. A slip is one chance in five, so
-# a greedy pass has none, and there would be nothing to find by checking. Answers are greedy, as there.
+PROMPTS = select.CONDITIONS  # prompts that ask for so many tokens or steps, or for short or long thinking
+# DIFFERS from the paper, which decodes greedily: thinking is sampled at temperature 1, because a greedy model of this
+# size repeats its attempts, and parallel samples must differ in any case. Answers are greedy, as there.
 
 
 @dataclass(frozen=True)
 class Preset:
-    base: sft.SftConfig
     select: select.SelectConfig  # how demonstrations are chosen
-    epochs: int  # passes over them (the paper's 5 of 1,000 are 315 updates; 10 of 100 are 62)
+    tune: sft.SftConfig  # on them
+    epochs: int  # passes over them; the paper's 5 of 1,000 are 315 updates of 16, ours of 100 are 31
     budget: budget.BudgetConfig
+    asked: tuple[int, ...] = (32, 64, 128, 256, 384)  # its budgets that prompts ask for: five, as in the paper
 
 
-SUMS = ThinkingAddition((1, 2), error_prob=0.2, recheck_error_scale=0.25)
-CPU_BASE = sft.SftConfig(
-    task=Templated(AskedLength(
-        replace(SUMS, modes=(0.0, 0.55, 0.45), extra_recheck_prob=0.6, max_passes=12), kind="both", asked_share=0.3,
-    )),
-    width=64, context=384, steps=5000, lr=3e-3, rows_per_step=32, eval_task=Templated(SUMS),
-)  # fmt: skip
+# A right attempt is stated again with chance one half, as thinking models check their results: what is never shown to
+# hold on to its answer loses it when it is kept from ending. No trace has another word than "wait": the base has seen
+# none, and with them in one trace of ten it learnt too little of them and forgot of the rest (.55 instead of .75).
+MIXTURE = Mixture.parse("guess:.1,short:.25,long:.65")
 POOL = select.SelectConfig(
-    task=Templated(replace(SUMS, modes=(0.0, 0.15, 0.85), extra_recheck_prob=0.2)), problems=1600, keep="all",
-    broken_share=0.1, other_word_share=0.3, choose=100,
+    task=Attempts(shares=MIXTURE, check=0.5), problems=2000, keep="all", broken_share=0.1, choose=100,
 )  # fmt: skip
+TUNE = sft.SftConfig(lr=7e-4, rows_per_step=16, decay="cosine")
 PRESETS = {
-    "cpu": Preset(CPU_BASE, POOL, 10, budget.PRESETS["cpu"]),
-    "tiny": Preset(
-        replace(CPU_BASE, width=32, layers=2, heads=2, kv_heads=1, steps=20, warmup=2, rows_per_step=8,
-                eval_problems=4),
-        replace(POOL, problems=60, choose=12), 1, budget.PRESETS["tiny"],
-    ),
-    "gpu": Preset(
-        replace(CPU_BASE, width=256, layers=6, heads=8, kv_heads=4, context=768, steps=6000, lr=1e-3, rows_per_step=128,
-                micro_tokens=32768, eval_problems=500),
-        replace(POOL, problems=10_000, choose=1000), 10, budget.PRESETS["gpu"],
+    "cpu": Preset(POOL, TUNE, 5, budget.PRESETS["cpu"]),
+    "tiny": Preset(replace(POOL, problems=40, choose=8), TUNE, 1, budget.PRESETS["tiny"], (16, 32)),
+    "gpu": Preset(  # four numbers, of which the base has met few
+        replace(POOL, task=HardAttempts(shares=MIXTURE, check=0.5), problems=20_000, choose=1000),
+        replace(TUNE, lr=3e-4, micro_tokens=32768), 5, budget.PRESETS["gpu"],
     ),
 }  # fmt: skip
 
@@ -64,37 +59,44 @@ PRESETS = {
 def arms(preset: str, seed: int) -> list[Arm]:
     """The base; what is chosen and fine-tuned from it; what each of them does with its budget."""
     chosen = PRESETS[preset]
-    picked = {name: replace(chosen.select, how=name) for name in CHOICES}
-    picked |= {name: replace(chosen.select, how="s1", condition=name) for name in PROMPTS}
-    methods = {name: ("wait",) for name in CHOICES} | {name: (name,) for name in PROMPTS}
-    methods |= {"s1": ("forcing", "until", "wait", "words", "samples"), "untuned": ("wait", "samples")}
+    # DIFFERS from the paper, whose 59K are passed over as often as the 1K: once, which still is four times the updates.
+    # "3 steps left" is new to the base: after five passes its arithmetic was lost (accuracy .11), so there are twenty.
+    epochs = {"all": 1, "steps": 4 * chosen.epochs}
 
-    def tuned(name: str, config: select.SelectConfig) -> sft.SftConfig:
-        count = config.problems if name == "all" else config.choose
-        steps = max(1, round(chosen.epochs * count / 16))
-        return sft.SftConfig(steps=steps, lr=5e-4, warmup=1 + steps // 20, rows_per_step=16, decay="cosine")
+    def tuned(name: str) -> sft.SftConfig:
+        count = chosen.select.problems if name == "all" else chosen.select.choose
+        steps = max(1, round(epochs.get(name, chosen.epochs) * count / chosen.tune.rows_per_step))
+        return replace(chosen.tune, steps=steps, warmup=1 + steps // 20)
 
-    found = [Arm("base", "sft", chosen.base)]
-    for name, config in picked.items():
-        inputs = {"base": "base/policy"} if config.how == "s1" else {}
-        found += [
-            Arm(f"pick_{name}", "select", config, inputs=inputs, cost=100),
-            Arm(f"sft_{name}", "sft", tuned(name, config), "base",
-                inputs={"data": f"pick_{name}/demonstrations.jsonl"}),
-        ]  # fmt: skip
-    for name, wanted in methods.items():
-        waits = chosen.budget.waits if name in ("s1", "untuned") else (0,)
-        base = "base" if name == "untuned" else f"sft_{name}"
-        config = replace(chosen.budget, methods=wanted, waits=waits)
-        found.append(Arm(name, "budget", config, base, cost=300.0 * len(wanted)))
-    return found
+    def measured(name: str, base: str, *methods: str, waits: tuple[int, ...] = (0,), **settings) -> Arm:
+        config = replace(chosen.budget, methods=methods, waits=waits, **settings)
+        return Arm(name, "budget", config, base, cost=100.0 * len(methods) * len(waits))
+
+    found = [shared(preset, seed)]
+    for name in CHOICES:
+        inputs, conditions = ({"base": "base/policy"}, PROMPTS) if name == "s1" else ({}, ())
+        config = replace(chosen.select, how=name, conditions=conditions)
+        found.append(Arm(f"pick_{name}", "select", config, inputs=inputs, cost=100))
+    for name in (*CHOICES, *PROMPTS):
+        data = f"pick_s1/demonstrations-{name}.jsonl" if name in PROMPTS else f"pick_{name}/demonstrations.jsonl"
+        found.append(Arm(f"sft_{name}", "sft", tuned(name), "base", inputs={"data": data}))
+    waits = chosen.budget.waits
+    return [
+        *found,
+        measured("s1", "sft_s1", "forcing", "until", "wait", "words", "suppressed", "samples", waits=waits),
+        measured("untuned", "base", "wait", "samples", waits=waits),
+        *(measured(name, f"sft_{name}", "wait", waits=(0, 2)) for name in CHOICES if name != "s1"),
+        *(measured(name, f"sft_{name}", name, repeats=1, budgets=chosen.asked) for name in PROMPTS),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- claims
 
+WAIT, ALONE = {"method": "wait"}, {"method": "wait", "asked": 0}
 METHODS = {  # name: (arm, which of its lines, color)
     "budget forcing": ("s1", {"method": "forcing"}, "C0"),
     "forced both ways": ("s1", {"method": "until"}, "C9"),
+    '"wait"': ("s1", WAIT, "C8"),
     "token-conditional": ("tokens", {"enforced": False}, "C1"),
     "token-conditional + forcing": ("tokens", {"enforced": True}, "C1"),
     "step-conditional": ("steps", {"enforced": False}, "C2"),
@@ -102,10 +104,11 @@ METHODS = {  # name: (arm, which of its lines, color)
     "class-conditional": ("class", {"method": "class"}, "C4"),
     "rejection sampling": ("s1", {"kind": "rejection"}, "C3"),
     "majority": ("s1", {"kind": "majority"}, "C7"),
-    "majority of the base": ("untuned", {"kind": "majority"}, "C5"),
+    "best of k": ("s1", {"kind": "best"}, "C6"),
+    "the base, majority": ("untuned", {"kind": "majority"}, "C5"),
 }
-WORDS = ("wait", "Hmm", "Alternatively", "(none)")
-WAIT, ALONE = {"method": "wait"}, {"method": "wait", "asked": 0}
+RIVALS = ("token-conditional + forcing", "step-conditional + forcing", "class-conditional", "rejection sampling")
+WORDS = ("wait", "Hmm", "Alternatively", "but", "(none)")
 
 
 def s1_metric(r: Results, name: str, metric: str) -> PerSeed:
@@ -124,6 +127,12 @@ def s1_metric(r: Results, name: str, metric: str) -> PerSeed:
     return r.per_seed(of)
 
 
+def best_of(r: Results, *names: str) -> PerSeed:
+    """The largest Performance of several methods."""
+    each = [s1_metric(r, name, "performance") for name in names]
+    return r.per_seed(lambda seed: max((one[seed] for one in each if seed in one), default=None))
+
+
 def cut_at_half(r: Results) -> PerSeed:
     """Accuracy with the budget that is closest to half of the natural length, minus that without a budget."""
 
@@ -135,11 +144,11 @@ def cut_at_half(r: Results) -> PerSeed:
     return r.per_seed(of) - r.last("s1", "accuracy", **ALONE)
 
 
-def lead_over_votes(r: Results) -> PerSeed:
-    """Waiting minus the best majority of the base that takes no more tokens, mean over the counts of waiting."""
+def lead_over_votes(r: Results, arm: str, kind: str = "majority") -> PerSeed:
+    """Waiting minus the best of an arm's parallel samples that take no more tokens, mean over the counts of waiting."""
 
     def of(seed: int) -> float | None:
-        votes = r.points("untuned", "thinking", "accuracy", seed, kind="majority")
+        votes = r.points(arm, "thinking", "accuracy", seed, kind=kind)
         runs = r.points("s1", "thinking", "accuracy", seed, **WAIT, by="asked")[1:]
         rivals = [max((a for t, a in votes if t <= tokens), default=None) for tokens, _ in runs]
         leads = [a - rival for (_, a), rival in zip(runs, rivals, strict=True) if rival is not None]
@@ -148,9 +157,9 @@ def lead_over_votes(r: Results) -> PerSeed:
     return r.per_seed(of)
 
 
-def picked_by(r: Results, name: str) -> str:
-    """The arm that tells what was chosen; it was one with the fine-tuning once."""
-    return f"pick_{name}" if f"pick_{name}" in r.arms else f"sft_{name}"
+def waited(r: Results, first: int, last: int) -> PerSeed:
+    """What it gains in accuracy from being kept from closing `first` times to `last` times."""
+    return r.last("s1", "accuracy", **WAIT | {"asked": last}) - r.last("s1", "accuracy", **WAIT | {"asked": first})
 
 
 def claims(preset: str) -> list[Claim]:
@@ -158,64 +167,75 @@ def claims(preset: str) -> list[Claim]:
         """Accuracy of a run of s1 minus that of another, each named by its fields."""
         return lambda r: r.last("s1", "accuracy", **claimed) - r.last("s1", "accuracy", **than)
 
-    def few(r: Results) -> PerSeed:
-        return r.mean("s1", "accuracy", method="wait", asked=lambda k: k in (1, 2))
-
-    def many(r: Results) -> PerSeed:
-        return r.of_series(lambda values: statistics.fmean(values[-2:]), "s1", "accuracy", **WAIT)
+    def per_doubling(r: Results) -> PerSeed:
+        return r.per_seed(lambda s: slope(r.curve("s1", "accuracy", s, "asked", method="until"), log=True))
 
     return [
+        Claim("chosen as s1 - the base: accuracy", lead("s1", "untuned", "accuracy", **ALONE), 0.1),
+        *(Claim(f"chosen as s1 - {name}: accuracy", lead("s1", name, "accuracy", **ALONE), 0.03)
+          for name in ("random", "longest", "diverse")),
+        Claim("chosen as s1 - all of the pool: accuracy", lead("s1", "all", "accuracy", **ALONE), -0.05),
         Claim("budget forcing: accuracy cut at half of its natural length - stopping by itself", cut_at_half, -0.1,
               LESS),
+        Claim("forced both ways: accuracy per doubling of the budget", per_doubling, 0.05),
         Claim("forced both ways, the largest budget - stopping by itself: accuracy", more({"method": "until"}, ALONE),
               0.03),
+        Claim('"wait" twice - stopping by itself: accuracy', lambda r: waited(r, 0, 2), 0.03),
+        Claim('"wait": gain from 4 to 8 times - from 0 to 2', lambda r: waited(r, 4, 8) - waited(r, 0, 2), -0.03, LESS),
+        Claim("wait - no word, twice each: accuracy",
+              more({"method": "words", "asked": "wait"}, {"method": "words", "asked": "(none)"}), 0.03),
         Claim("token-conditional prompt: Control (it is not obeyed)",
               lambda r: s1_metric(r, "token-conditional", "control"), 0.9, LESS),
         Claim("rejection sampling by length: accuracy with the largest budget - the smallest",
               gain("s1", "accuracy", kind="rejection"), -0.03, LESS),
-        Claim("wait, once and twice - stopping by itself: accuracy",
-              lambda r: few(r) - r.last("s1", "accuracy", **ALONE), 0.03),
-        Claim("wait, the last two counts against once and twice: size of the difference in accuracy",
-              lambda r: abs(many(r) - few(r)), 0.05, LESS),
-        Claim("wait - no word, twice each: accuracy",
-              more({"method": "words", "asked": "wait"}, {"method": "words", "asked": "(none)"}), 0.03),
-        Claim("wait - majority of the base with no more tokens: accuracy, mean over counts", lead_over_votes, 0.03),
-        Claim("chosen as s1 - the base: accuracy", lead("s1", "untuned", "accuracy", **ALONE), 0.03),
-        Claim("chosen as s1 - random: accuracy", lead("s1", "random", "accuracy", **ALONE), 0.03),
-        Claim("chosen as s1 - all of the pool: accuracy", lead("s1", "all", "accuracy", **ALONE), -0.03),
+        Claim("Performance: budget forcing and waiting - the best other way to set a length",
+              lambda r: best_of(r, "forced both ways", '"wait"') - best_of(r, *RIVALS), 0.03),
+        Claim("equal tokens: waiting - majority of the base, mean over counts", lambda r: lead_over_votes(r, "untuned"),
+              0.03),
+        Claim("equal tokens: waiting - majority of s1 itself, mean over counts (voting wins: 2506.04210, 2502.12215)",
+              lambda r: lead_over_votes(r, "s1"), -0.03, LESS),
     ]  # fmt: skip
 
 
 def extra(results: Results, preset: str) -> dict:
-    """Accuracy and tokens of every method by what it asked for, the chosen data, and what is appended."""
-    numbers = {}
-    for name, (arm, where, _) in METHODS.items():
-        numbers[name] = {key: results.listed(arm, key, "asked", **where) for key in ("accuracy", "thinking")}
-        numbers[name] |= {m: s1_metric(results, name, m).rounded() for m in ("control", "scaling", "performance")}
-    waited = {f"wait, {arm}": results.listed(arm, "accuracy", "asked", **WAIT) for arm in ("s1", "untuned")}
-    words = {"words, twice each": results.listed("s1", "accuracy", "asked", method="words")}
-    chosen = results.table({"accuracy": "accuracy", "thinking": "thinking"}, ("untuned", *CHOICES), **ALONE)
-    about = results.table(
-        {name: name for name in ("chosen", "chosen_tokens")}, [picked_by(results, name) for name in CHOICES]
-    )
-    return numbers | waited | words | {"data": chosen | about}
+    """Accuracy, its standard error by problem and tokens of every method by what it asked for; the chosen data."""
+    numbers, keys = {}, ("accuracy", "accuracy_se", "thinking", *budget.COUNTED)
+    both = {f"the base, {name}": ("untuned", METHODS[name][1]) for name in ('"wait"', "best of k")}
+    words = {name: ("s1", {"method": name}) for name in ("words", "suppressed")}
+    for name, (arm, where) in {**{name: of[:2] for name, of in METHODS.items()}, **both, **words}.items():
+        numbers[name] = {key: results.listed(arm, key, "asked", **where) for key in keys}
+        if name in METHODS:
+            numbers[name] |= {m: s1_metric(results, name, m).rounded() for m in ("control", "scaling", "performance")}
+    for kind in ("majority", "best"):
+        numbers[f"waiting - {kind}, equal tokens"] = lead_over_votes(results, "s1", kind).rounded()
+    about = ("after_quality", "after_difficulty", "chosen", "chosen_tokens", "chosen_right")
+    chosen = {key: key for key in ("accuracy", "accuracy_se", "thinking")}
+    return numbers | {
+        "data": results.table({name: name for name in about}, [f"pick_{name}" for name in CHOICES]),
+        "alone": results.table(chosen, ("untuned", *CHOICES), **ALONE),
+        "wait twice": results.table(chosen, ("untuned", *CHOICES), **WAIT | {"asked": 2}),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- figure
 
 
 def panels(preset: str) -> list[Panel]:
-    """Top: budgets, other ways to set a length, waits. Bottom: what was asked and what came, words, choice of data."""
+    """Top: equal tokens, budgets, waits and what they bring. Bottom: other lengths, control, words, choice of data."""
     lines = {name: Line(arm, name, color, where, style="--" if "+" in name else "")
              for name, (arm, where, color) in METHODS.items()}  # fmt: skip
-    asked = [name for name in METHODS if "majority" not in name and name != "forced both ways"]
-    how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out sums"}
-    tokens = {"x": "thinking", "xlabel": "mean thinking tokens"}
-    kept_from_closing = [Line("s1", "s1", "C0", WAIT), Line("untuned", "the base", "C5", WAIT)]
+    base = {"wait": Line("untuned", 'the base, "wait"', "C5", WAIT, style=":"),
+            "best": Line("untuned", "the base, best of k", "C5", {"kind": "best"}, style="--")}  # fmt: skip
+    how = {"by": "asked", "marker": "o", "ylabel": "accuracy on held-out problems"}
+    tokens = {"x": "thinking", "xlabel": "mean thinking tokens, of all samples together", "xscale": "log"}
+    asked = ("forced both ways", "token-conditional", "token-conditional + forcing", "step-conditional",
+             "step-conditional + forcing", "class-conditional", "rejection sampling")  # fmt: skip
+    limited = [replace(lines[name], where=lines[name].where | {"most": lambda most: most < budget.NO_LIMIT})
+               for name in ("budget forcing", *asked) if "+" not in name]  # fmt: skip
     words = [Line("s1", "stops\nby itself", "C7", ALONE)]
     words += [Line("s1", word, "C0", {"method": "words", "asked": word}) for word in WORDS]
-    limited = [replace(lines[name], where=lines[name].where | {"most": lambda most: most < budget.NO_LIMIT})
-               for name in asked if "+" not in name]  # fmt: skip
+    words.append(Line("s1", "not wait", "C3", {"method": "suppressed"}))
+    waits = {"by": "asked", "xlabel": 'number of "wait"', "marker": "o"}
 
     def limit(axis, r: Results) -> None:
         most = [p[0] for p in r.points("s1", "most", "thinking", method="forcing")]
@@ -223,29 +243,38 @@ def panels(preset: str) -> list[Panel]:
 
     def counts(axis, r: Results) -> None:
         for i, name in enumerate(CHOICES, 1):
-            axis.text(
-                i, 0.03, f"{r.last(picked_by(r, name), 'chosen').mean:.0f}", ha="center", fontsize=8, color="white"
-            )
+            if chosen := r.last(f"pick_{name}", "chosen"):
+                axis.text(i - 0.2, 0.03, f"{chosen.mean:.0f}", ha="center", fontsize=8, color="white")
 
     return [
-        Panel("Budget forcing and majority voting",
-              [*(lines[name] for name in ("budget forcing", "forced both ways", "majority", "majority of the base")),
-               Line("s1", '"wait", then it may stop', "C8", WAIT)], "accuracy", xscale="log", **how, **tokens),
-        Panel("Other ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens),
-        Panel("How often it is kept from closing", kept_from_closing, "accuracy", "asked",
-              xlabel='number of "wait"', **how),
-        Panel("Thinking tokens against what was allowed", limited, "thinking", "most", also=limit,
-              xlabel="tokens allowed", ylabel="mean thinking tokens", marker="o"),
-        Panel("What is appended, twice each", words, "accuracy", kind="bar", ylabel="accuracy on held-out sums"),
+        Panel("Sequential or parallel, at equal tokens",
+              [lines['"wait"'], lines["majority"], lines["best of k"], base["wait"], lines["the base, majority"],
+               base["best"]], "accuracy", **how, **tokens),
+        Panel("Budgets", [lines["budget forcing"], lines["forced both ways"]], "accuracy", "asked", xscale="log",
+              xlabel="thinking tokens allowed", **how),
+        Panel("How often it is kept from closing",
+              [replace(lines['"wait"'], label="s1"), replace(base["wait"], label="the base", style="")],
+              {"answered": "accuracy", "found in the thought": "found"}, "asked",
+              **how | waits | {"ylabel": "share of held-out problems"}),
+        Panel("What waiting brings", [Line("s1", "s1", "C8", WAIT)],
+              {"attempts": "attempts", "of these never made before": "attempts/new"}, "asked", ylabel="per thought",
+              **waits),
+        Panel("Ways to set a length", [lines[name] for name in asked], "accuracy", **how, **tokens
+              | {"xlabel": "mean thinking tokens"}),
+        Panel("Thinking tokens against what was allowed", limited, "thinking", "most", also=limit, xscale="log",
+              yscale="log", xlabel="tokens allowed", ylabel="mean thinking tokens", marker="o"),
+        Panel("Appended twice (blue); never sampled (red)", words, "accuracy", kind="bar", ylabel=how["ylabel"]),
         Panel("Choice of demonstrations (white: how many)",
-              [Line("untuned", "the base", "C5", ALONE), *(Line(name, name, "C0", ALONE) for name in CHOICES)],
-              "accuracy", kind="bar", also=counts, ylabel="accuracy on held-out sums"),
+              [Line("untuned", "the base", "C5"), *(Line(name, name, "C0") for name in CHOICES)],
+              {"stopping by itself": "0", '"wait" twice': "2"}, kind="bar", also=counts, ylabel=how["ylabel"],
+              bars=lambda r, line, waits: r.last(line.arm, "accuracy", method="wait", asked=int(waits))),
     ]  # fmt: skip
 
 
 def caption(preset: str) -> str:
-    digits = " and ".join(map(str, SUMS.digits))
+    settings = PRESETS[preset].budget
     return (
-        f"s1 on {digits}-digit addition with optional re-checking, preset {preset}: thinking is sampled at "
-        "temperature 1, answers are greedy."
+        f"s1 on Countdown by attempts, preset {preset} ({settings.task.inputs} numbers up to {settings.task.max_input})"
+        f": {settings.problems} held-out problems, {settings.repeats} thoughts each, {settings.samples} in parallel; "
+        "thinking is sampled at temperature 1, answers are greedy. Best of k: chosen by the task's own verdict."
     )

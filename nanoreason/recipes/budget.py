@@ -10,11 +10,13 @@ import functools
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.environment import check_words, log_samples
-from nanoreason.evaluate import maj_at_k
+from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
@@ -34,11 +36,13 @@ from nanoreason.run import (
     table,
 )
 from nanoreason.sampler import Sampler, generate
-from nanoreason.tasks import TASKS, ThinkingAddition
+from nanoreason.tasks import TASKS, Attempts, HardAttempts, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 from nanoreason.tokenizer import TextTokenizer
 
 NO_LIMIT = 1 << 30  # tokens; as good as none, and a number in JSON
+VOTES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of so many samples, as far as there are
+COUNTED = ("attempts", "attempts/new", "found")  # what of the task's metrics explains an accuracy, where it has them
 
 
 @dataclass
@@ -52,23 +56,29 @@ class BudgetConfig(RunConfig):
     problems: Rows = 150  # held-out problems, of each difficulty where the task has several
     repeats: Rows = 1  # thoughts per problem in every run
     # methods
-    methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, tokens, steps, class, samples, and of
-    # L1: exact, max, free, truncated, s1
+    methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, suppressed, tokens, steps, class,
+    # samples, and of L1: exact, max, free, truncated, s1
     temperature: Rate = 1.0  # of the thinking; answers are greedy
     budgets: tuple[Positive, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's those of the whole response
     waits: tuple[Count, ...] = (0, 1, 2, 3, 4, 5, 6)  # how often it is kept from closing
-    words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "")  # what is appended then; empty: nothing
+    longest: Count = 0  # tokens of a thought that is kept from closing, or sampled freely; 0: what the context allows
+    words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "but", "")  # what is appended then; empty: nothing
     step_tokens: Positive = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: Positive = 48  # tokens that a short thought may have
-    samples: Rows = 8  # free responses per problem, for rejection sampling and majority voting
+    samples: Rows = 8  # free responses per problem, for rejection sampling, voting and the best of k
     answer_tokens: Positive = 8  # of an answer, its closing tag included
 
 
+ATTEMPTS = BudgetConfig(  # all held-out problems of three numbers; an attempt has 13 tokens, an answer 12
+    task=Attempts(), problems=232, repeats=2, budgets=(16, 32, 64, 96, 128, 192, 256, 384),
+    waits=(0, 1, 2, 3, 4, 6, 8, 12, 16), longest=384, step_tokens=16, class_tokens=96, samples=16, answer_tokens=16,
+)  # fmt: skip
 PRESETS = {
-    "cpu": BudgetConfig(),
-    "tiny": BudgetConfig(problems=6, budgets=(4, 8, 16), waits=(0, 1), words=("wait", ""), samples=4),
-    "gpu": BudgetConfig(task=Templated(ThinkingAddition((2, 3))), problems=1000, budgets=(8, 16, 32, 64, 96, 128, 160)),
-}
+    "cpu": ATTEMPTS,
+    "tiny": replace(ATTEMPTS, problems=4, repeats=1, budgets=(16, 32, 48), waits=(0, 2, 4, 8), longest=96,
+                    words=("wait", ""), samples=4),
+    "gpu": replace(ATTEMPTS, task=HardAttempts(), problems=1000, step_tokens=22, answer_tokens=24, samples=64),
+}  # fmt: skip
 
 
 def check_config(config: BudgetConfig) -> None:
@@ -83,6 +93,7 @@ def check_config(config: BudgetConfig) -> None:
         setting = {"wait": "waits", "words": "words", "class": "class_tokens"}.get(method, "budgets")
         if not getattr(config, setting):
             raise ValueError(f"--{setting} is empty, but --methods {method} goes through its values")
+    check_rows(problems=config.problems, repeats=config.repeats)
     check_rows(problems=config.problems, samples=config.samples if "samples" in config.methods else 1)
 
 
@@ -161,15 +172,18 @@ def line_of(
 ) -> dict:
     """Means over thoughts. `within`: the share of single thoughts that have no more than `most` tokens."""
     right = [is_right(config, tokenizer, thought) for thought in thoughts]
+    counts = [config.task.metrics(t.row.problem, tokenizer.decode(t.row.response)) for t in thoughts]
     digits = [config.task.difficulty(thought.row.problem) for thought in thoughts]
     line = {
         "asked": asked_for,
         "most": most,
         "accuracy": statistics.fmean(right),
+        "accuracy_se": standard_error([thought.row for thought in thoughts], right),
         "thinking": statistics.fmean(thought.tokens for thought in thoughts),
         "within": statistics.fmean(thought.tokens <= most for thought in thoughts),
         "cut": statistics.fmean(thought.cut for thought in thoughts),
         "waits": statistics.fmean(thought.waits for thought in thoughts),
+        **{name: statistics.fmean(found[name] for found in counts) for name in COUNTED if name in counts[0]},
         **more,
     }
     for n in sorted(set(digits)):
@@ -204,15 +218,27 @@ def by_until(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
 def by_wait(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Kept from closing 0, 1, 2, ... times."""
     for waits in config.waits:
-        thoughts = forced(config, model, tokenizer, Forcing(0, waits), asked_problems(config))
+        thoughts = forced(config, model, tokenizer, Forcing(config.longest, waits), asked_problems(config))
         yield line_of(config, tokenizer, thoughts, waits, NO_LIMIT), rows_of(thoughts)
 
 
 def by_words(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
     """Other words than "wait", twice each (s1, table 4)."""
     for word in config.words:
-        thoughts = forced(config, model, tokenizer, Forcing(0, 2, word), asked_problems(config))
+        thoughts = forced(config, model, tokenizer, Forcing(config.longest, 2, word), asked_problems(config))
         yield line_of(config, tokenizer, thoughts, word or "(none)", NO_LIMIT), rows_of(thoughts)
+
+
+def by_suppressed(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
+    """The first of the words ("wait") cannot be sampled: the model closes sooner, or finds another way on."""
+    no_token, mask = model.no_token, torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
+    mask[tokenizer.encode(config.words[0])[0]] = True
+    model.no_token = mask if no_token is None else mask | no_token
+    try:
+        thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config))
+        yield line_of(config, tokenizer, thoughts, f"not {config.words[0]}", NO_LIMIT), rows_of(thoughts)
+    finally:
+        model.no_token = no_token
 
 
 def by_tokens(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
@@ -239,9 +265,10 @@ def by_class(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer)
 
 
 def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:
-    """Free samples, then: the first that fits a budget (rejection sampling), and the majority of the first k."""
+    """Free samples, then: the first that fits a budget (rejection sampling), the majority of k, and the best of k as
+    the task's own verdict chooses it, which no vote can exceed. The tokens of all k count."""
     G = config.samples
-    thoughts = forced(config, model, tokenizer, Forcing(0), asked_problems(config), G)
+    thoughts = forced(config, model, tokenizer, Forcing(config.longest), asked_problems(config), G)
     groups = [thoughts[i : i + G] for i in range(0, len(thoughts), G)]
     for budget in config.budgets:
         # Where none of the samples fits, the shortest has to do: `within` says how often it does not.
@@ -257,12 +284,14 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
         ([config.task.answer(said(tokenizer, t)) for t in group], [is_right(config, tokenizer, t) for t in group])
         for group in groups
     ]
-    k = 1
-    while k <= G:
-        accuracy = statistics.fmean(maj_at_k(answers, right, k, draws=20) for answers, right in marks)
-        yield {"asked": k, "most": NO_LIMIT, "accuracy": accuracy, "thinking": k * mean, "within": 1.0,
-               "cut": 0.0, "kind": "majority"}, [[thought.row for thought in group] for group in groups]  # fmt: skip
-        k *= 2
+    for k in (k for k in VOTES if k <= G):
+        votes = {
+            "majority": [maj_at_k(answers, right, k, draws=20) for answers, right in marks],
+            "best": [pass_at_k(G, sum(right), k) for _, right in marks],
+        }
+        for kind, shares in votes.items():
+            yield {"asked": k, "most": NO_LIMIT, "accuracy": statistics.fmean(shares), "thinking": k * mean,
+                   "within": 1.0, "cut": 0.0, "kind": kind}, [[t.row for t in group] for group in groups]  # fmt: skip
 
 
 def by_target(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, kind: str) -> Lines:
@@ -322,6 +351,7 @@ METHODS = {
     "until": by_until,
     "wait": by_wait,
     "words": by_words,
+    "suppressed": by_suppressed,
     "tokens": by_tokens,
     "steps": by_steps,
     "class": by_class,

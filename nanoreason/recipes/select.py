@@ -6,7 +6,8 @@
                quality      what is not in the format is dropped (calls that failed, traces that were cut)
                difficulty   what the base solves by itself, in one of `attempts`, is dropped
                diversity    draw a domain evenly, then one of its problems with weight 2^-rank, rank 0 the longest trace
-    write    OUT/demonstrations.jsonl, a line {"prompt", "response"} each
+    write    OUT/demonstrations.jsonl, a line {"prompt", "response"} each; and demonstrations-tokens.jsonl and the like,
+             whose prompts say how long to think
 
 `train.py sft --data OUT/demonstrations.jsonl --base FOLDER` learns them: a small base for distillation, the teacher's
 own base for the third stage of R1's pipeline, with `--modes recheck --choose 300` the cold start. Nothing compares
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import statistics
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from nanoreason.run import (
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 
-OTHER_WORDS = ("Hmm", "Alternatively")
+CONDITIONS = ("tokens", "steps", "class")
 
 
 @dataclass
@@ -60,7 +60,6 @@ class SelectConfig(RunConfig):
     temperature: Rate = 1.0  # of the sampling
     max_new_tokens: Positive = 112  # response tokens after which a row is cut, and then not kept
     broken_share: Share = 0.0  # pool: share of the traces that end somewhere in the middle
-    other_word_share: Share = 0.0  # pool: share of the traces whose "wait" is another word
     # choice
     keep: Literal["right", "wrong", "all"] = "right"  # by the verdict; wrong is a control. Always in the format
     modes: tuple[str, ...] = ()  # only traces in one of these modes, such as recheck; empty: all
@@ -68,7 +67,7 @@ class SelectConfig(RunConfig):
     choose: Count = 0  # how many of them at most, but for `all`
     base: str = ""  # s1: checkpoint folder of who will learn; what it solves is not difficult
     attempts: Rows = 2  # s1: samples of the base per problem
-    condition: Literal["none", "tokens", "steps", "class"] = "none"  # what the prompts say about the thinking
+    conditions: tuple[str, ...] = ()  # more files, whose prompts say how long to think: tokens, steps, class
 
 
 PRESETS = {
@@ -94,6 +93,8 @@ def run(config: SelectConfig) -> dict:
         raise ValueError("--how s1 needs --base: the checkpoint folder of the model that will learn")
     if config.how not in ("all", "s1") and not config.choose:
         raise ValueError(f"--how {config.how} needs --choose: how many of them")
+    if unknown := set(config.conditions) - set(CONDITIONS):
+        raise ValueError(f"--conditions {', '.join(sorted(unknown))}: use {', '.join(CONDITIONS)}")
     check_rows(problems=config.problems, samples=config.samples if config.teacher else 1)
     check_rows(problems=config.problems, attempts=config.attempts if config.how == "s1" else 1)
     groups: list[list[Rollout]] = []
@@ -113,9 +114,13 @@ def run(config: SelectConfig) -> dict:
         )
     run = Run(config)
     run.rewind(-1)
-    chosen = [(templated(config.task, problem), text) for problem, text in conditioned(picked, config.condition)]
-    lines = [{"prompt": problem.prompt, "response": text} for problem, text in chosen]
-    replace_text(run.folder / "demonstrations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    shown = []
+    for condition in ("", *config.conditions):
+        posed = [(templated(config.task, problem), text) for problem, text in conditioned(picked, condition)]
+        lines = [{"prompt": problem.prompt, "response": text} for problem, text in posed]
+        name = f"demonstrations{condition and '-'}{condition}.jsonl"
+        replace_text(run.folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+        shown.append((f"chosen {condition}".strip(), posed))
     metrics |= counts | {
         "kept": len(picked),
         "kept_length": mean([trace.tokens for trace in picked]),
@@ -128,8 +133,9 @@ def run(config: SelectConfig) -> dict:
     run.log(0, **metrics)
     tokenizer = config.task.tokenizer()
     log_samples(run, 0, "teacher", config.task, tokenizer, groups)
-    shown = [[demonstration(tokenizer, problem, text)] for problem, text in chosen]
-    log_samples(run, 0, "chosen", config.task, tokenizer, shown)
+    for kind, posed in shown:
+        rows = [[demonstration(tokenizer, problem, text)] for problem, text in posed]
+        log_samples(run, 0, kind, config.task, tokenizer, rows)
     run.close()
     say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
     return metrics
@@ -170,8 +176,6 @@ def collected(config: SelectConfig) -> tuple[list[Trace], dict[str, float]]:
         problem = bare(task).problem(f"pool-{config.seed}", index)
         draw = random.Random(seed_of("pool", config.seed, index))
         text = problem.solution
-        if draw.random() < config.other_word_share:
-            text = text.replace(" wait ", f" {draw.choice(OTHER_WORDS)} ")
         if draw.random() < config.broken_share:
             parts = text.split(" ")
             text = " ".join(parts[: draw.randint(1, len(parts) - 1)])
@@ -305,7 +309,6 @@ def counting_down(solution: str) -> str:
     if not thinking_tokens(solution):
         return solution  # a direct answer has no passes
     thinking, answer = solution.removeprefix("<think> ").split(" </think>")
-    parts = re.split(r" (wait|Hmm|Alternatively) ", thinking)  # pass, word, pass, ..., pass
-    left = iter(range(len(parts) // 2 + 1, 0, -1))
-    parts[::2] = [f"{spaced(next(left))} steps left {text}" for text in parts[::2]]
-    return f"<think> {' '.join(parts)} </think>{answer}"
+    passes = thinking.split(" wait ")
+    passes = [f"{spaced(len(passes) - i)} steps left {text}" for i, text in enumerate(passes)]
+    return f"<think> {' wait '.join(passes)} </think>{answer}"

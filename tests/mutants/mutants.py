@@ -694,6 +694,24 @@ MUTANTS = [
         BUDGET + "what_stands_in_the_thinking_is_no_answer",
     ),
     Mutant(
+        "the best of k counts one sample's tokens", "recipes/budget.py",
+        '"accuracy": statistics.fmean(shares), "thinking": k * mean,',
+        '"accuracy": statistics.fmean(shares), "thinking": k * mean if kind == "majority" else mean,',
+        BUDGET + "rejection_takes_the_first_sample_that_fits_and_the_majority_votes",
+    ),
+    Mutant(
+        "a suppressed word stays so", "recipes/budget.py",
+        "    finally:\n        model.no_token = no_token\n",
+        "    finally:\n        pass\n",
+        BUDGET + "a_suppressed_word_is_never_sampled_and_afterwards_it_can_be_again",
+    ),
+    Mutant(
+        "waiting compared with votes that take more tokens", "experiments/s1.py",
+        "max((a for t, a in votes if t <= tokens), default=None)",
+        "max((a for t, a in votes), default=None)",
+        CLAIMS + "waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens",
+    ),
+    Mutant(
         "the responses to one problem count as independent", "recipes/budget.py",
         "by_problem.setdefault(id(row.problem), [])",
         "by_problem.setdefault(id(row), [])",
