@@ -6,8 +6,16 @@ Recipes train one policy; `reproduce` runs all arms and seeds of a section, draw
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import re
+import signal
 import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+from nanoreason.console import steady
 
 # Before torch loads: idle OpenMP threads that spin cost other processes on the machine more than they gain this one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -58,44 +66,86 @@ def usage() -> str:
 
 def main(argv: list[str]) -> int:
     """Run a command; bad input and interruptions end in one clear line on stderr and exit code 2 or 130."""
+    with steady() as out:
+        code = command(argv)
+    lost = out.error is not None and not isinstance(out.error, BrokenPipeError)
+    # What a run leaves is in its folder; of the others nothing is left but what they print.
+    return 2 if lost and code == 0 and not (argv and argv[0] in [*RECIPES, "reproduce"]) else code
+
+
+def command(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    command, flags = argv[0], argv[1:]
+    name, flags = argv[0], argv[1:]
     try:
-        if command == "reproduce":
-            from nanoreason.experiments.reproduce import main as reproduce
-
-            return reproduce(flags, SECTIONS)
-        if command in VIEWS:
-            import importlib
-
-            return importlib.import_module(f"nanoreason.{command}").main(flags)
-        if command not in RECIPES:
+        if name == "reproduce":
+            return loaded("nanoreason.experiments.reproduce").main(flags, SECTIONS)
+        if name in VIEWS:
+            return loaded(f"nanoreason.{name}").main(flags)
+        if name not in RECIPES:
             names = f"{', '.join(RECIPES)}, or reproduce, {', '.join(VIEWS)}"
-            print(f"train.py: {command!r} is no recipe: use one of {names}", file=sys.stderr)
+            print(f"train.py: {name!r} is no recipe: use one of {names}", file=sys.stderr)
             return 2
-        return train(command, flags)
+        return train(name, flags)
     except KeyboardInterrupt:
         print(
             "\nstopped; the run is kept: the same command with --resume goes on from its last checkpoint",
             file=sys.stderr,
         )
         return 130
-    except (ValueError, FileExistsError, FloatingPointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if (said := in_one_line(error)) is None:
+            raise  # an error of ours: the traceback is what helps
+        print(f"train.py: {said}", file=sys.stderr)
         return 2
 
 
-def train(name: str, flags: list[str]) -> int:
-    import importlib
+def loaded(name: str) -> ModuleType:
+    """The module, imported so that Ctrl-C ends it: it takes seconds, and libraries swallow what is raised in theirs."""
+    with leaving_at_once():
+        return importlib.import_module(name)
 
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Nothing has begun, so there is nothing to put down."""
+
+    def leave(*_) -> None:
+        os.write(2, b"stopped before it began\n")
+        os._exit(130)
+
+    try:
+        is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        before = signal.signal(signal.SIGINT, leave) if is_default else None
+    except ValueError:  # signals belong to the main thread
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What a person can do something about, in one line; None for an error in the code."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{os.fspath(error.filename)}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
+    if isinstance(error, (MemoryError, RuntimeError)):
+        is_memory = isinstance(error, MemoryError) or re.search(r"allocate memory|out of memory", str(error))
+        return "there is not enough memory for so large a model or so many rows and tokens" if is_memory else None
+    return " ".join(str(error).split())
+
+
+def train(name: str, flags: list[str]) -> int:
+    recipe = loaded(f"nanoreason.recipes.{name}")
     import torch
 
-    from nanoreason.run import parse_config
+    from nanoreason.run import check_out, parse_config
 
-    recipe = importlib.import_module(f"nanoreason.recipes.{name}")
     config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
+    check_out(config)
     torch.set_num_threads(config.threads)
     recipe.run(config)
     print(f"\nleft in {config.out}: " + ", ".join(sorted(name for name in os.listdir(config.out) if name[0] != ".")))

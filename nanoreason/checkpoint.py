@@ -32,7 +32,6 @@ from nanoreason.run import read_json
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 SUMS, EXTRA = "checksums.json", "nanoreason.json"
-COUNTERS = ("step", "round")  # a training state says with one of them where it stands
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The fields of config.json by which a weight is there, and by which it has its shape; the first part that fits counts.
 NUMBER_DECIDED_BY = {".bias": "attention_bias, model_type", "_norm.": "model_type", HEAD: "tie_word_embeddings",
@@ -77,14 +76,14 @@ def save_checkpoint(
             raise FloatingPointError(f"{name} holds values that are not finite: nothing is saved to {folder}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, temporary / "model.safetensors")
     config = huggingface_config(model.config, tokenizer, model.stored_config)
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save(temporary)
     if extra is not None:
         (temporary / EXTRA).write_text(json.dumps(extra, indent=2) + "\n")
     if optimizer is not None:
-        save_file(moments, temporary / "training.safetensors")
+        save_tensors(moments, temporary / "training.safetensors")
     if state is not None:
         (temporary / "training.json").write_text(json.dumps(state, indent=2) + "\n")
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -102,6 +101,14 @@ def save_checkpoint(
     os.replace(temporary, folder)
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file; a disk that is full is an OSError, as it is for every other file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error}): the checkpoint before it is kept") from None
 
 
 def flush(path: Path) -> None:
@@ -128,8 +135,10 @@ def checksum(path: Path) -> str:
 
 def existing(folder: str | Path) -> Path | None:
     """The folder to read: `folder`, or what a save that was killed between its two renames left of it."""
+    if not str(folder):
+        return None
     folder = Path(folder)
-    old = folder.with_name(folder.name + ".old")
+    old = folder.parent / f"{folder.name}.old"
     return folder if folder.exists() else old if old.exists() else None
 
 
@@ -153,7 +162,7 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> t
 def found(folder: str | Path) -> Path:
     path = existing(folder)
     if path is None:
-        raise ValueError(f"no checkpoint at {folder}")
+        raise ValueError(f"no checkpoint at {str(folder) or repr('')}")
     return path
 
 
@@ -264,17 +273,21 @@ def read_tensors(path: Path, dtype: torch.dtype | None = None) -> dict[str, torc
     return tensors
 
 
-def load_training(folder: str | Path, model: Transformer, optimizer: torch.optim.Optimizer | None = None) -> dict:
-    """Put the optimizer's moments back where they were; return the `state` that was saved beside them."""
+def load_training(
+    folder: str | Path, model: Transformer, optimizer: torch.optim.Optimizer | None = None, counter: str = "step"
+) -> dict:
+    """Put the optimizer's moments back where they were; return the `state` that was saved beside them.
+
+    `counter` names the number in it that says where the run stood: a ValueError if there is no such number.
+    """
     path = found(folder)
     state = read_json(path / "training.json")
-    if not any(key in state for key in COUNTERS):
+    if counter not in state:
         raise ValueError(
-            f"{path / 'training.json'} holds neither of {', '.join(COUNTERS)}: where the run stood is lost"
+            f"{path / 'training.json'} does not say at which {counter} it was: where the run stood is lost"
         )
-    for key in COUNTERS:
-        if key in state and not (type(state[key]) is int and state[key] >= 0):
-            raise ValueError(f"{path / 'training.json'}: {key} is {state[key]!r:.60}, not a number of steps")
+    if type(state[counter]) is not int or state[counter] < 0:
+        raise ValueError(f"{path / 'training.json'}: {counter} is {state[counter]!r:.60}, not a number of {counter}s")
     verify(path, lambda name: name == "training.json" or (name == "training.safetensors" and optimizer is not None))
     if optimizer is None:
         return state
@@ -283,7 +296,7 @@ def load_training(folder: str | Path, model: Transformer, optimizer: torch.optim
         moments = read_tensors(file)
     except ValueError as error:
         raise ValueError(f"{error}: the run cannot go on exactly") from None
-    if not moments and 0 in (state.get(key) for key in COUNTERS):
+    if not moments and state[counter] == 0:
         return state  # a run that has only measured
     for name, parameter in model.named_parameters():
         of_it = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}

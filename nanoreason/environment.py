@@ -9,7 +9,6 @@ Nothing here knows which task it is: a task is an object (`rollout.Task`), rewar
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Collection, Sequence
@@ -25,9 +24,21 @@ from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tokenizer import TextTokenizer
 
+MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
 FOLLOWED = 8  # held-out problems of which one response is kept at every test, to be compared over the training
 SAMPLED_GROUPS, SAMPLED_ROWS = 3, 32  # of a logged step: so many groups, but no more than one beyond so many responses
+
+
+def check_words(tokenizer: TextTokenizer, **tasks: Task | None) -> None:
+    """ValueError that names the flag if a policy has no words for what a task asks: before anything is trained."""
+    for name, task in tasks.items():
+        if task is not None:
+            try:
+                tokenizer.encode(task.problem("train", 0).prompt)
+            except ValueError as error:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag}: the model does not know the words of its prompts ({error})") from None
 
 
 def sample(
@@ -99,12 +110,12 @@ def compute_rewards(scored: list[Scored], rewards: Sequence[Reward]) -> dict[str
 
 
 def finite(value: float, name: str, i: int, one: Scored) -> float:
-    """The value as a float; ValueError names the reward and the row if it is none, or not finite."""
+    """The value as a float; ValueError names the reward and the row if it is none, or too large to be summed."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"the reward {name} is {value!r}, which is no number, {at_row(i, one)}") from None
-    if not math.isfinite(number):
+    if not abs(number) < MOST_REWARD:  # NaN is not
         raise ValueError(f"the reward {name} is {number} {at_row(i, one)}")
     return number
 

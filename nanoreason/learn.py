@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from nanoreason.model import Transformer
 from nanoreason.optim import OPTIMIZERS, Optimizer
 from nanoreason.rollout import Batch, Rollout, seed_of
-from nanoreason.run import Count, Progress, Range, Rate, autocast, learning_rate
+from nanoreason.run import Count, Progress, Range, autocast, learning_rate
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # log-probs (B, T), batch -> per-token loss (B, T)
 Measure = Callable[[torch.Tensor, Batch], dict[str, torch.Tensor]]  # the same -> {metric: per-token value (B, T)}
@@ -249,7 +249,7 @@ class Algorithm:
     clip_low: Annotated[float, Range(0, infinite=True)] = 0.2  # ratios below 1 - this: no gradient of wrong tokens
     clip_high: Annotated[float, Range(0, infinite=True)] = 0.2  # ratios above 1 + this: no gradient of right tokens
     cap: Annotated[float, Range(0, infinite=True)] = math.inf  # two-sided clip: above it none of wrong ones either
-    kl_coef: Rate = 0.0  # beta, weight of KL(policy || reference); 0: no reference
+    kl_coef: Annotated[float, Range(0, 1000)] = 0.0  # beta, weight of KL(policy || reference); 0: no reference
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # k3 or k2 in the loss, k1 in the reward
     kl_correction: bool = False  # weigh k2 or k3 by the ratio: exact gradient of the KL when off-policy
     reference_every: Count = 400  # updates between replacements of the reference by the policy; 0: never

@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 
 from nanoreason.checkpoint import load_checkpoint, load_extra
+from nanoreason.environment import check_words
 from nanoreason.forcing import Forcing, Thought, deliberate, keep_going
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, OPEN
@@ -108,11 +109,12 @@ def main(argv: list[str]) -> int:
     checkpoint, config = for_checkpoint(PlayConfig(), argv, prog, "[--problem TEXT]")
     model, tokenizer = load_checkpoint(checkpoint, pick_device(config.device))
     task, word = config.task, config.word
+    check_words(tokenizer, task=task)
     try:
         tokenizer.encode(word)
     except ValueError as error:
         if word != PlayConfig.word:
-            raise
+            raise ValueError(f"--word {word}: {error}") from None
         # a searcher's "wait" is to move to some node
         word = "M" if tokenizer.backend.token_to_id("M") is not None else ""
         say(f"({error}: it is kept from stopping {f'with {word!r}' if word else 'without a word'})")
@@ -123,6 +125,9 @@ def main(argv: list[str]) -> int:
             text = config.problem or input("a problem, or nothing for a drawn one, or q to leave: ")
         except EOFError:
             return 0
+        except UnicodeDecodeError as error:  # in another encoding than the console's
+            say(str(error))
+            continue
         if text.strip() == "q":
             return 0
         try:

@@ -32,6 +32,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from tqdm import tqdm
 
+from nanoreason.console import Console
+
 # ------------------------------------------------------------------------------------------------- kinds of settings
 
 
@@ -57,8 +59,13 @@ class Range:
 
 Count = Annotated[int, Range(0)]
 Positive = Annotated[int, Range(1)]
+ROWS = 1_000_000  # no more rows than this at once: they and their problems are all in memory
+Rows = Annotated[int, Range(1, ROWS)]
+AnyRows = Annotated[int, Range(0, ROWS)]
 Share = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0)]
+LearningRate = Annotated[float, Range(0, 100)]
+Threads = Annotated[int, Range(1, 1024)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class RunConfig:
     out: str = "runs/default"  # folder of this run: config.json, metrics.jsonl, samples.jsonl, checkpoints
     seed: int = 0  # every random number of the run follows from it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    threads: Positive = 1  # CPU threads; one is fastest for tiny models and makes results independent of the cores
+    threads: Threads = 1  # CPU threads; one is fastest for tiny models and makes results independent of the cores
     resume: bool = False  # go on where the run in `out` stopped
 
 
@@ -345,9 +352,16 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, float) and float(short) != value == value else short
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def check(value: Any, kind: Any, flag: str) -> None:
-    """ValueError in one line if a setting is not what its type allows."""
+    """ValueError in one line if a setting is not what its type allows. Files and notebooks hold any type of value."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    plain_kind = tuple if origin is tuple else str if origin is Literal else bare(kind)
+    allowed = (int, float) if plain_kind is float else plain_kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and plain_kind is not bool):
+        raise ValueError(f"{flag} {value!r:.60}: must be {KINDS.get(plain_kind, plain_kind.__name__)}")
     if origin is Annotated:
         for range_ in (arg for arg in args[1:] if isinstance(arg, Range)):
             if not range_.holds(value):
@@ -401,7 +415,11 @@ def plain(value: Any) -> Any:
 
 
 def from_flat(field: str, flat: dict[str, Any], table: dict[str, Any]) -> Any:
-    """The object of a field, from what `flatten` made of it: how a checkpoint tells which task it is for."""
+    """The object of a field, from what `flatten` made of it: how a checkpoint tells which task it is for.
+
+    ValueError names the flag whose value is none.
+    """
+    check(flat[field], str, f"--{field}")
     value = from_spec(flat[field], table, field, None)
     changes: dict[int, dict[str, Any]] = {}
     for flag, (owner, name) in parts_of(field, value, table).items():
@@ -410,8 +428,23 @@ def from_flat(field: str, flat: dict[str, Any], table: dict[str, Any]) -> Any:
             text = shown(tuple(stored)) if isinstance(stored, list) else stored
             kind = hints_of(type(owner))[name]
             read = reader_of(kind) if isinstance(text, str) and bare(kind) is not str else lambda same: same
-            changes.setdefault(id(owner), {})[name] = read(text)
-    return with_parts(value, changes)
+            try:
+                found = read(text)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise ValueError(f"--{flag} {stored!r:.60}: {error}") from None
+            check(found, kind, f"--{flag}")
+            changes.setdefault(id(owner), {})[name] = found
+    return changed(field, value, changes, table)
+
+
+def changed(field: str, value: Any, changes: dict[int, dict[str, Any]], table: dict[str, Any]) -> Any:
+    """`with_parts`; what the objects have against it is said with the flag."""
+    try:
+        return with_parts(value, changes)
+    except ValueError as error:
+        flag = f"{field}.{str(error).partition(':')[0]}"
+        is_named = flag in parts_of(field, value, table)
+        raise ValueError(f"--{field}{'.' if is_named else ': '}{error}") from None
 
 
 def check_settings(config: RunConfig) -> None:
@@ -426,6 +459,13 @@ def check_settings(config: RunConfig) -> None:
             check(one.weight, float, f"{flag}: the weight of {name_of(one, known[field.name])},")
         for name, (owner, part) in parts_of(field.name, value, known[field.name]).items():
             check(getattr(owner, part), hints_of(type(owner))[part], f"--{name}")
+
+
+def check_rows(**counts: int) -> None:
+    """ValueError if these settings together ask for more rows at once than any memory holds."""
+    if math.prod(counts.values()) > ROWS:
+        flags = " times ".join(f"--{name.replace('_', '-')} {value}" for name, value in counts.items())
+        raise ValueError(f"{flags}: more than {ROWS} rows at once")
 
 
 class Parser(argparse.ArgumentParser):
@@ -482,7 +522,8 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
         owner, part = owners[flag]
         check(values[flag], kinds[flag], f"--{flag}")  # first: the object itself may not stand a wrong value
         changes.setdefault(id(owner), {})[part] = values[flag]
-    objects = {name: with_parts(getattr(config, name), changes) for name in known if getattr(config, name) is not None}
+    objects = {name: changed(name, getattr(config, name), changes, known[name])
+               for name in known if getattr(config, name) is not None}  # fmt: skip
     plain_values = {flag: value for flag, value in values.items() if flag not in owners}
     config = dataclasses.replace(config, **objects, **plain_values)
     check_settings(config)
@@ -529,8 +570,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     The lock ends with the process, however it ends. In the process that has it, it may be taken again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+b") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+b")
+    except OSError as error:
+        raise ValueError(f"--out {folder}: {error.strerror}: choose another one") from None
+    with file:
         try:
             try:
                 import fcntl
@@ -546,6 +591,39 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+# What a run leaves: a folder that has one of these holds a run, or what is left of one.
+LEFT = ("policy", "policy.old", "reference", "metrics.jsonl", "samples.jsonl", "demonstrations.jsonl")
+LOGS = ("metrics.jsonl", "samples.jsonl")
+
+
+def stored_settings(out: str) -> dict | None:
+    """The settings of the run in a folder; {} if it never began, None if there is none. Errors say why it cannot be."""
+    if not out:
+        raise ValueError("--out is empty: it names the folder of the run")
+    folder, stored = Path(out), Path(out, "config.json")
+    if not stored.exists():
+        if left := [name for name in LEFT if (folder / name).exists()]:
+            raise FileExistsError(
+                f"{folder} holds {', '.join(left)} but no config.json: how it was made is lost, choose another --out"
+            )
+        return None
+    settings = read_json(stored)
+    if "recipe" not in settings:
+        raise FileExistsError(f"{stored} is not that of a run of a recipe: choose another --out")
+    return settings if any(path.name not in ("config.json", ".lock") for path in folder.iterdir()) else {}
+
+
+def check_out(config: RunConfig) -> None:
+    """What can be said of --out and --resume before anything is loaded: one line for a person who mistyped it."""
+    before = stored_settings(config.out)
+    if config.resume and before is None:
+        raise ValueError(f"--resume: {config.out} holds no run to go on with")
+    if before and not config.resume:
+        raise FileExistsError(
+            f"{config.out} already holds a run: add --resume to go on with it, or choose another --out"
+        )
+
+
 class Run:
     """The folder of one run. It exists, with config.json in it, before the first step; other processes keep out of it.
 
@@ -554,44 +632,61 @@ class Run:
     """
 
     def __init__(self, config: RunConfig):
+        check_settings(config)
+        stored_settings(config.out)  # a folder that cannot be one is refused before the lock stands in it
         self.config = config
         self.folder = Path(config.out)
         stored = self.folder / "config.json"
         settings = {"recipe": type(config).__name__, **flatten(config)}
         self._lock = locked(self.folder)
         self._lock.__enter__()
-        mine = {stored, self.folder / ".lock"}
-        if stored.exists() and any(path not in mine for path in self.folder.iterdir()):  # a config alone is no run
-            if not config.resume:
-                raise FileExistsError(
-                    f"{self.folder} already holds a run: add --resume to go on with it, or choose another --out"
-                )
-            before = read_json(stored)
+        if before := stored_settings(config.out):
+            check_out(config)
             free = FREE | ({"steps"} if settings.get("decay", "none") == "none" else set())
-            changed = {k: v for k, v in settings.items() if k not in free and v != before.get(k)}
-            if changed:
-                said = ", ".join(f"{k}={before.get(k)!r}, not {v!r}" for k, v in changed.items())
+            others = {k: v for k, v in settings.items() if k not in free and v != before.get(k)}
+            if others:
+                said = ", ".join(f"{k}={before.get(k)!r}, not {v!r}" for k, v in others.items())
                 raise ValueError(f"cannot resume {self.folder}: it ran with {said}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(stored, settings)
         self._files: dict[str, typing.TextIO] = {}
+        self.logged = dict.fromkeys(LOGS, 0)  # lines in each file: a checkpoint records how many belong to it
 
-    def rewind(self, step: int) -> None:
-        """Drop logged lines of steps after `step`: the run goes on from there and will write them again."""
+    def rewind(self, step: int, logged: dict[str, int] | None = None) -> None:
+        """Drop logged lines of steps after `step`: the run goes on from there and will write them again.
+
+        `logged` is what the checkpoint of that step recorded. Where fewer lines are left it is said, and no more: a
+        power cut may take the last lines of a log, which is no reason to give a run up.
+        """
         for file in self._files.values():  # they would go on writing into the files that are replaced
             file.close()
         self._files.clear()
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.folder / name
+        for name in LOGS:
+            path, kept = self.folder / name, []
             if path.exists():
-                kept = [json.dumps(line) + "\n" for line in read_jsonl(path) if line["step"] <= step]
+                for line in read_jsonl(path):
+                    check(line.get("step"), int, f"{path}: step")
+                    if line["step"] <= step:
+                        kept.append(json.dumps(line) + "\n")
                 replace_text(path, "".join(kept))
+            self.logged[name] = len(kept)
+            if logged and len(kept) != (before := logged.get(name)):
+                say(f"{path} has {len(kept)} lines up to step {step}, of {before}: this run's history is not whole")
+
+    def last_line(self) -> dict:
+        """The last line of metrics; ValueError if they are lost."""
+        path = self.folder / "metrics.jsonl"
+        lines = read_jsonl(path) if path.exists() else []
+        if not lines:
+            raise ValueError(f"{path} holds no line: what the run measured is lost, its policy is not")
+        return lines[-1]
 
     def _append(self, name: str, line: dict) -> None:
         if name not in self._files:
             self._files[name] = open(self.folder / name, "a", encoding="utf-8")
         self._files[name].write(json.dumps(line) + "\n")
         self._files[name].flush()
+        self.logged[name] += 1
 
     def log(self, step: int, **metrics: Any) -> None:
         self._append("metrics.jsonl", {"step": step, **metrics})
@@ -607,9 +702,22 @@ class Run:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The lines of a JSONL file. A last line that a kill cut in half is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """The lines of a JSONL file. A last line that a kill cut in half is left out, another bad one is a ValueError."""
+    try:
+        lines = read_file(Path(path)).decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: the file is damaged") from None
+    found = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            value = json.loads(line) if line else {}
+        except (ValueError, RecursionError):  # no JSON; nested too deep
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number} is no JSON object: the file is damaged")
+        if line:
+            found.append(value)
+    return found
 
 
 def read_file(path: Path) -> bytes:
@@ -741,9 +849,15 @@ def spoken(text: str) -> str:
 
 
 def say(text: str, file: typing.TextIO | None = None) -> None:
-    """Print lines of a report, on stdout unless a file is named, without tearing a bar apart."""
-    tqdm.write(spoken(text), file=file)
-    (file or sys.stdout).flush()
+    """Print lines of a report, on stdout unless a file is named, without tearing a bar apart. A stream that does not
+    take them, or is not there, ends nothing."""
+    stream = file or sys.stdout
+    if stream is None:
+        return
+    out = stream if isinstance(stream, Console) else Console(stream)
+    with tqdm.external_write_mode(file=stream):
+        out.write(f"{spoken(text)}\n")
+    out.flush()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -796,8 +910,9 @@ def pick_device(name: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.split(":")[0]
-    if not available.get(kind, False):
+    kind, colon, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not available.get(kind, False) or (colon and not (index.isdecimal() and int(index) < count)):
         raise ValueError(
             f"device {name!r} is not available here: use one of {[k for k, there in available.items() if there]}"
         )

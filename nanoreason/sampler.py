@@ -37,6 +37,7 @@ from nanoreason.run import Progress, autocast
 from nanoreason.tokenizer import TextTokenizer
 
 PREFILL_TOKENS = 16_384  # prompt tokens read at once; bounds the memory of a prefill
+COLDEST = 1e-6  # logits divided by less are no longer numbers
 WIDEN = 32  # slots by which the cache grows when the longest row reaches its end
 
 
@@ -82,7 +83,8 @@ def draw(
 
 
 class Sampler:
-    """An iterator over stopped rows. One sampler serves one set of weights: make a new one after an update.
+    """An iterator over stopped rows. One sampler serves one set of weights: make a new one after an update. Weights
+    that changed since it was made are a RuntimeError at the next row: the keys in its cache are of the old ones.
 
     tokenizer       gives the EOS ids, and reads stop texts; or `eos_id` alone, one id or several (None: rows end by
                     stop ids and budgets)
@@ -107,11 +109,17 @@ class Sampler:
         max_rows: int = 512,
         kv_bytes: int = 4 << 30,
     ):
-        self.version = self._weights_version(model)
-        if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_rows < 1:  # NaN is in no range
-            raise ValueError(
-                f"temperature {temperature}, top_p {top_p}, max_rows {max_rows}: needs [0, inf), (0, 1] and >= 1"
-            )
+        # each weight with its counter of in-place changes; writes through `.data` have none, and are not seen
+        self.weights = [
+            (module._parameters, name, weight, weight._version)
+            for module in model.modules()
+            for name, weight in module._parameters.items()
+            if weight is not None
+        ]
+        if not (temperature == 0 or COLDEST <= temperature < math.inf):  # NaN is in no range
+            raise ValueError(f"temperature {temperature}: 0 for greedy, or finite and at least {COLDEST}")
+        if not 0 < top_p <= 1 or max_rows < 1:
+            raise ValueError(f"top_p {top_p}, max_rows {max_rows}: needs (0, 1] and >= 1")
         eos_id = tokenizer.eos_ids if tokenizer is not None else eos_id
         self.model, self.max_new_tokens = model, max_new_tokens
         self.tokenizer, self.stop = tokenizer, stop
@@ -137,10 +145,7 @@ class Sampler:
 
     def submit(self, rows: list[Rollout]) -> None:
         """Queue rows to be continued to their next stop. A row that cannot even start is an error that names it."""
-        if self._weights_version(self.model) != self.version:
-            raise RuntimeError(
-                "the model's weights changed since this sampler was made, so its keys are stale: make a new Sampler"
-            )
+        self._check_weights()
         waiting = {id(row) for row in [*self.queue, *self.rows[: self.n], *self.finished]}
         for i, row in enumerate(rows):
             if not row.tokens:
@@ -162,9 +167,13 @@ class Sampler:
                 # Rows whose keys are still here go first, before new rows take their slots.
                 (self.queue.appendleft if row in self.rows else self.queue.append)(row)
 
-    @staticmethod
-    def _weights_version(model: Transformer) -> int:
-        return sum(parameter._version for parameter in model.parameters())
+    def _check_weights(self) -> None:
+        """RuntimeError if a weight was written to or replaced; microseconds beside a decode step's millisecond."""
+        for owner, name, weight, version in self.weights:
+            if weight._version != version or owner.get(name) is not weight:
+                raise RuntimeError(
+                    "the model's weights changed since this sampler was made, so its keys are stale: make a new Sampler"
+                )
 
     def finish(self, rows: list[Rollout]) -> list[Rollout]:
         """Submit rows, run until all have stopped, and return them in the order given."""
@@ -178,6 +187,7 @@ class Sampler:
 
     @torch.inference_mode()
     def __next__(self) -> Rollout:
+        self._check_weights()  # whoever has the rows in between may have trained on them
         with autocast(self.model.device):
             while not self.finished:
                 # Only now, when every stopped row was handed out: one that was submitted again still has its keys.

@@ -31,6 +31,33 @@ run.LINE_SECONDS = float("inf")  # no line of progress, which comes by the clock
 VOCAB = 24
 
 
+class Stop:
+    """Raises KeyboardInterrupt at the `count`-th call of a function, before it or after it."""
+
+    def __init__(self, patch, owner, name, count, after=False):
+        self.calls, self.fired = 0, False
+        real = getattr(owner, name)
+
+        def stopping(*args, **kwargs):
+            self.calls += 1
+            if self.calls == count and not after:
+                self.fired = True
+                raise KeyboardInterrupt
+            result = real(*args, **kwargs)
+            if self.calls == count and after:
+                self.fired = True
+                raise KeyboardInterrupt
+            return result
+
+        patch.setattr(owner, name, stopping)
+
+
+@pytest.fixture(scope="session")
+def stop_at():
+    """stop_at(patch, owner, name, count, after=False): a function that stops the run at its `count`-th call."""
+    return Stop
+
+
 @pytest.fixture(scope="session")
 def make_model():
     """make_model(seed, **fields of ModelConfig): a tiny transformer whose next-token distributions are peaky.

@@ -506,8 +506,8 @@ def test_a_checkpoint_without_its_training_state_still_loads(good, tmp_path):
     load_checkpoint(folder)
 
 
-STATES = [{}, {"step": -5}, {"step": None}, {"step": "7"}, {"step": 7.0}, {"step": True}, {"round": -1}, {"seen": 3},
-          {"step": 7, "round": []}]  # fmt: skip
+STATES = [{}, {"step": -5}, {"step": None}, {"step": "7"}, {"step": 7.0}, {"step": True}, {"step": [7]}, {"seen": 3},
+          {"round": 7}]  # fmt: skip
 
 
 @pytest.mark.parametrize("state", STATES, ids=str)
@@ -582,27 +582,6 @@ def test_ids_without_a_token_are_known_after_loading(make_model, words, tmp_path
 
 
 # ------------------------------------------------------------------------------------------- a kill at any moment
-
-
-class Stop:
-    """Raises KeyboardInterrupt at the `count`-th call of a function, before it or after it."""
-
-    def __init__(self, patch, owner, name, count, after=False):
-        self.calls, self.fired = 0, False
-        real = getattr(owner, name)
-
-        def stopping(*args, **kwargs):
-            self.calls += 1
-            if self.calls == count and not after:
-                self.fired = True
-                raise KeyboardInterrupt
-            result = real(*args, **kwargs)
-            if self.calls == count and after:
-                self.fired = True
-                raise KeyboardInterrupt
-            return result
-
-        patch.setattr(owner, name, stopping)
 
 
 EVENTS = [(checkpoint, "save_file"), (checkpoint.os, "replace"), (checkpoint.shutil, "rmtree"), (Path, "write_text"),
@@ -683,14 +662,14 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one
     assert found == {1, 2}
 
 
-def test_a_second_kill_before_the_first_save_was_repaired_loses_nothing_either(make_model, words, tmp_path):
+def test_a_second_kill_before_the_first_save_was_repaired_loses_nothing_either(stop_at, make_model, words, tmp_path):
     """Killed between the two renames, the old checkpoint stands under its other name; the next save is killed too."""
     model, folder = make_model(7), tmp_path / "policy"
     save_checkpoint(folder, model, words, state={"step": 1})
 
     for owner, name, count in ((os, "replace", 2), (checkpoint, "save_file", 1), (os, "replace", 1)):
         with pytest.MonkeyPatch.context() as patch:
-            Stop(patch, owner, name, count)
+            stop_at(patch, owner, name, count)
             with pytest.raises(KeyboardInterrupt):
                 save_checkpoint(folder, model, words, state={"step": 2})
         assert existing(folder) == tmp_path / "policy.old"

@@ -86,8 +86,56 @@ MISTAKES = {
         ["sft", "--preset", "tiny", "--context", "32", "--task.digits", "3"],
         "context of 32",
     ),
+    "too many threads": (
+        ["sft", "--threads", "1000000000"],
+        "--threads 1000000000: must be at least 1 and at most 1024",
+    ),
+    "too many rows": (["sft", "--rows-per-step", "1000000000"], "--rows-per-step 1000000000: must be"),
+    "too many rows in all": (
+        ["grpo", "--base", "BASE", "--prompts", "2000", "--group-size", "2000"],
+        "--prompts 2000 times --group-size 2000: more than 1000000 rows",
+    ),
+    "too large a rate": (["sft", "--lr", "1e300"], "--lr 1e+300: must be"),
+    "no key-value heads": (
+        ["sft", "--preset", "tiny", "--kv-heads", "3"],
+        "--heads 2 must be a multiple of --kv-heads 3",
+    ),
+    "a group of one": (["grpo_minimal", "--group-size", "1"], "--group-size 1: must be at least 2"),
+    "more minibatches than rows": (
+        ["grpo", "--base", "BASE", "--prompts", "1", "--updates-per-rollout", "17"],
+        "--updates-per-rollout 17: a rollout has only 16 rows",
+    ),
+    "no gradient": (["grpo", "--base", "BASE", "--max-grad-norm", "0"], "--max-grad-norm 0: must be more than 0"),
+    "colder than numbers": (
+        ["grpo", "--base", "BASE", "--temperature", "1e-320", "--task.digits", "1"],
+        "temperature 1e-320",
+    ),
+    "shares of nothing": (["sft", "--task.shares=0,0,0,0,0"], "--task.shares: one share for each of 5 lengths"),
+    "an object's own objection": (["sft", "--task", "attempts", "--task.largest", "9"], "--task: targets (10, 60)"),
+    "words of another task": (
+        ["grpo", "--base", "BASE", "--task", "countdown"],
+        "--task: the model does not know the words",
+    ),
+    "tested on words of another task": (
+        ["sft", "--preset", "tiny", "--eval-task", "attempts"],
+        "--eval-task: the model does not know the words",
+    ),
+    "a late task that never joins": (["star", "--late-task.digits", "9"], "--late-task and --late-from"),
+    "no row for new traces": (["star", "--prompt-share", "1"], "--prompt-share 1.0 leaves none of --rows-per-step 16"),
+    "no steps in a round": (["star", "--step-growth", "0", "--step-increment", "0"], "make 0 steps in round 6"),
+    "steps beyond numbers": (["star", "--step-growth", "100", "--rounds", "1000"], "make inf steps in round 1000"),
+    "hints and another try": (["star", "--rationalize", "--retry-temperature", "1"], "--retry-temperature 1.0"),
+    "no methods": (["budget", "--base", "BASE", "--methods="], "--methods"),
+    "no budgets": (["budget", "--base", "BASE", "--budgets="], "--budgets is empty"),
+    "no name of a base": (["grpo_minimal", "--base="], "no checkpoint at ''"),
+    "a device with no number": (["sft", "--device", "cpu:7"], "device 'cpu:7' is not available"),
+    "no folder": (["sft", "--out="], "--out is empty"),
+    "nothing to resume": (["sft", "--resume", "--out", "nowhere"], "--resume: nowhere holds no run"),
+    "no folder of a section": (["reproduce", "star", "--out="], "--out is empty"),
+    "too many seeds": (["reproduce", "star", "--seeds", "1000000000"], "--seeds 1000000000: must be"),
+    "fewer workers than none": (["reproduce", "star", "--workers", "-1"], "--workers -1: must be at least 0"),
     "no preset": (["reproduce", "star", "--preset", "huge"], "no preset 'huge'"),
-    "no seeds": (["reproduce", "star", "--seeds", "0"], "at least one seed"),
+    "no seeds": (["reproduce", "star", "--seeds", "0"], "--seeds 0: must be at least 1"),
 }
 
 
@@ -229,7 +277,15 @@ def test_reproduce_leaves_config_metrics_samples_figure_and_summary(reproduced):
 
 def test_the_summary_has_exactly_the_format_of_every_section(reproduced):
     summary = finite((reproduced / "summary.json").read_text())
-    assert list(summary) == ["section", "preset", "seeds", "device", "seconds", "claims", "numbers", "shown"]
+    assert list(summary) == [
+        "section",
+        "preset",
+        "seeds",
+        "device",
+        "seconds",
+        "claims",
+        "numbers",
+    ]  # star shows no text
     assert (summary["section"], summary["preset"], summary["seeds"]) == ("star", "tiny", 1)
     assert isinstance(summary["device"], str) and summary["device"]
     assert isinstance(summary["seconds"], float) and summary["seconds"] > 0

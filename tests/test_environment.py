@@ -208,12 +208,14 @@ def test_a_value_that_is_no_finite_number_is_one_error_that_names_reward_and_row
         assert "\n" not in str(caught.value)
 
 
-def test_an_infinite_weight_or_value_of_a_token_is_named_too():
+def test_a_weight_or_value_of_a_token_that_is_infinite_or_too_large_to_be_squared_is_named_too():
     scored = judge(TASK, WORDS, [[finished_row("8", "8"), finished_row("8", "8 8 8")]])
     with pytest.raises(ValueError, match="reward accuracy times its weight is inf for row 0"):
         compute_rewards(scored, (Accuracy(weight=math.inf),))
+    with pytest.raises(ValueError, match=r"reward accuracy times its weight is 1e\+200 for row 0"):
+        compute_rewards(scored, (Accuracy(weight=1e200),))  # the deviation of its group would be no number
     with pytest.raises(ValueError, match="reward dense_repetition of tokens is -inf for row 1"):
-        compute_rewards(scored, (DenseRepetition(n=1, weight=1e308, penalty=-1e300),))
+        compute_rewards(scored, (DenseRepetition(n=1, weight=1e308, penalty=-1e20),))
 
 
 def test_a_reward_of_tokens_must_have_one_value_per_token():

@@ -477,24 +477,6 @@ METRICS = [
 ]  # fmt: skip
 
 
-class Stop:
-    """Raises KeyboardInterrupt at the `count`-th call of a function of the recipe, before it or after it."""
-
-    def __init__(self, patch, name, count, after):
-        real, self.calls = getattr(grpo, name), 0
-
-        def stopping(*args, **kwargs):
-            self.calls += 1
-            if self.calls == count and not after:
-                raise KeyboardInterrupt
-            result = real(*args, **kwargs)
-            if self.calls == count:
-                raise KeyboardInterrupt
-            return result
-
-        patch.setattr(grpo, name, stopping)
-
-
 def left_by(folder) -> dict:
     """All that a run leaves: bytes of every checkpoint file, and log lines without their times."""
     left = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("*/*"))}
@@ -555,10 +537,10 @@ def test_every_metric_is_there_at_every_step_and_they_agree_with_each_other(whol
     ],
 )
 def test_a_stopped_and_resumed_run_ends_bit_equal_to_one_that_never_stopped(
-    whole, config, tmp_path, name, count, after
+    stop_at, whole, config, tmp_path, name, count, after
 ):
     with pytest.MonkeyPatch.context() as patch:
-        Stop(patch, name, count, after)
+        stop_at(patch, grpo, name, count, after)
         with pytest.raises(KeyboardInterrupt):
             grpo.run(config)
     grpo.run(replace(config, resume=True))

@@ -11,7 +11,7 @@ PACKAGE = Path(nanoreason.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # An import may skip layers downward. A new module needs its place here.
 LAYERS = {
-    "__init__": 0, "rollout": 0, "run": 0, "tokenizer": 0,
+    "__init__": 0, "console": 0, "rollout": 0, "run": 0, "tokenizer": 0,
     "model": 1, "optim": 1, "prompts": 1, "arithmetic": 1, "countdown": 1, "search": 1, "evaluate": 1, "hf_config": 2,
     "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
     "forcing": 4, "environment": 4, "analysis": 4,
@@ -104,7 +104,9 @@ def test_nothing_that_only_unix_has_is_imported(path):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in guarded:
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not {"signal", "fcntl", "resource", "pwd", "termios"} & set(names), f"{path}:{node.lineno}"
+            assert not {"fcntl", "resource", "pwd", "termios"} & set(names), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Attribute):  # of `signal`, which is everywhere, but not with all that is in it
+            assert node.attr not in ("alarm", "setitimer", "SIGALRM", "SIGKILL"), f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.stat().st_size], ids=name_of)

@@ -290,6 +290,28 @@ def test_an_exception_ends_everything_and_is_raised(tmp_path):
     assert ran == ["a"] and 1 <= cores() <= multiprocessing.cpu_count()
 
 
+@pytest.mark.parametrize("name", ["done.json", "spent.json"])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"seconds": "long"}', '{"seconds": -1}', "{"])
+def test_a_damaged_file_of_a_job_is_named(name, text, tmp_path):
+    (todo,) = jobs({"a": 1}, {}, tmp_path)
+    folder = Path(todo.config.out)
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        reproduction.run_job(todo)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"arm": "a", "seed": 0}', '{"seed": 0, "step": 1}', '{"arm": "a", "step": 1, "seed": "0"}']
+)
+def test_a_damaged_line_of_a_sections_metrics_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match="metrics.jsonl: (arm|seed|step)"):
+        reproduction.summarise("star", "tiny", tmp_path)
+    with pytest.raises(ValueError, match="metrics.jsonl but no config.json"):
+        reproduction.reproduce("star", "tiny", 1, tmp_path)
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

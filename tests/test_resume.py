@@ -22,27 +22,6 @@ BASE = str(ROOT / "data" / "checkpoints" / "star-base")
 THINKER = str(ROOT / "data" / "checkpoints" / "thinking-addition")
 
 
-class Stop:
-    """Raises KeyboardInterrupt at the `count`-th call of a function, before it or after it."""
-
-    def __init__(self, patch, owner, name, count, after=False):
-        self.calls, self.fired = 0, False
-        real = getattr(owner, name)
-
-        def stopping(*args, **kwargs):
-            self.calls += 1
-            if self.calls == count and not after:
-                self.fired = True
-                raise KeyboardInterrupt
-            result = real(*args, **kwargs)
-            if self.calls == count and after:
-                self.fired = True
-                raise KeyboardInterrupt
-            return result
-
-        patch.setattr(owner, name, stopping)
-
-
 SFT = replace(sft.PRESETS["tiny"], steps=12, save_every=4, log_every=3, rows_per_step=8, eval_every=6, eval_problems=2)
 STAR = replace(
     star.PRESETS["tiny"], base=BASE, rounds=3, rows_per_step=8, problems=12, rationalize=True, first_steps=3,
@@ -120,11 +99,11 @@ def whole_sft(tmp_path_factory) -> dict:
     ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
 )
 def test_a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped(
-    whole_sft, tmp_path, owner, name, count, after
+    stop_at, whole_sft, tmp_path, owner, name, count, after
 ):
     config = replace(SFT, out=str(tmp_path / "run"))
     with pytest.MonkeyPatch.context() as patch:
-        stop = Stop(patch, owner, name, count, after)
+        stop = stop_at(patch, owner, name, count, after)
         with pytest.raises(KeyboardInterrupt):
             sft.run(config)
         assert stop.fired
@@ -132,11 +111,11 @@ def test_a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped(
     assert_same_run(left_by(tmp_path / "run"), whole_sft)
 
 
-def test_a_run_stopped_at_every_other_step_still_ends_bit_equal(whole_sft, tmp_path):
+def test_a_run_stopped_at_every_other_step_still_ends_bit_equal(stop_at, whole_sft, tmp_path):
     config = replace(SFT, out=str(tmp_path / "run"))
     for attempt in range(20):
         with pytest.MonkeyPatch.context() as patch:
-            Stop(patch, learn, "update", 6)
+            stop_at(patch, learn, "update", 6)
             with contextlib.suppress(KeyboardInterrupt):
                 sft.run(replace(config, resume=attempt > 0))
                 break
@@ -167,11 +146,11 @@ def whole_star(tmp_path_factory, scripted_answers) -> dict:
     ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
 )
 def test_a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped(
-    whole_star, tmp_path, owner, name, count, after
+    stop_at, whole_star, tmp_path, owner, name, count, after
 ):
     config = replace(STAR, out=str(tmp_path / "run"))
     with pytest.MonkeyPatch.context() as patch:
-        stop = Stop(patch, owner, name, count, after)
+        stop = stop_at(patch, owner, name, count, after)
         with pytest.raises(KeyboardInterrupt):
             star.run(config)
         assert stop.fired
@@ -193,7 +172,7 @@ def test_resuming_a_finished_run_changes_nothing_and_returns_its_last_line(
     assert {k: v for k, v in again.items() if k != "step"} == {k: v for k, v in last.items() if k != "step"}
 
 
-def test_a_selection_that_was_stopped_is_made_again_as_a_whole(tmp_path):
+def test_a_selection_that_was_stopped_is_made_again_as_a_whole(stop_at, tmp_path):
     """It has no steps: whatever a stop left behind, the same demonstrations are written, and lines are not doubled."""
     config = replace(select.PRESETS["tiny"], teacher=THINKER, out=str(tmp_path / "whole"))
     select.run(config)
@@ -207,7 +186,7 @@ def test_a_selection_that_was_stopped_is_made_again_as_a_whole(tmp_path):
     for owner, name, after in ((select, "replace_text", True), (Run, "log", True), (Run, "sample", False)):
         stopped = replace(config, out=str(tmp_path / f"stopped-{name}"))
         with pytest.MonkeyPatch.context() as patch:
-            stop = Stop(patch, owner, name, 1, after)
+            stop = stop_at(patch, owner, name, 1, after)
             with pytest.raises(KeyboardInterrupt):
                 select.run(stopped)
             assert stop.fired

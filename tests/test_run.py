@@ -325,6 +325,49 @@ def test_the_flags_of_an_algorithm_change_what_they_name_and_leave_the_rest_as_i
     assert from_flat("algorithm", json.loads(json.dumps(flatten(config))), ALGORITHMS) == wanted
 
 
+NO_VALUES = [
+    ("digits", 3), ("digits", [0]), ("digits", ["x"]), ("digits", [1.5]), ("digits", None), ("form", "poem"),
+    ("hint_share", "much"), ("hint_share", 2), ("hint_share", True), ("hint_share", {}), ("shares", [1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag, value", NO_VALUES, ids=str)
+def test_what_a_checkpoint_says_of_its_task_is_checked_like_a_flag(flag, value):
+    """A file may hold any type of value."""
+    flat = {**task_flags(flatten(sft.SftConfig())), f"task.{flag}": value}
+    with pytest.raises(ValueError, match=rf"--task\.{flag}") as error:
+        from_flat("task", flat, TASKS)
+    assert "\n" not in str(error.value)
+    for no_task in (None, 3, ["addition"]):
+        with pytest.raises(ValueError, match="--task .*a text"):
+            from_flat("task", {"task": no_task}, TASKS)
+
+
+NO_CONFIGS = [
+    ({"lr": math.nan}, "--lr nan"), ({"steps": -1}, "--steps -1"), ({"steps": 2.5}, "--steps 2.5: must be a whole"),
+    ({"steps": True}, "--steps True"), ({"width": "wide"}, "--width 'wide'"), ({"threads": 0}, "--threads 0"),
+    ({"task": Addition((0,))}, "--task.digits 0"), ({"task": Addition(digits=[1])}, r"--task.digits \[1\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, said", NO_CONFIGS, ids=str)
+def test_a_config_made_in_python_is_checked_before_its_run_begins(changes, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        Run(replace(sft.SftConfig(), out=str(tmp_path / "a"), **changes))
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_presets_are_within_their_ranges():
+    sections = [importlib.import_module(f"nanoreason.experiments.{name}") for name in SECTIONS]
+    for module in RECIPES.values():
+        for config in module.PRESETS.values():
+            settings_code.check_settings(config)
+    for section in sections:
+        for preset in section.PRESETS:
+            for arm in section.arms(preset, 0):
+                settings_code.check_settings(arm.settings)
+
+
 def test_numbers_are_stored_without_rounding():
     third = 1 / 3
     config = parsed("grpo", f"--rewards=format:{third}", f"--task.shares={third},{third},1", f"--lr={third}")
@@ -626,7 +669,8 @@ def test_what_does_not_change_a_step_may_change_and_everything_else_may_not(tmp_
             continue
         config = replace(start, out=str(tmp_path_factory.mktemp("run") / "a"))
         Run(config).log(0)
-        other = replace(config, **{"resume": True, name: not value if isinstance(value, bool) else value + 1})
+        changed = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.01
+        other = replace(config, **{"resume": True, name: changed})
         if name in FREE or (name == "steps" and getattr(start, "decay", "none") == "none"):
             Run(other)
         else:

@@ -538,6 +538,45 @@ def test_an_optimizer_step_counts_as_a_change_of_weights(make_model, prompt_only
         sampler.submit(rows)
 
 
+def trained(model, row):
+    update(model, make_optimizer(model), [row], lr=1e-3)
+
+
+CHANGES = {
+    "an optimizer step": trained,
+    "a loaded state": lambda model, row: model.load_state_dict({k: v * 1.01 for k, v in model.state_dict().items()}),
+    "replaced weights": lambda model, row: model.load_state_dict(
+        {k: v * 1.01 for k, v in model.state_dict().items()}, assign=True
+    ),
+    "one weight": lambda model, row: setattr(
+        model.model.norm, "weight", torch.nn.Parameter(1.01 * model.model.norm.weight.detach())
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_change_between_two_rows_are_an_error_however_they_change(make_model, ragged, change):
+    """The rows that are still live have keys of the old weights: going on would mix two policies in one row."""
+    model = make_model(5)
+    sampler = Sampler(model, eos_id=EOS)
+    sampler.submit(ragged(6))
+    row = next(sampler)
+    CHANGES[change](model, row)
+    with pytest.raises(RuntimeError, match="make a new Sampler"):
+        next(sampler)
+
+
+def test_weights_that_change_while_generate_runs_are_an_error(make_model, ragged):
+    model = make_model(5)
+
+    def on_stop(row):
+        trained(model, row)
+        return []
+
+    with pytest.raises(RuntimeError, match="make a new Sampler"):
+        generate(Sampler(model, eos_id=EOS), ragged(6), on_stop)
+
+
 @pytest.mark.parametrize(
     "options", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_rows": 0}], ids=lambda o: str(*o)
 )

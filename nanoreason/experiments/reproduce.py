@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,21 +28,30 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import nanoreason
+from nanoreason import console
 from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.results import Arm, Results, verdict
 from nanoreason.run import (
+    Count,
+    Range,
+    Rate,
     RunConfig,
+    Threads,
+    check,
     device_name,
     flatten,
     locked,
@@ -155,7 +165,8 @@ def is_done(job: Job) -> bool:
     done = read_json(path)
     if done.get("hash") == job.hash:
         return True
-    before = done.get("settings", {})
+    before = done.get("settings")
+    check(before, dict, f"{path}: settings")
     changed = [key for key in job.settings if job.settings[key] != before.get(key)]
     if changed:
         why = f"with {changed[0]}={before.get(changed[0])!r}, not {job.settings[changed[0]]!r}"
@@ -176,7 +187,7 @@ def run_job(job: Job) -> None:
     folder = Path(job.config.out)
     if is_done(job):
         return
-    spent = read_json(folder / "spent.json")["seconds"] if (folder / "spent.json").exists() else 0.0
+    spent = seconds_in(folder / "spent.json") if (folder / "spent.json").exists() else 0.0
     torch.set_num_threads(job.config.threads)
     started = time.perf_counter()
     try:
@@ -192,14 +203,57 @@ def run_job(job: Job) -> None:
     write_json(folder / "done.json", done)
 
 
+def seconds_in(path: Path) -> float:
+    """How long a job ran, as its file says."""
+    seconds = read_json(path).get("seconds")
+    check(seconds, Rate, f"{path}: seconds")
+    return seconds
+
+
 def die_with_parent() -> None:
     """A worker whose parent was killed must not go on writing into a folder that the next run resumes."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
+@contextlib.contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Processes that are started in this do not get Ctrl-C (but on Windows): they inherit that it is blocked."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_job(*_) -> None:
+    """Told to stop, and not to be told again while it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run_in_worker(run, job: Job) -> None:
+    """SIGTERM ends a job as Ctrl-C does in one process, and the worker with it: it would take the next one."""
+    signal.signal(signal.SIGTERM, end_job)
+    try:
+        run(job)
+    except KeyboardInterrupt:
+        os._exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def worker_setup(counter, lock) -> None:
-    """Each process draws its progress bar on a line of its own, and ends with its parent."""
+    """Each process draws its progress bar on a line of its own, and ends with its parent.
+
+    A terminal sends Ctrl-C to all processes, but only the parent acts on it, and ends its workers by SIGTERM: one that
+    still imports just ends, one that has a job puts down how long it ran.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console.install()
     threading.Thread(target=die_with_parent, daemon=True).start()
     with counter.get_lock():
         position = counter.value
@@ -240,7 +294,14 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
         context = multiprocessing.get_context("spawn")
         counter, lock = context.Value("i", 0), context.RLock()
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=worker_setup, initargs=(counter, lock))
+        run = functools.partial(run_in_worker, run)
     pool = pool or ThisProcess()
+    others = set(multiprocessing.active_children())
+
+    def end_workers() -> None:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+
     longest, done = remaining(jobs), set()
     waiting, running = list(jobs), {}
     try:
@@ -250,7 +311,8 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
             )
             for job in ready[: workers - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(run, job)] = job
+                with no_interrupts() if workers > 1 else contextlib.nullcontext():  # it may start a process
+                    running[pool.submit(run, job)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
                 job = running.pop(future)
@@ -260,8 +322,15 @@ def run_jobs(jobs: list[Job], workers: int, pool: Executor | None = None, run=ru
         raise ValueError(
             "a worker process was killed, perhaps for want of memory: the same command goes on, --workers 1 needs less"
         ) from None
+    except KeyboardInterrupt:
+        end_workers()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # while what runs is waited for
+            end_workers()
+            raise
 
 
 # ---------------------------------------------------------------------------------------------- what it came to
@@ -295,9 +364,9 @@ def check_folder(out: Path, section: str, preset: str) -> None:
     if (out / "config.json").exists():
         before = read_json(out / "config.json")
         if (before.get("section"), before.get("preset")) != (section, preset):
-            raise ValueError(
-                f"{out} holds {before.get('section')} --preset {before.get('preset')}: choose another --out"
-            )
+            is_section = "section" in before
+            held = f"{before['section']} --preset {before.get('preset')}" if is_section else "a run, and no section"
+            raise ValueError(f"{out} holds {held}: choose another --out")
 
 
 def summarise(section: str, preset: str, out: Path, device: str = "", seconds: float | None = None) -> dict:
@@ -309,8 +378,12 @@ def summarise(section: str, preset: str, out: Path, device: str = "", seconds: f
     check_folder(out, section, preset)
     if not (out / "metrics.jsonl").exists():
         raise ValueError(f"no metrics.jsonl in {out}: there is nothing to summarise")
+    lines = read_jsonl(out / "metrics.jsonl")
+    for line in lines:
+        for name, kind in (("arm", str), ("seed", int), ("step", int)):
+            check(line.get(name), kind, f"{out / 'metrics.jsonl'}: {name}")
     samples = read_jsonl(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
-    results = Results(read_jsonl(out / "metrics.jsonl"), samples)
+    results = Results(lines, samples)
     before = read_json(out / "summary.json") if (out / "summary.json").exists() else {}
     summary = {
         "section": section,
@@ -339,6 +412,8 @@ def reproduce(
     # One process per core on the CPU, where a tiny model uses one; a GPU is one queue.
     workers = workers or (cores() if where.type == "cpu" else 1)
     check_folder(out, section, preset)
+    if (out / "metrics.jsonl").exists() and not (out / "config.json").exists():
+        raise ValueError(f"{out} holds metrics.jsonl but no config.json: of what is lost, choose another --out")
     with locked(out):
         jobs = []
         for seed in range(seeds):
@@ -354,7 +429,7 @@ def reproduce(
         lines = {"metrics.jsonl": collect(jobs, "metrics.jsonl"), "samples.jsonl": followed(jobs)}
         for name, found in lines.items():
             replace_text(out / name, "".join(json.dumps(line) + "\n" for line in found))
-        seconds = sum(read_json(Path(job.config.out) / "done.json")["seconds"] for job in jobs)
+        seconds = sum(seconds_in(Path(job.config.out) / "done.json") for job in jobs)
         return summarise(section, preset, out, device_name(where), seconds)
 
 
@@ -363,19 +438,21 @@ def main(argv: list[str], sections: dict[str, str]) -> int:
     parser.add_argument("section", choices=list(sections))
     parser.add_argument("--preset", default="cpu", help="tiny: seconds; cpu: minutes on two cores; gpu (default: cpu)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. SEEDS-1 (default: 3)")
-    parser.add_argument("--out", default="", help="folder of everything (default: runs/SECTION-PRESET)")
+    parser.add_argument("--out", default=None, help="folder of everything (default: runs/SECTION-PRESET)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core on cpu, one on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
     retrain_help = "train the base that comes with the repository anew"
     parser.add_argument("--retrain-base", action="store_true", help=retrain_help)
     summarise_help = "run nothing: make summary.json and figure.png of FOLDER anew from its metrics.jsonl"
-    parser.add_argument("--summarise", default="", metavar="FOLDER", help=summarise_help)
+    parser.add_argument("--summarise", default=None, metavar="FOLDER", help=summarise_help)
     flags = parser.parse_args(argv)
-    if flags.threads < 1 or flags.workers < 0:
-        raise ValueError("--threads is at least 1 and --workers at least 0")
-    if flags.seeds < 1:
-        raise ValueError(f"--seeds {flags.seeds}: at least one seed is needed")
+    check(flags.threads, Threads, "--threads")
+    check(flags.workers, Count, "--workers")
+    check(flags.seeds, Annotated[int, Range(1, 10_000)], "--seeds")
+    for flag in ("out", "summarise"):
+        if getattr(flags, flag) == "":
+            raise ValueError(f"--{flag} is empty: it names a folder")
     out = Path(flags.summarise or flags.out or f"runs/{flags.section}-{flags.preset}")
     if flags.summarise:
         summary = summarise(flags.section, flags.preset, out)

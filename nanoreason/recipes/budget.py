@@ -15,13 +15,26 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.environment import log_samples
+from nanoreason.environment import check_words, log_samples
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.forcing import Forcing, Thought, think
 from nanoreason.model import Transformer
 from nanoreason.prompts import ANSWER, CLOSE, OPEN, asked
 from nanoreason.rollout import Problem, Rollout, Task, prompt_rows, seed_of
-from nanoreason.run import Count, Positive, Progress, Rate, Run, RunConfig, chosen, pick_device, read_jsonl, say, table
+from nanoreason.run import (
+    Count,
+    Positive,
+    Progress,
+    Rate,
+    Rows,
+    Run,
+    RunConfig,
+    check_rows,
+    chosen,
+    pick_device,
+    say,
+    table,
+)
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, Attempts, HardAttempts, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
@@ -40,8 +53,8 @@ class BudgetConfig(RunConfig):
     base: str = ""  # checkpoint folder of the model that is measured; needed
     # task
     task: Task = chosen(TASKS, Templated(ThinkingAddition((1, 2))))  # what it is asked
-    problems: Positive = 150  # held-out problems, of each difficulty where the task has several
-    repeats: Positive = 1  # thoughts per problem in every run
+    problems: Rows = 150  # held-out problems, of each difficulty where the task has several
+    repeats: Rows = 1  # thoughts per problem in every run
     # methods
     methods: tuple[str, ...] = ("forcing", "wait")  # forcing, until, wait, words, suppressed, tokens, steps, class,
     # samples, and of L1: exact, max, free, truncated, s1
@@ -52,7 +65,7 @@ class BudgetConfig(RunConfig):
     words: tuple[str, ...] = ("wait", "Hmm", "Alternatively", "but", "")  # what is appended then; empty: nothing
     step_tokens: Positive = 24  # tokens that a step of the prompt is taken to have (s1: 100)
     class_tokens: Positive = 48  # tokens that a short thought may have
-    samples: Positive = 8  # free responses per problem, for rejection sampling, voting and the best of k
+    samples: Rows = 8  # free responses per problem, for rejection sampling, voting and the best of k
     answer_tokens: Positive = 8  # of an answer, its closing tag included
 
 
@@ -68,14 +81,32 @@ PRESETS = {
 }  # fmt: skip
 
 
+def check_config(config: BudgetConfig) -> None:
+    """What no single setting tells; ValueError says in one line what is wrong."""
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise ValueError(f"--methods {unknown[0]}: use {', '.join(METHODS)}")
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        raise ValueError(f"--methods {','.join(config.methods)}: at least one, each once, of {', '.join(METHODS)}")
+    if not config.base:
+        raise ValueError("--base is needed: a checkpoint folder")
+    for method in config.methods:
+        setting = {"wait": "waits", "words": "words", "class": "class_tokens"}.get(method, "budgets")
+        if not getattr(config, setting):
+            raise ValueError(f"--{setting} is empty, but --methods {method} goes through its values")
+    check_rows(problems=config.problems, repeats=config.repeats)
+    check_rows(problems=config.problems, samples=config.samples if "samples" in config.methods else 1)
+
+
 def run(config: BudgetConfig) -> dict:
     """Every run of every method is one line of metrics; returns the last one."""
-    unknown = [name for name in config.methods if name not in METHODS]
-    if unknown or not config.base:
-        raise ValueError(
-            f"--methods {unknown[0]}: use {', '.join(METHODS)}" if unknown else "--base is needed: a checkpoint folder"
-        )
+    check_config(config)
     model, tokenizer = load_checkpoint(config.base, pick_device(config.device))
+    check_words(tokenizer, task=config.task)
+    for word in config.words if "words" in config.methods else ():
+        try:
+            tokenizer.encode(word)
+        except ValueError as error:
+            raise ValueError(f"--words {word}: {error}") from None
     run = Run(config)
     run.rewind(-1)  # it is measured again as a whole
     lines: list[dict] = []
@@ -91,7 +122,7 @@ def run(config: BudgetConfig) -> dict:
     names = ["method", "asked", "accuracy", "thinking", "cut"]
     say(table(names, [[f"{line[name]:.2f}" if isinstance(line[name], float) else str(line[name]) for name in names]
                       for line in lines]))  # fmt: skip
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]
+    return run.last_line()
 
 
 Lines = Iterator[tuple[dict, list[list[Rollout]]]]  # one line per run, and its rows: their rewards are their verdicts

@@ -27,10 +27,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
 from nanoreason.environment import (
     REPEAT_N,
+    check_words,
     compute_rewards,
     evaluate,
     is_flat,
@@ -64,20 +66,25 @@ from nanoreason.rewards import (
 )
 from nanoreason.rollout import Rollout, Task, seed_of
 from nanoreason.run import (
+    AnyRows,
     Count,
     Decay,
+    LearningRate,
     Positive,
     Progress,
+    Range,
     Rate,
+    Rows,
     Run,
     RunConfig,
     Schedule,
+    check,
+    check_rows,
     chosen,
     flatten,
     is_due,
     learning_rate,
     pick_device,
-    read_jsonl,
     say,
     table,
     task_flags,
@@ -99,25 +106,25 @@ class GrpoConfig(RunConfig):
     rewards: tuple[Reward, ...] = chosen(REWARDS, (Accuracy(),))  # summed with their weights, as accuracy,format:0.1
     # rollout
     steps: Count = 100  # rollouts
-    prompts: Positive = 16  # P, problems of a rollout
-    group_size: Positive = 16  # G, responses to each problem
+    prompts: Rows = 16  # P, problems of a rollout
+    group_size: Rows = 16  # G, responses to each problem
     temperature: Rate = 1.0  # of the sampling; the learner's log-probs are those of this distribution
     max_new_tokens: Schedule = Schedule(64)  # response tokens after which a row is cut; 50,31:112: 112 from step 31 on
-    preflight: Count = 32  # problems on which the base is measured before the first step; 0: none
+    preflight: AnyRows = 32  # problems on which the base is measured before the first step; 0: none
     # loss
     algorithm: Algorithm = chosen(ALGORITHMS, Algorithm())  # advantages, loss, average
     # optimization
     updates_per_rollout: Positive = 1  # minibatches that a rollout is dealt out into, one optimizer step each
     epochs: Positive = 1  # passes over a rollout (GRPO's mu)
-    lr: Rate = 1e-4  # learning rate after warm-up; at 1e-3 a small model loses in ten steps what it knew
+    lr: LearningRate = 1e-4  # learning rate after warm-up; at 1e-3 a small model loses in ten steps what it knew
     decay: Decay = "none"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
     warmup: Count = 5  # updates of warm-up
-    max_grad_norm: Rate = 1.0  # the gradient is scaled down to this norm
+    max_grad_norm: Annotated[float, Range(0, low_open=True)] = 1.0  # the gradient is scaled down to this norm
     micro_tokens: Positive = 2048  # tokens of a micro-batch: memory and speed, not the result
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
-    eval_problems: Count = 80  # held-out problems of each difficulty
-    eval_samples: Count = 0  # samples of each, before the first step too: pass@k, maj@k, length; 0: greedy only
+    eval_problems: AnyRows = 80  # held-out problems of each difficulty
+    eval_samples: AnyRows = 0  # samples of each, before the first step too: pass@k, maj@k, length; 0: greedy only
     eval_every: Count = 20  # steps between tests and lines of the table; 0: only at the end
     save_every: Positive = 10  # steps between checkpoints
 
@@ -147,6 +154,11 @@ def check_config(config: GrpoConfig) -> None:
             "--base is needed: the checkpoint folder of a model that sometimes succeeds, because reinforcement only "
             "strengthens what is sampled. `train.py sft --steps 150 --out runs/base` leaves one in runs/base/policy"
         )
+    check_rows(prompts=config.prompts, group_size=config.group_size)
+    check_rows(preflight=config.preflight, group_size=config.group_size)
+    check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
+    if config.updates_per_rollout > (rows := config.prompts * config.group_size):
+        raise ValueError(f"--updates-per-rollout {config.updates_per_rollout}: a rollout has only {rows} rows")
     if config.algorithm.baseline == "group" and config.group_size < 2:
         raise ValueError("--group-size 1 compares nothing: use at least 2, or --algorithm.baseline none")
     if config.temperature <= 0:
@@ -168,6 +180,7 @@ def run(config: GrpoConfig) -> dict:
     """All steps; returns the last line of metrics. The policy is left in OUT/policy, the reference in OUT/reference."""
     check_config(config)
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
+    check_words(tokenizer, task=config.task, eval_task=config.eval_task)
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
@@ -181,7 +194,7 @@ def run(config: GrpoConfig) -> dict:
             say(report(step, metrics, header))
             header = False
     run.close()
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]
+    return run.last_line()
 
 
 def train(
@@ -191,8 +204,9 @@ def train(
     optimizer = make_optimizer(policy)
     state = resume(run.folder / "policy", policy, optimizer, tokenizer)
     if state:
-        run.rewind(state["step"])
+        run.rewind(state["step"], state.get("logged"))
     state = state or {"step": 0, "num_tokens": 0}
+    check(state.get("num_tokens"), Count, f"{run.folder / 'policy' / 'training.json'}: num_tokens")
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
@@ -223,7 +237,7 @@ def train(
                 metrics |= test(config, step, policy, tokenizer, run)
             run.log(step, **metrics)
             if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state,
+                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state | {"logged": run.logged},
                                 extra=task_flags(flatten(config)))  # fmt: skip
             progress.update(tokens=tokens, reward=metrics["reward"])
             yield step, metrics

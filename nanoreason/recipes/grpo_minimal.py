@@ -10,14 +10,30 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
-from nanoreason.environment import log_samples, sample
+from nanoreason.environment import check_words, log_samples, sample
 from nanoreason.learn import make_optimizer, token_weights, update
 from nanoreason.rollout import Batch, Rollout, Task, response_text, seed_of
-from nanoreason.run import Positive, Rate, Run, RunConfig, chosen, flatten, learning_rate, pick_device, say, task_flags
+from nanoreason.run import (
+    ROWS,
+    LearningRate,
+    Positive,
+    Range,
+    Rows,
+    Run,
+    RunConfig,
+    check_rows,
+    chosen,
+    flatten,
+    learning_rate,
+    pick_device,
+    say,
+    task_flags,
+)
 from nanoreason.tasks import TASKS, Addition
 
 
@@ -29,10 +45,10 @@ class GrpoMinimalConfig(RunConfig):
     base: str = "data/checkpoints/star-base"  # checkpoint folder of a model that sometimes succeeds
     task: Task = chosen(TASKS, Addition((4,)))  # what is practised; the base adds four digits now and then
     steps: Positive = 20  # rollouts, one optimizer step each
-    prompts: Positive = 16  # P, problems of a rollout
-    group_size: Positive = 16  # G, responses to each problem
+    prompts: Rows = 16  # P, problems of a rollout
+    group_size: Annotated[int, Range(2, ROWS)] = 16  # G, responses to each problem
     max_new_tokens: Positive = 96  # response tokens after which a row is cut
-    lr: Rate = 1e-4  # learning rate after five steps of warm-up
+    lr: LearningRate = 1e-4  # learning rate after five steps of warm-up
 
 
 PRESETS = {"cpu": GrpoMinimalConfig(), "tiny": GrpoMinimalConfig(steps=2, prompts=4, group_size=4)}
@@ -91,7 +107,9 @@ def before_and_after(before: list[tuple[str, str, float]], after: list[tuple[str
 
 def run(config: GrpoMinimalConfig) -> dict:
     """All steps; the policy is left in OUT/policy."""
+    check_rows(prompts=config.prompts, group_size=config.group_size)
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
+    check_words(tokenizer, task=config.task)
     run, optimizer, metrics = Run(config), make_optimizer(policy), {}
     before = answers(config, policy, tokenizer)
     run.rewind(-1)  # there are no checkpoints on the way: a run that was stopped is done again

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.countdown import count_solutions
-from nanoreason.environment import log_samples, sample
+from nanoreason.environment import check_words, log_samples, sample
 from nanoreason.model import Transformer
 from nanoreason.rollout import Problem, Rollout, Task, response_text, seed_of
-from nanoreason.run import Count, Positive, Run, RunConfig, chosen, pick_device, say, table
+from nanoreason.run import AnyRows, Rows, Run, RunConfig, chosen, pick_device, say, table
 from nanoreason.search import ERRORS, STRATEGIES, Reading, replay, search, write
 from nanoreason.tasks import TASKS, StreamOfSearch
 from nanoreason.tasks.countdown import SPLITS as ALL_SPLITS
@@ -36,8 +36,8 @@ class SearchTestConfig(RunConfig):
     out: str = "runs/search-test"  # folder of this run: config.json, metrics.jsonl, samples.jsonl
     base: str = "data/checkpoints/countdown-search"  # checkpoint folder of the searcher
     task: Task = chosen(TASKS, StreamOfSearch(inputs=3, max_input=50))  # the problems and the strategies beside it
-    problems: Positive = 200  # held-out problems per split
-    hard_problems: Count = 200  # training problems that the drawn strategy failed on, and as many that all twelve did
+    problems: Rows = 200  # held-out problems per split
+    hard_problems: AnyRows = 200  # training problems that the drawn strategy failed on, and as many that all twelve did
     trained_on: str = ""  # the stream of problems that it was trained on; empty: sft-SEED
 
 
@@ -53,6 +53,7 @@ def run(config: SearchTestConfig) -> dict:
     if not isinstance(config.task, StreamOfSearch):
         raise ValueError("--task search is the only one whose trajectories can be read")
     model, tokenizer = load_checkpoint(config.base, pick_device(config.device))
+    check_words(tokenizer, task=config.task)
     run = Run(config)
     run.rewind(-1)
     metrics = measure(config, model, tokenizer, run)

@@ -24,10 +24,23 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.environment import judge, log_samples, mean, sample
+from nanoreason.environment import check_words, judge, log_samples, mean, sample
 from nanoreason.prompts import asked, is_well_formed, spaced
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
-from nanoreason.run import Count, Positive, Rate, Run, RunConfig, Share, chosen, pick_device, replace_text, say
+from nanoreason.run import (
+    Count,
+    Positive,
+    Rate,
+    Rows,
+    Run,
+    RunConfig,
+    Share,
+    check_rows,
+    chosen,
+    pick_device,
+    replace_text,
+    say,
+)
 from nanoreason.tasks import TASKS, ThinkingAddition
 from nanoreason.tasks.wrappers import Templated
 
@@ -42,8 +55,8 @@ class SelectConfig(RunConfig):
     # traces
     task: Task = chosen(TASKS, Templated(ThinkingAddition()))  # whose problems they are
     teacher: str = ""  # checkpoint folder of the policy that is sampled; empty: the task's own solutions
-    problems: Positive = 400  # problems that are answered
-    samples: Positive = 4  # responses of the teacher to each
+    problems: Rows = 400  # problems that are answered
+    samples: Rows = 4  # responses of the teacher to each
     temperature: Rate = 1.0  # of the sampling
     max_new_tokens: Positive = 112  # response tokens after which a row is cut, and then not kept
     broken_share: Share = 0.0  # pool: share of the traces that end somewhere in the middle
@@ -53,7 +66,7 @@ class SelectConfig(RunConfig):
     how: Literal["all", "first", "random", "longest", "diverse", "s1"] = "all"  # which of them
     choose: Count = 0  # how many of them at most, but for `all`
     base: str = ""  # s1: checkpoint folder of who will learn; what it solves is not difficult
-    attempts: Positive = 2  # s1: samples of the base per problem
+    attempts: Rows = 2  # s1: samples of the base per problem
     conditions: tuple[str, ...] = ()  # more files, whose prompts say how long to think: tokens, steps, class
 
 
@@ -82,6 +95,8 @@ def run(config: SelectConfig) -> dict:
         raise ValueError(f"--how {config.how} needs --choose: how many of them")
     if unknown := set(config.conditions) - set(CONDITIONS):
         raise ValueError(f"--conditions {', '.join(sorted(unknown))}: use {', '.join(CONDITIONS)}")
+    check_rows(problems=config.problems, samples=config.samples if config.teacher else 1)
+    check_rows(problems=config.problems, attempts=config.attempts if config.how == "s1" else 1)
     groups: list[list[Rollout]] = []
     if config.teacher:
         traces, metrics, groups = taught(config)
@@ -141,6 +156,7 @@ def templated(task: Task, problem: Problem) -> Problem:
 def taught(config: SelectConfig) -> tuple[list[Trace], dict[str, float], list[list[Rollout]]]:
     """What the teacher writes, and the rows, a group per problem."""
     teacher, tokenizer = load_checkpoint(config.teacher, pick_device(config.device))
+    check_words(tokenizer, task=config.task)
     problems = [bare(config.task).problem(f"select-{config.seed}", i) for i in range(config.problems)]
     posed = [templated(config.task, problem) for problem in problems]
     groups = sample(config.task, teacher, tokenizer, posed, group_size=config.samples, temperature=config.temperature,
@@ -204,6 +220,7 @@ def unsolved(config: SelectConfig, traces: list[Trace]) -> list[Trace]:
     """Difficulty: the traces of problems that none of the base's `attempts` solves."""
     # DIFFERS from the paper: samples of one base instead of an answer each of two models (7 and 32 billion parameters).
     base, tokenizer = load_checkpoint(config.base, pick_device(config.device))
+    check_words(tokenizer, task=config.task)
     posed = [templated(config.task, trace.problem) for trace in traces]
     groups = sample(config.task, base, tokenizer, posed, group_size=config.attempts, temperature=1.0,
                     max_new_tokens=base.config.max_position_embeddings, seed=seed_of(config.seed, "attempts"),

@@ -13,25 +13,29 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from nanoreason.checkpoint import load_checkpoint, load_extra, resume, save_checkpoint
-from nanoreason.environment import evaluate
+from nanoreason.environment import check_words, evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
-from nanoreason.model import Transformer, small_config
+from nanoreason.model import LARGEST, Transformer, small_config
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
 from nanoreason.run import (
+    AnyRows,
     Count,
     Decay,
+    LearningRate,
     Positive,
-    Rate,
+    Range,
+    Rows,
     Run,
     RunConfig,
+    check,
+    check_rows,
     chosen,
     flatten,
     is_due,
     pick_device,
-    read_jsonl,
     say,
     table,
     task_flags,
@@ -49,27 +53,27 @@ class SftConfig(RunConfig):
     # task
     task: Task = chosen(TASKS, Addition())  # whose solutions are learnt
     data: str = ""  # JSONL file of {"prompt", "response"} instead; needs --base
-    distinct: Count = 0  # different problems per difficulty; 0: never the same one twice on purpose
+    distinct: AnyRows = 0  # different problems per difficulty; 0: never the same one twice on purpose
     # model
     base: str = ""  # checkpoint folder to start from; empty: random weights of the shape below
     family: Literal["llama", "qwen2", "qwen3"] = "qwen3"  # qwen3 normalizes queries and keys: far steadier
-    width: Positive = 96  # D, the model's width
-    layers: Positive = 3  # transformer blocks
-    heads: Positive = 4  # query heads
-    kv_heads: Positive = 2  # key-value heads; each serves heads / kv_heads query heads
-    context: Positive = 256  # longest row in tokens
+    width: Annotated[int, Range(2, LARGEST["hidden_size"])] = 96  # D, the model's width
+    layers: Annotated[int, Range(1, LARGEST["num_hidden_layers"])] = 3  # transformer blocks
+    heads: Annotated[int, Range(1, LARGEST["num_attention_heads"])] = 4  # query heads
+    kv_heads: Annotated[int, Range(1, LARGEST["num_key_value_heads"])] = 2  # each serves heads / kv_heads query heads
+    context: Annotated[int, Range(1, LARGEST["max_position_embeddings"])] = 256  # longest row in tokens
     # optimization
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: on the matrices, and adamw on the rest
     steps: Count = 800  # optimizer steps
-    rows_per_step: Positive = 64  # rows of an update
-    lr: Rate = 2e-3  # peak learning rate
+    rows_per_step: Rows = 64  # rows of an update
+    lr: LearningRate = 2e-3  # peak learning rate
     decay: Decay = "linear"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
     warmup: Count = 20  # steps of warm-up
     micro_tokens: Positive = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
-    eval_problems: Count = 100  # held-out problems of each difficulty
-    eval_samples: Count = 0  # samples of each besides: pass@k, maj@k, length, what the task counts; 0: greedy only
+    eval_problems: AnyRows = 100  # held-out problems of each difficulty
+    eval_samples: AnyRows = 0  # samples of each besides: pass@k, maj@k, length, what the task counts; 0: greedy only
     eval_tokens: Count = 0  # tokens of a tested response; 0: as many as the task says, else what the context allows
     eval_every: Count = 0  # steps between tests; 0: only at the end
     log_every: Positive = 20  # steps between lines of metrics.jsonl
@@ -93,10 +97,20 @@ PRESETS = {
 }  # fmt: skip
 
 
-def run(config: SftConfig) -> dict:
-    """Train, test, and leave the model in OUT/policy; returns the last line of metrics."""
+def check_config(config: SftConfig) -> None:
+    """What no single setting tells; ValueError says in one line what is wrong."""
     if config.data and not config.base:
         raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
+    check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
+    if not config.base and (config.width % config.heads or config.width // config.heads % 2):
+        raise ValueError(f"--width {config.width} must be an even multiple of --heads {config.heads}")
+    if not config.base and config.heads % config.kv_heads:
+        raise ValueError(f"--heads {config.heads} must be a multiple of --kv-heads {config.kv_heads}")
+
+
+def run(config: SftConfig) -> dict:
+    """Train, test, and leave the model in OUT/policy; returns the last line of metrics."""
+    check_config(config)
     problems = read_problems(Path(config.data)) if config.data else []
     device = pick_device(config.device)
     if config.base:
@@ -111,12 +125,16 @@ def run(config: SftConfig) -> dict:
         rows_of = file_rows(config, tokenizer, context, problems)
     else:
         rows_of = task_rows(config, tokenizer, context, counts)
+    check_words(tokenizer, task=None if problems else config.task)
+    check_words(tokenizer, eval_task=None if problems or not config.eval_problems else config.eval_task)
     run = Run(config)
     optimizer = make_optimizer(model, config.optimizer)
     state = resume(run.folder / "policy", model, optimizer, tokenizer)
     first = state.get("step", 0)
-    counts.update(state.get("counts", {}))
-    run.rewind(first if first else -1)
+    for name, value in state.get("counts", {}).items():
+        check(value, Count, f"{run.folder / 'policy' / 'training.json'}: {name}")
+        counts[name] = value
+    run.rewind(first if first else -1, state.get("logged") if first else None)
 
     extra = load_extra(config.base) if config.data else task_flags(flatten(config))  # a file does not say its task
 
@@ -133,8 +151,8 @@ def run(config: SftConfig) -> dict:
             shares = {"dropped_share": counts["dropped"] / counts["problems"]} if counts["problems"] else {}
             run.log(done, **metrics, **counts, **shares)
         if last or is_due(done, config.save_every):
-            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, {"step": done, "counts": dict(counts)},
-                            extra=extra)  # fmt: skip
+            state = {"step": done, "counts": dict(counts), "logged": run.logged}
+            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, state, extra=extra)
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure
@@ -144,7 +162,7 @@ def run(config: SftConfig) -> dict:
     ):  # fmt: skip
         finish(done, metrics)
     run.close()
-    last = read_jsonl(run.folder / "metrics.jsonl")[-1]
+    last = run.last_line()
     names = [name for name in last if name.startswith("acc/")] or [name for name in ("loss",) if name in last]
     say(table(["step", *names], [[str(last["step"]), *(f"{last[name]:.2f}" for name in names)]]))
     return last

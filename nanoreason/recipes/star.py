@@ -15,34 +15,50 @@ Stream of Search improves itself in the same way, going on from its last policy:
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 from nanoreason.checkpoint import existing, load_checkpoint, load_training, save_checkpoint
-from nanoreason.environment import SAMPLED_GROUPS, by_difficulty, evaluate, judge, log_samples, mean, sample
+from nanoreason.environment import (
+    SAMPLED_GROUPS,
+    by_difficulty,
+    check_words,
+    evaluate,
+    judge,
+    log_samples,
+    mean,
+    sample,
+)
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.model import Transformer
 from nanoreason.rewards import Scored
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
 from nanoreason.run import (
+    AnyRows,
     Count,
     Decay,
+    LearningRate,
     Positive,
     Progress,
+    Range,
     Rate,
+    Rows,
     Run,
     RunConfig,
     Share,
     chosen,
     flatten,
     pick_device,
-    read_jsonl,
     say,
     table,
     task_flags,
 )
 from nanoreason.tasks import TASKS, Addition
+
+Growth = Annotated[float, Range(0, 100)]
 
 
 @dataclass
@@ -59,25 +75,25 @@ class StarConfig(RunConfig):
     # rounds
     rounds: Count = 6  # N; 0 only measures the base
     pool: Positive = 10000  # different problems of each difficulty (one digit: 81 sums, repeated)
-    problems: Positive = 600  # how many of them, of each difficulty, are drawn for a round
+    problems: Rows = 600  # how many of them, of each difficulty, are drawn for a round
     rationalize: bool = False  # hint at the answer of problems that were not solved
     temperature: Rate = 0.0  # of the first attempt; 0 is greedy
     retry_temperature: Rate = 0.0  # > 0: sample unsolved problems again at this temperature (without hints)
     restart: bool = True  # fine-tune the base in each round; --no-restart: go on from the last policy
-    prompt_set: Count = 10  # worked examples per difficulty that stay in every round's data, with and without hint
+    prompt_set: AnyRows = 10  # worked examples per difficulty that stay in every round's data, with and without hint
     prompt_share: Share = 0.125  # how much of an update they are
     # optimization
     first_steps: Positive = 300  # optimizer steps in round 1
-    step_growth: Rate = 1.0  # factor per round; 1.2 on top of 40 is the paper's schedule without rationalization
+    step_growth: Growth = 1.0  # factor per round; 1.2 on top of 40 is the paper's schedule without rationalization
     step_increment: Count = 20  # steps added per round; 20 on top of 300 is the paper's schedule with it
-    rows_per_step: Positive = 16  # rows of an update
-    lr: Rate = 1e-3  # peak learning rate
+    rows_per_step: Rows = 16  # rows of an update
+    lr: LearningRate = 1e-3  # peak learning rate
     decay: Decay = "linear"  # of the learning rate in a round: none (as in the paper), cosine or linear
     warmup: Count = 50  # steps of warm-up
     micro_tokens: Positive = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
-    eval_problems: Positive = 60  # held-out problems of each difficulty
+    eval_problems: Rows = 60  # held-out problems of each difficulty
 
 
 PRESETS = {
@@ -91,20 +107,58 @@ PRESETS = {
 }  # fmt: skip
 
 
-def run(config: StarConfig) -> dict:
-    """All rounds; returns the last line of metrics. The policy is left in OUT/policy."""
+def check_config(config: StarConfig) -> None:
+    """What no single setting tells; ValueError says in one line what is wrong."""
     if config.rationalize:
         config.task.hint(config.task.problem("train-0", 0))  # a task without hints says so
+        if config.retry_temperature:
+            raise ValueError(
+                f"--retry-temperature {config.retry_temperature}: with --rationalize a failed problem is hinted instead"
+            )
     if config.problems > config.pool:
         raise ValueError(f"--problems {config.problems} cannot be drawn from a --pool of {config.pool}")
+    if bool(config.late_task) != bool(config.late_from):
+        raise ValueError("--late-task and --late-from, the round in which it joins, need each other")
+    if config.prompt_set and fixed_rows(config) == config.rows_per_step:
+        raise ValueError(
+            f"--prompt-share {config.prompt_share} leaves none of --rows-per-step {config.rows_per_step} to new traces"
+        )
+    if (steps := steps_of(config, max(1, config.rounds))) < 1 or steps > MOST_STEPS:
+        raise ValueError(
+            f"--step-growth {config.step_growth} and --step-increment {config.step_increment} make {steps:.3g} steps "
+            f"in round {config.rounds}: at least 1 and at most {MOST_STEPS} are possible"
+        )
+
+
+MOST_STEPS = 10**9
+
+
+def steps_of(config: StarConfig, round: int) -> float:
+    """Optimizer steps of a round 1..N, before they are cut to a whole number; inf is beyond all numbers."""
+    try:
+        return config.first_steps * config.step_growth ** (round - 1) + config.step_increment * (round - 1)
+    except OverflowError:
+        return math.inf
+
+
+def fixed_rows(config: StarConfig) -> int:
+    """Of the rows of an update, those of the worked examples."""
+    return int(config.rows_per_step * config.prompt_share) if config.prompt_set else 0
+
+
+def run(config: StarConfig) -> dict:
+    """All rounds; returns the last line of metrics. The policy is left in OUT/policy."""
+    check_config(config)
     device = pick_device(config.device)
     base, tokenizer = load_checkpoint(config.base, device)
+    check_words(tokenizer, task=config.task, late_task=config.late_task, eval_task=config.eval_task)
     run = Run(config)
-    policy, first = base, 0
+    policy, first, logged = base, 0, None
     if existing(run.folder / "policy"):
         policy, _ = load_checkpoint(run.folder / "policy", device)
-        first = load_training(run.folder / "policy", policy)["round"] + 1
-    run.rewind(first - 1)
+        state = load_training(run.folder / "policy", policy, counter="round")
+        first, logged = state["round"] + 1, state.get("logged")
+    run.rewind(first - 1, logged)
     with Progress(config.rounds, "star", "rounds", done=max(0, first - 1)) as progress:
         for round in range(first, config.rounds + 1):
             metrics = {"round": round}
@@ -114,13 +168,13 @@ def run(config: StarConfig) -> dict:
                 config.eval_task or config.task, policy, tokenizer, config.eval_problems, run=run, step=round
             )
             run.log(round, **metrics)
-            save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round},
+            save_checkpoint(run.folder / "policy", policy, tokenizer, state={"round": round, "logged": run.logged},
                             extra=task_flags(flatten(config)))  # fmt: skip
             say(report(metrics, header=round == first))
             if round > 0:
                 progress.update()
     run.close()
-    return read_jsonl(run.folder / "metrics.jsonl")[-1]
+    return run.last_line()
 
 
 def levels_of(config: StarConfig, round: int) -> list[Task]:
@@ -206,9 +260,9 @@ def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run)
 
     model = copy.deepcopy(base if config.restart else policy)
     # DIFFERS from the paper's code: the optimizer is fresh in each round, there are no pre-training moments to reload.
-    steps = int(config.first_steps * config.step_growth ** (round - 1) + config.step_increment * (round - 1))
+    steps = int(steps_of(config, round))
     started = time.perf_counter()
-    fixed = int(config.rows_per_step * config.prompt_share) if config.prompt_set else 0
+    fixed = fixed_rows(config)
     new_rows = in_epochs(kept + again, config.rows_per_step - fixed, seed_of(config.seed, "fit", round))
     old_rows = in_epochs(prompt_set(config, tokenizer), fixed, seed_of(config.seed, "prompts", round))
     for _, values in fit(

@@ -318,7 +318,7 @@ class Attempts(Task):
     max_input: Positive = 12  # inputs are uniform in 1..max_input
     targets: tuple[int, int] = (10, 60)  # smallest and largest target
     operations: str = "+-*"  # of + - * /
-    largest: Positive = 60  # no value exceeds it; so many number tokens, and 0
+    largest: Annotated[int, Range(1, 9999)] = 60  # no value exceeds it; so many number tokens, and 0
     chance: tuple[Share, Share] = (0.0, 1.0)  # only problems of which so many of the attempts are right
     shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
     right_guess: Share = 0.3  # chance that a guess is right on purpose

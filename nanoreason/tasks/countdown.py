@@ -38,7 +38,7 @@ from nanoreason.countdown import (
 )
 from nanoreason.prompts import TAGS, extract_answer, tagged
 from nanoreason.rollout import Problem, Task, seed_of
-from nanoreason.run import Positive, Range, Share
+from nanoreason.run import Range, Share
 from nanoreason.search import (
     COMPACT_WORDS,
     ERRORS,
@@ -89,7 +89,7 @@ class Countdown(Task):
     """Make the target from the numbers, each used once. `info` holds `numbers`, `target`, `operations` (a solution)."""
 
     inputs: Annotated[int, Range(2, 6)] = 4  # how many numbers a problem has
-    max_input: Positive = 99  # inputs are uniform in 1..max_input
+    max_input: Annotated[int, Range(2, 9999)] = 99  # inputs are uniform in 1..max_input
     targets: tuple[int, int] = (10, 100)  # smallest and largest target; a tenth of them is held out
     form: Literal["operations", "expression"] = "operations"  # of the answer
 

@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 from nanoreason.arithmetic import same_number, summands, two_numbers
 from nanoreason.prompts import TAGS, extract_answer, extract_tagged, spaced, tagged
 from nanoreason.rollout import Problem, Task, seed_of
-from nanoreason.run import Positive, Range, Rate, Share
+from nanoreason.run import Range, Rate, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 MODES = ("direct", "steps", "recheck")
@@ -94,7 +94,7 @@ class ThinkingAddition(Task):
     error_prob: Share = 0.1  # chance that a column's digit is wrong, in each pass anew
     recheck_error_scale: Annotated[float, Range(0)] = 1.0  # a re-check errs so many times as often as the first pass
     extra_recheck_prob: Share = 0.0  # chance of one more pass although two agree
-    max_passes: Positive = 4  # of a solution, after which it believes the last one
+    max_passes: Annotated[int, Range(1, 100)] = 4  # of a solution, after which it believes the last one
     drop_tag_prob: Share = 0.0  # chance that a solution lacks one of its four tags, so that format is left to learn
     direct_error_prob: Share = 0.0  # chance that a digit of a direct answer is wrong; 1-digit sums are known by heart
 

@@ -81,7 +81,7 @@ class AskedLength(Wrapper):
     true_share: Share = 0.0  # in how many of those N is about true of the worked solution, as far as N reaches
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tokens[0] <= self.tokens[1]:
+        if not 1 <= self.tokens[0] <= self.tokens[1] < 1 << 21:  # no context is longer
             raise ValueError(f"tokens: the smallest and the largest N, not {self.tokens}")
 
     def wrap(self, problem: Problem, split: str, index: int) -> Problem:

@@ -41,6 +41,8 @@ TOKENIZER = "test_tokenizer.py::test_"
 NUMBERS = "test_numbers.py::test_"
 CLAIMS = "test_claims.py::test_"
 RESULTS = "test_results.py::test_"
+CONSOLE = "test_console.py::test_"
+CLI = "test_cli.py::test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_exit_code_2"
 VIEWS = "test_views.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
@@ -270,9 +272,21 @@ MUTANTS = [
     ),
     Mutant(
         "the models weights may change under a sampler", "sampler.py",
-        "return sum(parameter._version for parameter in model.parameters())",
-        "return 0",
+        "            if weight._version != version or owner.get(name) is not weight:\n",
+        "            if False:\n",
         SAMPLER + "an_optimizer_step_counts_as_a_change_of_weights",
+    ),
+    Mutant(
+        "the models weights may change between two rows", "sampler.py",
+        "        self._check_weights()  # whoever has the rows in between may have trained on them\n",
+        "",
+        SAMPLER + "weights_that_change_between_two_rows_are_an_error_however_they_change[an optimizer step]", fast=True,
+    ),
+    Mutant(
+        "weights that were replaced count as unchanged", "sampler.py",
+        "if weight._version != version or owner.get(name) is not weight:",
+        "if weight._version != version:",
+        SAMPLER + "weights_that_change_between_two_rows_are_an_error_however_they_change[replaced weights]",
     ),
     # ------------------------------------------------------------------------------------------ resume, checkpoints
     Mutant(
@@ -381,8 +395,8 @@ MUTANTS = [
     ),
     Mutant(
         "a half-written last line ends the run", "run.py",
-        "for line in lines[:-1] if line]",
-        "for line in lines if line]",
+        "enumerate(lines[:-1], 1)",
+        "enumerate(lines, 1)",
         RUN + "a_last_line_that_a_kill_cut_in_half_is_left_out_and_cleared_by_a_rewind",
     ),
     # ------------------------------------------------------------------------------------------- GRPO and its family
@@ -1105,14 +1119,14 @@ MUTANTS = [
     ),
     Mutant(
         "a training state without a step is step 0", "checkpoint.py",
-        "    if not any(key in state for key in COUNTERS):\n",
-        "    if False:\n",
+        "    if counter not in state:\n",
+        "    state.setdefault(counter, 0)\n    if False:\n",
         CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
     ),
     Mutant(
         "a negative step accepted", "checkpoint.py",
-        "type(state[key]) is int and state[key] >= 0",
-        "type(state[key]) is int",
+        "if type(state[counter]) is not int or state[counter] < 0:",
+        "if type(state[counter]) is not int:",
         CHECKPOINT + "a_training_state_that_does_not_say_where_the_run_stood_is_refused",
     ),
     Mutant(
@@ -1224,6 +1238,73 @@ MUTANTS = [
         "for start, value in self.changes if start <= step)",
         "for start, value in self.changes if start < step)",
         RUN + "a_schedule_changes_at_its_steps_and_is_read_back_as_it_is_shown", fast=True,
+    ),
+    # --------------------------------------------------------------------------- folders, consoles, wrong settings
+    Mutant(
+        "a checkpoint without its settings is taken for an empty folder", "run.py",
+        "if left := [name for name in LEFT if (folder / name).exists()]:",
+        "if left := []:",
+        CONSOLE + "a_checkpoint_without_its_settings_is_neither_gone_on_from_nor_overwritten",
+    ),
+    Mutant(
+        "resuming a mistyped folder starts from zero", "run.py",
+        "    if config.resume and before is None:\n",
+        "    if False:\n",
+        CONSOLE + "resume_where_there_is_no_run_is_refused_and_where_it_never_began_is_not", fast=True,
+    ),
+    Mutant(
+        "a shortened log is gone on from in silence", "run.py",
+        "if logged and len(kept) != (before := logged.get(name)):",
+        "if logged and len(kept) > (before := logged.get(name)):",
+        CONSOLE + "a_log_that_is_shorter_than_its_checkpoint_knows_is_told_and_the_run_goes_on[cut]",
+    ),
+    Mutant(
+        "the lines of a log before a stop are not counted", "run.py",
+        "            self.logged[name] = len(kept)\n",
+        "",
+        RESUME + "a_run_stopped_at_every_other_step_still_ends_bit_equal",
+    ),
+    Mutant(
+        "a console without a character ends a run", "console.py",
+        "        except UnicodeEncodeError:\n",
+        "        except UnicodeDecodeError:\n",
+        CONSOLE + "what_a_console_cannot_show_is_replaced[ascii-? wait ?]",
+    ),
+    Mutant(
+        "workers go on after ctrl-c", "experiments/reproduce.py",
+        "            process.terminate()\n",
+        "            pass\n",
+        CONSOLE + "workers_end_with_their_parent_and_ctrl_c_lets_their_jobs_put_down_where_they_are[ctrl-c]",
+    ),
+    Mutant(
+        "more workers than jobs", "experiments/reproduce.py",
+        "    workers = min(workers, len(jobs))\n",
+        "",
+        CONSOLE + "one_worker_per_core_that_may_be_used_and_none_without_a_job",
+    ),
+    Mutant(
+        "as many workers as the machine has cores, not the process", "experiments/reproduce.py",
+        'len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1',
+        "(os.cpu_count() or 1) + 1",
+        CONSOLE + "one_worker_per_core_that_may_be_used_and_none_without_a_job",
+    ),
+    Mutant(
+        "a config made in python is not checked", "run.py",
+        "        check_settings(config)\n        stored_settings",
+        "        stored_settings",
+        RUN + "a_config_made_in_python_is_checked_before_its_run_begins",
+    ),
+    Mutant(
+        "true is a whole number", "run.py",
+        "if not isinstance(value, allowed) or (isinstance(value, bool) and plain_kind is not bool):",
+        "if not isinstance(value, allowed):",
+        RUN + "a_config_made_in_python_is_checked_before_its_run_begins",
+    ),
+    Mutant(
+        "the worked examples may push out all that was kept", "recipes/star.py",
+        "if config.prompt_set and fixed_rows(config) == config.rows_per_step:",
+        "if False:",
+        CLI + "[no row for new traces]",
     ),
     # -------------------------------------------------------------------------------------- what runs leave to be seen
     Mutant(
