@@ -166,6 +166,9 @@ def test_what_was_learnt_is_shown_on_a_problem_that_was_not_solved_before():
     after = [("1 + 1", "4", 0.0), ("2 + 2", "4", 1.0), ("3 + 3", "6", 1.0)]
     shown = grpo_minimal.before_and_after(before, after)
     assert shown.split("\n\n") == [
-        "\n3 + 3", "before (wrong):\n7", "after (right):\n6", "held-out problems solved greedily: 1 of 3 before, 2 of 3 after"
-    ]  # fmt: skip
+        "\n3 + 3",
+        "before (wrong):\n7",
+        "after (right):\n6",
+        "held-out problems solved greedily: 1 of 3 before, 2 of 3 after",
+    ]
     assert "\n1 + 1\n" in grpo_minimal.before_and_after(before, before)  # nothing was learnt: the first one
