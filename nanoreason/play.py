@@ -119,6 +119,8 @@ def main(argv: list[str]) -> int:
         word = "M" if tokenizer.backend.token_to_id("M") is not None else ""
         say(f"({error}: it is kept from stopping {f'with {word!r}' if word else 'without a word'})")
     forcing = Forcing(config.budget, config.wait, word)
+    names = [name for name, kind in TASKS.items() if kind is type(task)] or [type(task).__name__]
+    say(f"{checkpoint}: {model.size():,} parameters, task {names[0]}")
     draw, number = random.Random(config.seed), 0
     while True:
         try:
