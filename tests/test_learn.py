@@ -637,7 +637,7 @@ def test_fitting_in_two_halves_equals_fitting_at_once(make_model, finished, asse
 @pytest.mark.parametrize("decay", ["none", "cosine", "linear"])
 def test_fit_reports_every_step_with_the_learning_rate_it_used(make_model, finished, monkeypatch, decay):
     used = []
-    monkeypatch.setattr(learn, "update", lambda *args, lr, **options: used.append(lr) or {"loss": 1.0})
+    monkeypatch.setattr(learn, "update", lambda *args, lr, **options: used.append(lr) or {"loss": 1.0, "num_tokens": 2})
     model = make_model(15)
     steps = fit(model, make_optimizer(model), lambda step: finished(2), steps=9, lr=0.5, warmup=4, decay=decay)
     reported = [(done, metrics["learning_rate"]) for done, metrics in steps]

@@ -1371,7 +1371,7 @@ MUTANTS = [
     ),
     Mutant(
         "a line of progress at every update", "run.py",
-        "elif not sys.stderr.isatty() and time.monotonic() - _last_line >= LINE_SECONDS:",
+        "elif not sys.stderr.isatty() and time.monotonic() - max(_last_line, _running[0].started) >= LINE_SECONDS:",
         "elif not sys.stderr.isatty():",
         RUN + "without_a_terminal_a_line_comes_every_few_seconds_with_what_is_known", fast=True,
     ),
