@@ -17,7 +17,7 @@ from nanoreason.forcing import Forcing, Thought, deliberate, keep_going
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, OPEN
 from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_row, response_text, seed_of
-from nanoreason.run import Count, Rate, RunConfig, chosen, from_flat, parse_config, pick_device, say
+from nanoreason.run import Count, Rate, RunConfig, chosen, flatten, from_flat, parse_config, pick_device, say
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS
 from nanoreason.tokenizer import TextTokenizer
@@ -119,8 +119,7 @@ def main(argv: list[str]) -> int:
         word = "M" if tokenizer.backend.token_to_id("M") is not None else ""
         say(f"({error}: it is kept from stopping {f'with {word!r}' if word else 'without a word'})")
     forcing = Forcing(config.budget, config.wait, word)
-    names = [name for name, kind in TASKS.items() if kind is type(task)] or [type(task).__name__]
-    say(f"{checkpoint}: {model.size():,} parameters, task {names[0]}")
+    say(f"{checkpoint}: {model.size():,} parameters, task {flatten(config)['task']}")
     draw, number = random.Random(config.seed), 0
     while True:
         try:
