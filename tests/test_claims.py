@@ -11,7 +11,7 @@ import pytest
 
 from nanoreason.__main__ import SECTIONS
 from nanoreason.evaluate import control
-from nanoreason.experiments import l1, longcot, r1, s1, sos, star
+from nanoreason.experiments import l1, longcot, r1, s1, sos, star, traces
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
 from nanoreason.experiments.results import Results
@@ -339,7 +339,7 @@ def test_one_problem_is_shown_before_and_after():
         same | {"step": 20, "prompt": "50 from 6 5 20", "response": then, "right": True},
         {"arm": "zero", "seed": 0, "step": 20, "prompt": "a rollout", "response": "", "right": True},
     ]
-    assert r1.before_and_after(Results([], samples)).split("\n") == [
+    assert traces.before_and_after(Results([], samples), "zero").split("\n") == [
         "50 from 6 5 20",
         "",
         "step 0                                    step 20",
@@ -350,7 +350,7 @@ def test_one_problem_is_shown_before_and_after():
         "  </answer>                               <answer> 6 * 5 ...",
         "wrong                                     right",
     ]
-    assert r1.before_and_after(Results([])) == "no responses were kept"
+    assert traces.before_and_after(Results([]), "zero") == "no responses were kept"
 
 
 def test_the_claims_of_longcot_on_its_own_bases_meet_their_opposites_too():

@@ -25,9 +25,8 @@ The preset sums is R1-Zero alone, where it rises and falls: sums that may be wor
 
 from __future__ import annotations
 
-import itertools
-import textwrap
 from dataclasses import dataclass, replace
+from functools import partial
 
 from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import Line, Panel
@@ -44,13 +43,13 @@ from nanoreason.experiments.results import (
     rank_correlation,
     ratio,
 )
+from nanoreason.experiments.traces import before_and_after, draw_attempts
 from nanoreason.learn import ALGORITHMS, Algorithm
-from nanoreason.prompts import ANSWER, CLOSE
 from nanoreason.recipes import grpo, select, sft
 from nanoreason.rewards import Accuracy, Format, Overlong
 from nanoreason.run import Schedule
 from nanoreason.tasks import Attempts, ThinkingAddition
-from nanoreason.tasks.attempts import BASE_MIXTURE, RETRY, Mixture, read_attempts
+from nanoreason.tasks.attempts import BASE_MIXTURE, Mixture
 from nanoreason.tasks.wrappers import Templated
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
@@ -336,71 +335,9 @@ def extra(results: Results, preset: str) -> dict:
     return numbers | {"pipeline": stages, "student RL at equal tokens": rl_at_equal_tokens(results).rounded()}
 
 
-# ------------------------------------------------------------------------------------- one problem, before and after
-
-
-def tests_of(results: Results, seed: int = 0) -> dict[int, list[dict]]:
-    """{step: the responses of R1-Zero that were kept when it was tested, always to the same problems}."""
-    found: dict[int, list[dict]] = {}
-    for line in results.samples:
-        if (line["arm"], line["seed"], line.get("split")) == ("zero", seed, "test"):
-            found.setdefault(line["step"], []).append(line)
-    return found
-
-
-def one_thought_a_line(sample: dict, width: int) -> list[str]:
-    """A response as a column: each attempt on a line of its own, then the answer and its verdict."""
-    text = sample["response"]
-    for mark in (*RETRY, CLOSE, ANSWER):
-        text = text.replace(f" {mark}", f"\n{mark}")
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width, subsequent_indent="  ")]
-    return [*lines, "right" if sample["right"] else "cut" if sample["stop_reason"] == "length" else "wrong"]
-
-
-def before_and_after(results: Results, width: int = 40, most: int = 30) -> str:
-    """Two responses side by side: to the first of the kept problems that is solved after the training and was not
-    before, if there is one."""
-    tests = tests_of(results)
-    if not tests:
-        return "no responses were kept"
-    (first, before), *_, (last, after) = sorted(tests.items()) * 2
-    pairs = list(zip(before, after, strict=False))
-    left, right = next((p for p in pairs if p[1]["right"] > p[0]["right"]), pairs[0])
-    columns = [
-        [f"step {step}", ""] + one_thought_a_line(sample, width) for step, sample in ((first, left), (last, right))
-    ]
-    columns = [c if len(c) <= most else [*c[: most - 4], "...", *c[-3:]] for c in columns]
-    rows = itertools.zip_longest(*columns, fillvalue="")
-    return "\n".join([left["prompt"], "", *(f"{a.ljust(width + 2)}{b}".rstrip() for a, b in rows)])
-
-
 def shown(results: Results, preset: str) -> str:
-    return before_and_after(results)
-
-
-def draw_attempts(axis, results: Results) -> None:
-    """Every attempt of the kept responses as a square, one row a response: what is tried, found, and tried again."""
-    tests = tests_of(results)
-    y, ticks = 0, {}
-    colors = {"wrong": "tab:red", "tried before": "lightgray", "right": "tab:green", "right, said again": "tab:olive"}
-    squares: dict[str, list[tuple[int, int]]] = {name: [] for name in colors}
-    for step, samples in sorted(tests.items()):
-        ticks[y - (len(samples) - 1) / 2] = f"step {step}"
-        for sample in samples:
-            target, numbers = (part.split() for part in sample["prompt"].split(" from "))
-            read = read_attempts(tuple(map(int, numbers)), int(target[0]), sample["response"])
-            for x, (attempt, ok) in enumerate(zip(read.attempts, read.legal, strict=True), 1):
-                again = attempt in read.attempts[: x - 1]
-                hit = ok and attempt.endswith(f"= {target[0]}")
-                name = ("right, said again" if again else "right") if hit else "tried before" if again else "wrong"
-                squares[name].append((x, y))
-            if not read.attempts:
-                axis.text(0.6, y, "a guess", fontsize=6, va="center")
-            y -= 1
-        y -= 1
-    for name, places in squares.items():
-        axis.plot(*zip(*places, strict=True) if places else ((), ()), "s", color=colors[name], label=name, markersize=5)
-    axis.set_yticks(list(ticks), list(ticks.values()))
+    """What `reproduce` prints below the claims: a response before and after."""
+    return before_and_after(results, "zero")
 
 
 # -------------------------------------------------------------------------------------------------------- figure
@@ -458,8 +395,8 @@ def panels(preset: str) -> list[Panel]:
     if preset != "sums":
         found += [
             Panel("Attempts at the same problems (seed 0)", (), xlabel="number of the attempt", xlim=(0.3, None),
-                  also=lambda axis, r: draw_attempts(axis, r)),
-            Panel("One problem before and after (seed 0)", (), kind="text", text=before_and_after),
+                  also=partial(draw_attempts, arm="zero")),
+            Panel("One problem before and after (seed 0)", (), kind="text", text=partial(before_and_after, arm="zero")),
         ]  # fmt: skip
     else:
         found += [Panel("Re-checks", zero, "thinking/rechecks", ylabel="per response", ylim=(0, None))]
