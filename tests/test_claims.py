@@ -202,8 +202,14 @@ def sos_world(s: int) -> list[dict]:
         lines.append(line)
 
     add("sos", 0)
-    for arm in ("op", "op_tokens", "correct"):
-        add(arm, -0.1 * s)
+    # a greedy search takes 300 tokens, four sampled ones 1,200; a path 30, random ones as many
+    lines[-1] |= {f"tokens/{sos.SPLITS[0]}": 300, "budget/640/acc": inputs, "budget/160/acc": inputs - 0.2 * s,
+                  "best/4/tokens": 1200, "best/4/acc": 0.7}  # fmt: skip
+    add("op", -0.1 * s)
+    for n in sos.BEST_OF:
+        solved = {4: 0.3, 8: 0.55, 16: 0.6, 32: 0.85} if s > 0 else {4: 0.3, 8: 0.3, 16: 0.6, 32: 0.6, 64: 0.95}
+        lines[-1] |= {f"best/{n}/tokens": 30 * n, f"best/{n}/acc": solved.get(n, 0.9 if n > 32 else 0.1)}
+        lines[-1] |= {f"random_best/{n}/acc": 0.1 if s > 0 else 0.35}
     for step in (1, 2, 3):
         add("sos_star", 0.1 * s, step, unsolved=0.1 * s)
     for arm in ("sos_pg", "sos_apa"):
