@@ -26,7 +26,7 @@ from nanoreason.tasks import (
     ThinkingCountdown,
 )
 from nanoreason.tasks.attempts import Attempts, HardAttempts
-from nanoreason.tasks.wrappers import AskedLength, Templated, Unanswerable
+from nanoreason.tasks.wrappers import AskedLength, Parallel, Templated, Unanswerable
 
 SURE = Attempts(right_guess=1.0, give_up=(0.0, 0.0))
 BARE = {
@@ -52,11 +52,13 @@ WRAPPED = {
     "thinking_countdown, templated": Templated(ThinkingCountdown(3, 20, (10, 40))),
     "countdown, templated": Templated(Countdown(3, 20, (10, 40))),
     "attempts, asked_length, templated": Templated(AskedLength(SURE)),
+    "hard_attempts, parallel": Parallel(HardAttempts(), texts=(0.0, 3.0, 1.0), asked_share=0.5),
     "all of them": Templated(AskedLength(Unanswerable(SUMS, 0.5))),
 }
 ALL = BARE | WRAPPED
 ERRS = {"thinking", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
-        "thinking_countdown, templated", "hard_attempts"}  # whose solutions are not always right  # fmt: skip
+        "thinking_countdown, templated", "hard_attempts",
+        "hard_attempts, parallel"}  # whose solutions are not always right  # fmt: skip
 
 hostile = st.one_of(
     st.text(max_size=60),
