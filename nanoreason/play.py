@@ -152,7 +152,7 @@ def side_by_side(texts: list[tuple[str, str]], width: int, narrowest: int = 28) 
     """(title, text) in columns, as many beside one another as leave each its `narrowest`, then the next below.
 
     >>> side_by_side([("one", "a b"), ("two", "c")], 14, 5)
-    ['+ one  | two', '  a b  | c']
+    ['+ one | two', '  a b | c']
     """
     lines = []
     each = max(1, width // narrowest)

@@ -83,15 +83,17 @@ def read_spawns(text: str, left: int) -> list[Spawn]:
 
 
 def write_join(spawns: Sequence[Spawn], outcomes: Sequence[str]) -> str:
-    """What the parent reads of its children, as its own attempts: the paths of those that found one, a no of the rest.
+    """What the parent reads of its children, as if it were a thought: a no of each that found nothing, then the paths
+    of the others. A thought of the base ends in its yes too, and what is copied into the answer is the last attempt.
 
-    >>> write_join([Spawn("8 - 4 = 4", (4, 2, 7)), Spawn("9 - 3 = 6", (6, 4))], ["none", "4 * 6 = 24"])
+    >>> write_join([Spawn("9 - 3 = 6", (6, 4)), Spawn("8 - 4 = 4", (4, 2, 7))], ["4 * 6 = 24", "none"])
     '8 - 4 = 4 no wait 9 - 3 = 6 , 4 * 6 = 24 yes'
     >>> write_join([], [])
     'none'
     """
+    # DIFFERS from the paper, which lists children in their order and takes the first that succeeds.
     said = [
         f"{spawn.step} , {outcome} yes" if _STEPS.fullmatch(outcome) else f"{spawn.step} no"
         for spawn, outcome in zip(spawns, outcomes, strict=True)
     ]
-    return " wait ".join(said) or NONE
+    return " wait ".join(sorted(said, key=lambda line: line.endswith("yes"))) or NONE

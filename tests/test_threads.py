@@ -111,7 +111,7 @@ def test_a_block_is_read_as_it_was_written_and_nonsense_in_it_is_left_out():
 def test_a_join_says_yes_only_of_steps():
     spawns = [Spawn("8 - 4 = 4", (4, 2, 7))] * 4
     said = write_join(spawns, ["4 + 2 = 6 , 6 * 7 = 42", "none", "", "4 + 2 = 6 , yes join"])
-    assert said == "8 - 4 = 4 , 4 + 2 = 6 , 6 * 7 = 42 yes" + " wait 8 - 4 = 4 no" * 3
+    assert said == "8 - 4 = 4 no wait " * 3 + "8 - 4 = 4 , 4 + 2 = 6 , 6 * 7 = 42 yes"
 
 
 # ------------------------------------------------------------------------------------------------ the demonstrations
@@ -129,8 +129,9 @@ def test_demonstrations_are_true_and_their_joins_are_not_learnt_unless_asked_for
             assert "yes" not in joined
         elif task.reward(problem, f"<think> {joined} {problem.solution}"):
             answers["yes"] += 1
-            first = next(part for part in joined.split(" wait ") if part.endswith("yes"))
-            assert problem.solution == f"</think> <answer> {first.removesuffix(' yes')} </answer>"
+            last = joined.split(" wait ")[-1]
+            assert problem.solution == f"</think> <answer> {last.removesuffix(' yes')} </answer>"
+            assert last.endswith("yes")
         else:
             answers["none"] += 1
             assert problem.solution == NOTHING and "yes" not in joined
@@ -157,7 +158,7 @@ def test_a_prompt_that_asks_for_children_gets_as_many_as_there_are_operations():
 
 
 def test_a_child_finds_what_can_be_found_in_its_window_and_says_none_otherwise():
-    task = Parallel(HardAttempts(give_up=(0.0, 0.0)), texts=(0.0, 0.0, 1.0), child_tokens=390)
+    task = Parallel(HardAttempts(give_up=(0.0, 0.0)), texts=(0.0, 0.0, 1.0), child_tokens=390, found_share=0.0)
     found = 0
     for i in range(80):
         problem = task.problem("sft", i)

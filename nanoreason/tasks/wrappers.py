@@ -140,6 +140,7 @@ class Parallel(Wrapper):
     texts: tuple[Rate, Rate, Rate] = (1.0, 0.0, 0.0)  # shares: blocks of spawns, what follows a join, children
     asked: Count = 0  # children that every prompt asks for; 0: it does not say, but for asked_share
     asked_share: Share = 0.0  # how many of the texts are asked for as many as they spawn
+    found_share: Share = 0.5  # of joins and children, how many have something to find: by chance too few have
     go_on: Share = 0.5  # chance of one more block where all children found nothing
     child_tokens: Positive = 240  # of a child's thought in the solutions: it fits the window that children have
     faithful_mask: bool = False  # the join in the loss too, as in the released code: parents then make joins up
@@ -166,38 +167,52 @@ class Parallel(Wrapper):
         problem = replace(problem, prompt=f"{problem.prompt} ;{f' {count}' if is_asked else ''}")
         if kind == 2:
             return self.child(problem, draw)
-        segments = list(self.segments(problem, count, draw))
+        spawns = self.spawns(problem, draw)
+        if kind == 1 and draw.random() < self.found_share:  # one that can find something is among the first `count`
+            good = next((s for s in spawns if self.thought(s, problem, draw)[1]), spawns[0])
+            spawns.insert(draw.randrange(count), spawns.pop(spawns.index(good)))
+        segments = list(self.segments(problem, spawns, count, draw))
         before, said = segments[0] if kind == 0 else draw.choice(segments[1:])
         if kind == 1 and self.faithful_mask:
             before, said = "", f"{before} {said}"
         return replace(problem, prompt=f"{problem.prompt} {before}".rstrip(), solution=said)
 
-    def segments(self, problem: Problem, count: int, draw: random.Random) -> Iterator[tuple[str, str]]:
-        """(what stands before a segment, the segment): blocks of `count` random first operations, and the answer."""
-        task, numbers, target = self.task, problem.info["numbers"], problem.info["target"]
-        left = draw.sample(found := first_spawns(numbers, task.operations, task.largest), len(found))
+    def spawns(self, problem: Problem, draw: random.Random) -> list[Spawn]:
+        """All first operations, shuffled."""
+        found = first_spawns(problem.info["numbers"], self.task.operations, self.task.largest)
+        return draw.sample(found, len(found))
+
+    def thought(self, spawn: Spawn, problem: Problem, draw: random.Random) -> tuple[str, str]:
+        """What a child thinks that fits its window, and the steps that it finds or nothing."""
+        most = max(1, self.child_tokens // (6 * len(spawn.numbers) - 5))  # an attempt, its verdict, the wait behind it
+        return self.task.tried(spawn.numbers, problem.info["target"], draw, most)
+
+    def segments(
+        self, problem: Problem, left: list[Spawn], count: int, draw: random.Random
+    ) -> Iterator[tuple[str, str]]:
+        """(what stands before a segment, the segment): blocks of `count` of the spawns, and the answer."""
         before, opening, answer = "", f"{OPEN} ", ""
         for _ in range(self.max_rounds):
             spawns, left = left[:count], left[count:]
             yield before, f"{opening}{write_spawns(spawns)}"
-            outcomes = [task.tried(s.numbers, target, draw, self.child_attempts(s))[1] or NONE for s in spawns]
+            outcomes = [self.thought(spawn, problem, draw)[1] or NONE for spawn in spawns]
             before = f"{before} {opening}{write_join(spawns, outcomes)}".strip()
-            answer = next((f"{s.step} , {o}" for s, o in zip(spawns, outcomes, strict=True) if o != NONE), "")
+            answer = (
+                before.rpartition(" wait ")[2].removeprefix(OPEN).removesuffix("yes") if before[-3:] == "yes" else ""
+            )
             if answer or not left or draw.random() >= self.go_on:
                 break
             opening = "wait "
-        yield before, f"{CLOSE} {ANSWER} {answer or NONE} {END}"
+        yield before, f"{CLOSE} {ANSWER} {answer.strip() or NONE} {END}"
 
     def child(self, problem: Problem, draw: random.Random) -> Problem:
-        """A child of a random first operation: its thought, and the steps that it found, or none."""
-        numbers, target = problem.info["numbers"], problem.info["target"]
-        spawn = draw.choice(first_spawns(numbers, self.task.operations, self.task.largest))
-        thinking, found = self.task.tried(spawn.numbers, target, draw, self.child_attempts(spawn))
+        """A child of a first operation: its thought, and the steps that it found, or none."""
+        wanted = draw.random() < self.found_share
+        for spawn in self.spawns(problem, draw):
+            thinking, found = self.thought(spawn, problem, draw)
+            if found or not wanted:
+                break
         return replace(self.posed(spawn, problem), solution=tagged(thinking, found or NONE))
-
-    def child_attempts(self, spawn: Spawn) -> int:
-        """How many attempts with these numbers fit into a child: one has 6 tokens for each operation, and two more."""
-        return max(1, self.child_tokens // (6 * len(spawn.numbers) - 5))
 
     def posed(self, spawn: Spawn, problem: Problem) -> Problem:
         info = {**problem.info, "numbers": spawn.numbers, "step": spawn.step}
