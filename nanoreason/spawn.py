@@ -29,7 +29,7 @@ class Limits:
     """What a thread may spawn; whatever a model writes beyond it ends in a defined join (`threads.py`)."""
 
     children: int = 8  # of a block; those behind them are not run
-    rounds: int = 2  # blocks of a thread; one more ends the thread as its token limit does
+    rounds: int = 4  # blocks of a thread; one more ends the thread as its token limit does
     depth: int = 1  # generations of children; 1: children do not spawn, as in the paper
     tokens: int = 0  # response tokens of a child; 0: as many as its root has
 

@@ -145,7 +145,7 @@ class Parallel(Wrapper):
     child_tokens: Positive = 240  # of a child's thought in the solutions: it fits the window that children have
     faithful_mask: bool = False  # the join in the loss too, as in the released code: parents then make joins up
     max_children: Positive = 8  # of a block
-    max_rounds: Positive = 2  # blocks
+    max_rounds: Positive = 4  # blocks
 
     spawn = (SPAWN, JOIN)
 
