@@ -24,6 +24,7 @@ from nanoreason.tasks import (
     StreamOfSearch,
     ThinkingAddition,
     ThinkingCountdown,
+    ThreadedSearch,
 )
 from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.wrappers import AskedLength, Parallel, Templated, Unanswerable
@@ -38,6 +39,7 @@ BARE = {
     "search": StreamOfSearch(3, 9, (10, 40)),
     "search, paper": StreamOfSearch(3, 9, (10, 40), language="paper"),
     "search, op": StreamOfSearch(3, 9, (10, 40), data="op"),
+    "threaded_search, serial": ThreadedSearch(3, 9, (10, 40), serial=True, beams=(4, 8)),
     "thinking_countdown": ThinkingCountdown(3, 20, (10, 40)),
     "attempts": SURE,
     "hard_attempts": HardAttempts(right_guess=0.8),
@@ -58,7 +60,7 @@ WRAPPED = {
 ALL = BARE | WRAPPED
 ERRS = {"thinking", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
         "thinking_countdown, templated", "hard_attempts",
-        "hard_attempts, parallel"}  # whose solutions are not always right  # fmt: skip
+        "hard_attempts, parallel", "threaded_search, serial"}  # whose solutions are not always right  # fmt: skip
 
 hostile = st.one_of(
     st.text(max_size=60),
