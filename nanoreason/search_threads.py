@@ -4,9 +4,9 @@
     E 53 - 22 = 31 > 26 31 31 G 0 0                      an operation is tried; what it leaves becomes a node
     M 0 0 S 26 31 31 | 53 - 22 = 31                      on to a node, and what is left there
     X   W                                                a leaf that misses the target, one that hits it
-    CALL F 0 0 1 F 0 0 0 END_CALL                        spawns by reference: the nodes of two children
-    CALL F 26 1 | 53 - 22 = 31 , 31 / 31 = 1 END_CALL    ... and by value: what is left there and how it came about
-    SUB W 0 53 - 22 = 31 , ... N 1 END_SUB               the join: the path of child 0, nothing of child 1
+    CALL F 0 0 1 F 0 0 0 END                        spawns by reference: the nodes of two children
+    CALL F 26 1 | 53 - 22 = 31 , 31 / 31 = 1 END    ... and by value: what is left there and how it came about
+    SUB W 0 53 - 22 = 31 , ... N 1 DONE               the join: the path of child 0, nothing of child 1
     RET 53 - 22 = 31 , ...   RET NONE                    how every thread ends: with a path, or with nothing
 
 Both searches expand best first and keep the `beam` best successors of a node. SoS+ flips a coin at each node whether to
@@ -31,7 +31,8 @@ from nanoreason.rollout import seed_of
 from nanoreason.search import COMPACT_WORDS, Path, Steps, expand, read_trace
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
-CALL, ITEM, END_CALL, SUB, END_SUB, RETURN, NOTHING = "CALL", "F", "END_CALL", "SUB", "END_SUB", "RET", "NONE"
+# no word is part of another: texts are searched for them
+CALL, ITEM, END_CALL, SUB, END_SUB, RETURN, NOTHING = "CALL", "F", "END", "SUB", "DONE", "RET", "NONE"
 SERIAL_COIN, SPAWN_COIN = 0.5, 0.9  # how often a node's successors are searched below at once
 
 

@@ -61,7 +61,7 @@ def test_children_are_what_is_called_and_joins_what_they_found(by_value):
         assert len(trace.segments) == len(trace.children) + 1 == len(trace.joins) + 1
         for k, (children, join) in enumerate(zip(trace.children, trace.joins, strict=True)):
             blocks += 1
-            block = trace.segments[k][1].partition("CALL ")[2].removesuffix(" END_CALL")
+            block = trace.segments[k][1].partition("CALL ")[2].removesuffix(" END")
             items = block.removeprefix("F ").split(" F ")
             assert len(items) == len(children) > 1
             for item, child in zip(items, children, strict=True):
@@ -103,7 +103,7 @@ def test_demonstrations_follow_from_their_seed_and_are_in_the_vocabulary():
 
 def test_a_join_lists_every_child_and_an_answer_is_read_strictly():
     path = (Operation(9, "-", 3, 6), Operation(4, "*", 6, 24))
-    assert write_join([None, path]) == "SUB N 0 W 1 9 - 3 = 6 , 4 * 6 = 24 END_SUB"
+    assert write_join([None, path]) == "SUB N 0 W 1 9 - 3 = 6 , 4 * 6 = 24 DONE"
     assert is_solution((9, 4, 3), 24, "W RET 9 - 3 = 6 , 4 * 6 = 24")
     for wrong in (
         "",
@@ -134,14 +134,14 @@ def test_a_block_means_what_its_demonstrator_spawned_by_reference_and_by_value()
 
 @pytest.mark.parametrize(
     "block",
-    ["", "CALL END_CALL", "CALL F END_CALL", "CALL F 0 9 END_CALL", "CALL F 0 END_CALL", "CALL F 4 | END_CALL",
-     "CALL F 4 6 | 9 - END_CALL", "CALL F 24 | 9 - 3 = 6 , 4 * 6 = 24 END_CALL", "F 0 0 END_CALL", "CALL F x"],
+    ["", "CALL END", "CALL F END", "CALL F 0 9 END", "CALL F 0 END", "CALL F 4 | END",
+     "CALL F 4 6 | 9 - END", "CALL F 24 | 9 - 3 = 6 , 4 * 6 = 24 END", "F 0 0 END", "CALL F x"],
 )  # fmt: skip
 def test_spawns_of_what_is_not_there_are_left_out(block):
     said = "E 9 - 3 = 6 > 4 6 G 0 0"
     assert called((9, 4, 3), 24, f"{said} {block}") == []
     place = Place((0, 0), (4, 6), (Operation(9, "-", 3, 6),))
-    assert called((9, 4, 3), 24, f"{said} CALL F 0 0 F 7 7 F 0 0 END_CALL") == [place]
+    assert called((9, 4, 3), 24, f"{said} CALL F 0 0 F 7 7 F 0 0 END") == [place]
 
 
 def test_the_task_poses_segments_and_children_and_joins_what_they_return():
@@ -151,9 +151,10 @@ def test_the_task_poses_segments_and_children_and_joins_what_they_return():
         problem = task.problem("train", i)
         kinds["child"] += "steps" in problem.info
         kinds["later"] += "SUB" in problem.prompt
-        kinds["first"] += problem.solution.endswith("END_CALL")
+        kinds["first"] += problem.solution.endswith("END")
         kinds["asked"] += problem.prompt.startswith("F ")
-        assert words.decode(words.encode(problem.prompt + problem.solution)) == problem.prompt + problem.solution
+        for text in (problem.prompt, problem.solution):
+            assert words.decode(words.encode(text)) == text
     assert min(kinds.values()) > 8
     root = replace(task, asked_share=0.0).problem("test", 3)
     assert root.prompt.endswith("\n") and "SUB" not in root.prompt
@@ -161,4 +162,4 @@ def test_the_task_poses_segments_and_children_and_joins_what_they_return():
     assert children and all(len(child.info["numbers"]) == 3 for child in children)
     steps = [child.info["steps"][0].spaced() for child in children]
     said = task.joined(children, ["RET 1 + 1 = 2", "nonsense", *["RET NONE"] * (len(children) - 2)])
-    assert said.startswith(f"SUB W 0 {steps[0]} , 1 + 1 = 2 N 1") and said.endswith("END_SUB")
+    assert said.startswith(f"SUB W 0 {steps[0]} , 1 + 1 = 2 N 1") and said.endswith("DONE")
