@@ -234,7 +234,8 @@ def called(numbers: Sequence[int], target: int, response: str) -> list[Place]:
     A node is looked up in what the response itself has said of it; a state by value is taken as it is said. Which of
     the two it is, is seen in its "|". One that is unknown, or that has nothing to search, is left out.
     """
-    block = response.rpartition(CALL)[2].rpartition(END_CALL)[0]
+    before, _, block = response.rpartition(CALL)
+    block = block.rpartition(END_CALL)[0]
     items = [" ".join(part.split()) for part in block.split(ITEM)[1:]]
     tree = None
     found: dict[Place, None] = {}
@@ -243,13 +244,23 @@ def called(numbers: Sequence[int], target: int, response: str) -> list[Place]:
             steps = read_steps(by_value[2])
             left, node = tuple(map(int, by_value[1].split())), ()
         else:
-            tree = tree if tree is not None else read_trace(numbers, target, response).tree
+            tree = tree if tree is not None else read_trace(numbers, target, without_joins(before)).tree
             path = tuple(int(word) for word in said.split() if word.isdigit() and len(word) < 9)
             known = tree.get(path) if said and len(path) == len(said.split()) else None
             steps, left, node = (known.way.operations, known.numbers, path) if known else (None, None, ())
         if steps and left and 1 < len(left) < len(numbers):
             found[Place(node, left, steps)] = None
     return list(found)
+
+
+def without_joins(text: str) -> str:
+    """What a parent has said itself.
+
+    >>> without_joins("G 0 0 SUB N 0 DONE M 0 0")
+    'G 0 0  M 0 0'
+    """
+    own, *rest = text.split(SUB)
+    return " ".join([own.rstrip(" "), *(part.partition(END_SUB)[2] for part in rest)])
 
 
 def read_steps(text: str) -> Steps | None:
