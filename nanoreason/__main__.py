@@ -27,6 +27,7 @@ RECIPES = {
     "grpo": "GRPO and its family: reinforcement learning from verified answers",
     "select": "choose demonstrations: rejection sampling of a teacher, or few good ones of a pool as in s1",
     "budget": "budget forcing: how a model that thinks in tags scales with forced and asked-for lengths",
+    "parallel": "how a model scales with the threads that it spawns, or as one thread",
     "search_test": "how a searcher searches on Countdown, beside the symbolic strategies",
 }
 SECTIONS = {
@@ -36,6 +37,7 @@ SECTIONS = {
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
+    "apr": "threads that spawn and join against one thread, on Countdown by attempts",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
 VIEWS = ("play", "eval", "look", "plot")  # nanoreason/<name>.py

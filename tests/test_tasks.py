@@ -24,9 +24,10 @@ from nanoreason.tasks import (
     StreamOfSearch,
     ThinkingAddition,
     ThinkingCountdown,
+    ThreadedSearch,
 )
 from nanoreason.tasks.attempts import Attempts, HardAttempts
-from nanoreason.tasks.wrappers import AskedLength, Templated, Unanswerable
+from nanoreason.tasks.wrappers import AskedLength, Parallel, Templated, Unanswerable
 
 SURE = Attempts(right_guess=1.0, give_up=(0.0, 0.0))
 BARE = {
@@ -38,6 +39,7 @@ BARE = {
     "search": StreamOfSearch(3, 9, (10, 40)),
     "search, paper": StreamOfSearch(3, 9, (10, 40), language="paper"),
     "search, op": StreamOfSearch(3, 9, (10, 40), data="op"),
+    "threaded_search, serial": ThreadedSearch(3, 9, (10, 40), serial=True, beams=(4, 8)),
     "thinking_countdown": ThinkingCountdown(3, 20, (10, 40)),
     "attempts": SURE,
     "hard_attempts": HardAttempts(right_guess=0.8),
@@ -52,11 +54,13 @@ WRAPPED = {
     "thinking_countdown, templated": Templated(ThinkingCountdown(3, 20, (10, 40))),
     "countdown, templated": Templated(Countdown(3, 20, (10, 40))),
     "attempts, asked_length, templated": Templated(AskedLength(SURE)),
+    "hard_attempts, parallel": Parallel(HardAttempts(), texts=(0.0, 3.0, 1.0), asked_share=0.5),
     "all of them": Templated(AskedLength(Unanswerable(SUMS, 0.5))),
 }
 ALL = BARE | WRAPPED
 ERRS = {"thinking", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
-        "thinking_countdown, templated", "hard_attempts"}  # whose solutions are not always right  # fmt: skip
+        "thinking_countdown, templated", "hard_attempts",
+        "hard_attempts, parallel", "threaded_search, serial"}  # whose solutions are not always right  # fmt: skip
 
 hostile = st.one_of(
     st.text(max_size=60),
