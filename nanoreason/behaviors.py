@@ -2,10 +2,11 @@
 
     samples.jsonl -> problem (from its prompt) and response -> counts (`behavior_rules.py`) -> a table, or CSV
 
-A line for each arm, split and step, for all responses and for the right and the wrong ones. rate: the share of responses
-that show a behaviour at least once; mean: how often one response does (what Gandhi et al., 2025, plot). `back new` are
-returns that go on in a way not tried before: a loop has many returns and few of these. FILE is any file of JSON lines
-with `prompt` and `response`; `numbers`, `target`, `right`, `step`, `arm`, `split`, `kind` are read where they are there.
+A line for each arm, split and step, for all responses and for the right and the wrong ones. rate: the share of
+responses that show a behaviour at least once; mean: how often one response does (what Gandhi et al., 2025, plot).
+`back new` are returns that go on in a way not tried before: a loop has many returns and few of these. FILE is any file
+of JSON lines with `prompt` and `response`; `numbers`, `target`, `right`, `step`, `arm`, `split`, `kind` are read where
+they are there.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def rows_of(groups: dict[tuple, list[tuple[dict, Behaviors]]]) -> list[list[str]
 
 
 def lines_at(place: Path) -> list[dict]:
-    """All samples of a file, of a run, or of the runs of a folder, which are then arms; ValueError if there are none."""
+    """All samples of a file, of a run, or of the runs of a folder, which are arms then; ValueError without any."""
     if place.is_file():
         lines = read_jsonl(place)
     elif (place / "samples.jsonl").is_file():

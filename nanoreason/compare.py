@@ -43,7 +43,7 @@ class CompareConfig(RunConfig):
     task: Task | None = chosen(TASKS, None)  # what it was trained for; empty: the task that POLICY was trained on
     others: str = ""  # tasks that it was not trained for, as mul,copy,max: what was forgotten, and where style leaks
     problems: Rows = 50  # held-out problems of each task
-    markers: str = "wait,<think>,hmm,check"  # words of the trained style, which leak into other tasks
+    markers: str = "wait,<think>,hmm,check"  # words of the trained style, which leak into other tasks: the share of responses with one
     words: Count = 15  # how many shifted words are listed; 0: none
     max_new_tokens: Count = 0  # response tokens after which a row is cut; 0: what the task or the context allows
     picture: str = ""  # FILE.png of the shifted words; empty: none
@@ -86,8 +86,8 @@ def compare_on(
         "  its one-sample estimate ": own[0].mean(-own[0].log_ratio),
         "rank shift, greedy texts": shifts.mean(shifts.rank_shift),
         "  tokens of another rank": shifts.mean((shifts.rank_shift != 0).float()),
-        "style leak of base": leaks[0],
-        "style leak of policy": leaks[1],
+        "responses with a marker, base": leaks[0],
+        "responses with a marker, policy": leaks[1],
         "length over that of base": lengths[1] / max(1.0, lengths[0]),
     }
     if len(prompts) > 2:
