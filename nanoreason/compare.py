@@ -43,7 +43,7 @@ class CompareConfig(RunConfig):
     task: Task | None = chosen(TASKS, None)  # what it was trained for; empty: the task that POLICY was trained on
     others: str = ""  # tasks that it was not trained for, as mul,copy,max: what was forgotten, and where style leaks
     problems: Rows = 50  # held-out problems of each task
-    markers: str = "wait,<think>,hmm,check"  # words of the trained style, which leak into other tasks: the share of responses with one
+    markers: str = "wait,<think>,hmm,check"  # words of the trained style, which leak into others
     words: Count = 15  # how many shifted words are listed; 0: none
     max_new_tokens: Count = 0  # response tokens after which a row is cut; 0: what the task or the context allows
     picture: str = ""  # FILE.png of the shifted words; empty: none
