@@ -1,4 +1,4 @@
-"""The small tasks: every answer recomputed from its prompt, every thought checked, strict verdicts, held-out questions."""
+"""The small tasks: answers recomputed from prompts, thoughts checked step by step, strict verdicts, held-out questions."""
 
 import math
 import re
@@ -67,7 +67,9 @@ def test_thoughts_calculate_right_and_are_as_frequent_as_their_share(name):
             halves = [numbers(half) for half in thought.split(" ; ")]
             assert all(half == sorted(half) for half in halves)
             assert sorted(sum(halves, [])) == numbers(problem.answer)
-    shares = [sum(SMALL[name](scratch=s).problem("train", i).info["thinks"] for i in range(200)) for s in (0.0, 0.3, 1.0)]
+    shares = [
+        sum(SMALL[name](scratch=s).problem("train", i).info["thinks"] for i in range(200)) for s in (0.0, 0.3, 1.0)
+    ]
     assert shares[0] == 0 and 35 <= shares[1] <= 85 and shares[2] == 200
 
 
