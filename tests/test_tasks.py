@@ -27,6 +27,7 @@ from nanoreason.tasks import (
     ThreadedSearch,
 )
 from nanoreason.tasks.attempts import Attempts, HardAttempts
+from nanoreason.tasks.small import SMALL
 from nanoreason.tasks.wrappers import AskedLength, Parallel, Templated, Unanswerable
 
 SURE = Attempts(right_guess=1.0, give_up=(0.0, 0.0))
@@ -43,6 +44,7 @@ BARE = {
     "thinking_countdown": ThinkingCountdown(3, 20, (10, 40)),
     "attempts": SURE,
     "hard_attempts": HardAttempts(right_guess=0.8),
+    **{name: kind() for name, kind in SMALL.items()},
 }
 SUMS = ThinkingAddition((1, 2), error_prob=0.0)
 WRAPPED = {
@@ -183,6 +185,10 @@ def test_what_a_person_types_is_a_problem_or_one_line(task, text):
 
 
 def test_a_typed_problem_is_asked_as_a_drawn_one(task, name):
+    if name in SMALL:
+        with pytest.raises(ValueError, match="takes no typed problems"):
+            task.parse("47 + 38")
+        return
     search = any(word in name for word in ("search", "countdown", "attempts"))
     problem = task.parse("24 from 9 4 3" if search else "47 + 38")
     assert type(problem) is Problem and task.difficulty(problem) == (3 if search else 2)

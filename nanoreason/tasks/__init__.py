@@ -3,6 +3,7 @@
 from nanoreason.tasks.addition import Addition
 from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.countdown import Countdown, StreamOfSearch, ThinkingCountdown, ThreadedSearch
+from nanoreason.tasks.small import SMALL
 from nanoreason.tasks.thinking import ThinkingAddition
 from nanoreason.tasks.wrappers import WRAPPERS
 
@@ -15,5 +16,6 @@ TASKS = {
     "thinking_countdown": ThinkingCountdown,
     "attempts": Attempts,
     "hard_attempts": HardAttempts,
+    **SMALL,
     **WRAPPERS,
 }
