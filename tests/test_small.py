@@ -1,4 +1,4 @@
-"""The small tasks: answers recomputed from prompts, thoughts checked step by step, strict verdicts, held-out questions."""
+"""The small tasks: answers recomputed from prompts, thoughts checked step by step, strict verdicts, a held-out split."""
 
 import math
 import re
