@@ -1,4 +1,4 @@
-"""The small tasks: answers recomputed from prompts, thoughts checked step by step, strict verdicts, a held-out split."""
+"""The small tasks: answers recomputed from prompts, thoughts checked by step, strict verdicts, held-out questions."""
 
 import math
 import re
