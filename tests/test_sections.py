@@ -207,8 +207,11 @@ def test_s1_measures_every_choice_and_only_s1_asks_the_base_what_is_difficult():
 def test_sos_learns_from_the_same_problems_in_the_same_order():
     arms = arms_of("sos")
     assert differing(arms["sos_model"].settings, arms["op_model"].settings) == {"task.data"}
-    assert differing(arms["sos_model"].settings, arms["correct_model"].settings) == {"task.data"}
-    assert "op_tokens" in arms and "op_tokens" not in arms_of("sos", seed=1)  # it costs as much as sos
+    assert differing(arms["sos"].settings, arms["op"].settings) == {"samples"}
+    controls = arms_of("sos", "gpu")
+    assert differing(controls["sos_model"].settings, controls["correct_model"].settings) == {"task.data"}
+    more = differing(controls["op_model"].settings, controls["op_tokens_model"].settings)
+    assert more == {"steps", "eval_every"} and "op_tokens" not in arms  # it costs as much as sos
     assert differing(arms["sos_pg_model"].settings, arms["sos_apa_model"].settings) <= {
         "algorithm", *(f"algorithm.{field.name}" for field in dataclasses.fields(ALGORITHMS["apa"]))
     }  # fmt: skip

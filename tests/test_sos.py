@@ -11,6 +11,7 @@ import torch
 
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint
+from nanoreason.countdown import count_solutions, find_solution
 from nanoreason.environment import judge
 from nanoreason.learn import (
     ALGORITHMS,
@@ -218,6 +219,33 @@ def test_the_symbolic_baseline_is_given_the_same_context(make_model, tmp_path):
         assert numbers[f"symbolic_within/dfs-sum/{split}"] < numbers[f"symbolic/dfs-sum/{split}"]
         assert 0 < numbers[f"chance/{split}"] < 0.3
         assert 0 <= numbers[f"states/dfs-sum/{split}"] <= 1
+
+
+def test_budgets_cut_trajectories_and_count_what_is_spent():
+    found = search_test.within_budgets([True, False, True], [30, 100, 100], context=160)
+    assert found == pytest.approx({
+        "40/acc": 1 / 3, "40/tokens": (30 + 40 + 40) / 3, "80/acc": 1 / 3, "80/tokens": (30 + 80 + 80) / 3,
+        "160/acc": 2 / 3, "160/tokens": 230 / 3,
+    })  # fmt: skip
+
+
+def test_the_best_of_n_is_unbiased_and_pays_for_all_n():
+    found = search_test.best_of([[True, False, False, False], [False] * 4, [True] * 4], tokens=50.0)
+    assert found == pytest.approx({
+        "1/acc": (1 / 4 + 0 + 1) / 3, "1/tokens": 50, "2/acc": (1 / 2 + 0 + 1) / 3, "2/tokens": 100,
+        "4/acc": 2 / 3, "4/tokens": 200,
+    })  # fmt: skip
+
+
+def test_random_paths_are_right_as_often_as_counting_says():
+    task = StreamOfSearch(3, 9, (10, 40))
+    problem = task.pose((2, 3, 4), 24, find_solution((2, 3, 4), 24))
+    _, chance = count_solutions((2, 3, 4), 24)
+    found = search_test.random_best_of([problem], task.tokenizer(), task.language)
+    assert 0 < chance < 1 and found["1/acc"] == pytest.approx(chance)
+    assert found["2/acc"] == pytest.approx(1 - (1 - chance) ** 2)
+    length = len(task.tokenizer().encode(problem.solution)) + 1
+    assert found["4/tokens"] == 4 * length
 
 
 def test_only_searches_can_be_tested_as_searches(tmp_path):
