@@ -1,7 +1,8 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look` and `plot` show what runs left.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy, `compare` two; `look`, `plot` and
+`behaviors` show what runs left.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SECTIONS = {
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
-VIEWS = ("play", "eval", "look", "plot")  # nanoreason/<name>.py
+VIEWS = ("play", "eval", "compare", "look", "plot", "behaviors")  # nanoreason/<name>.py
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
@@ -48,7 +49,9 @@ USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
        python -m nanoreason look RUN [--step N] [--only right|wrong|truncated] [--count 8]
        python -m nanoreason plot RUN [RUN ...] [--metric reward,acc/*] [--out FILE.png] [--csv FILE] [--list]
-       python -m nanoreason play|eval|look|plot --help
+       python -m nanoreason behaviors RUN|FILE [--arms NAMES] [--csv FILE]
+       python -m nanoreason compare BASE POLICY [--task NAME] [--others NAME,NAME] [--out FILE.png]
+       python -m nanoreason {views} --help
 
 recipes
 {recipes}
@@ -61,7 +64,7 @@ def usage() -> str:
     def lines(entries: dict[str, str]) -> str:
         return "\n".join(f"  {name:<13} {text}" for name, text in entries.items())
 
-    return USAGE.format(recipes=lines(RECIPES), sections=lines(SECTIONS))
+    return USAGE.format(views="|".join(VIEWS), recipes=lines(RECIPES), sections=lines(SECTIONS))
 
 
 def main(argv: list[str]) -> int:

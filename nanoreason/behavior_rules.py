@@ -95,7 +95,8 @@ ANNOUNCED = r"\b(?:let me|let's|let us|i'll|to) (?:double[- ]?)?(?:check|verify|
 GETTING = (r"(?:get(?:ting)? (?:(?:close|closer|near|up|down) )?to|get|reach|make|create|build|form|obtain) "
            r"(?:(?:a|an|about|around|roughly|the number|something (?:close to|like)) )?")  # fmt: skip
 SUBGOAL = (
-    r"\b(?:first|let's|let me|try|trying|need|want|could|can|should|goal|if i|to)\b[^.\n=]{0,30}?\b" + GETTING
+    r"\b(?:first|let's|let me|try|trying|need|want|could|can|should|goal|if i|to)\b[^.\n=]{0,30}?\b"
+    + GETTING
     + r"([0-9]{1,12})\b(?! [-+*/])",
     r"\baim(?:ing)? (?:for|at) (?:(?:a|an|about|around) )?([0-9]{1,12})\b",
     r"\b([0-9]{1,12}) (?:is|as) (?:a|one) (?:factor|multiple|divisor) of {T}\b",
@@ -133,7 +134,8 @@ class Step(NamedTuple):
 
     @property
     def key(self) -> tuple:
-        return tuple(sorted(self.used)), self.value
+        """The same for 3 * 8 and 8 * 3."""
+        return tuple(sorted(self.used)) if len(self.used) == 2 else self.used, self.value
 
 
 ARITHMETIC = re.compile(r"[0-9]+(?:\.[0-9]+)?|[-+*/()]")
@@ -256,20 +258,19 @@ def take(pool: Numbers, used: tuple[int, ...]) -> tuple[Numbers, bool]:
 def replay(numbers: Numbers, target: int, steps: list[Step], text: str) -> tuple[int, int, int]:
     """Returns to an earlier pool of numbers, those of them that go on in a new way, and calculations that are invalid.
 
-    The pools of the path so far are a stack. A calculation goes on from the latest pool that has its numbers; if that
-    is not the last one, the path was given up. One whose numbers are nowhere is left out, unless the words before it
-    say that something else is tried.
+    The pools of the path so far are a stack. A calculation goes on from the latest pool that has its numbers and, if
+    there is one, those of what follows until something else is tried. If it is not the last pool, the path was given
+    up. A calculation whose numbers are nowhere is left out, unless it is the first of something else.
     """
     pools: list[Numbers] = [tuple(numbers)]
     tried: set[tuple] = set()
     back = new = invalid = 0
     solved = False
-    place = 0
-    for step in steps:
-        fits = next((i for i in reversed(range(len(pools))) if take(pools[i], step.used)[1]), None)
+    for i, step in enumerate(steps):
+        before = text[steps[i - 1].end if i else 0 : step.start]
+        possible = [j for j in reversed(range(len(pools))) if take(pools[j], step.used)[1]]
+        fits = next((j for j in possible if goes_on(pools[j], steps, i, text)), possible[0] if possible else None)
         invalid += fits is None or step.result != step.value
-        before = text[place : step.start]
-        place = step.end
         way = (tuple(sorted(pools[fits or 0])), step.key)
         elsewhere = fits is None and not step.bare and len(pools) > 1 and RETRY.search(before)
         if (fits is None and not elsewhere) or (step.bare and way in tried):
@@ -285,8 +286,20 @@ def replay(numbers: Numbers, target: int, steps: list[Step], text: str) -> tuple
     return back, new, invalid
 
 
+def goes_on(pool: Numbers, steps: list[Step], i: int, text: str) -> bool:
+    """Whether step i and all those behind it, until something else is tried, can go on from this pool."""
+    while len(pool) > 1:
+        pool, there = take(pool, steps[i].used)
+        if not there:
+            return False
+        pool, i = (*pool, steps[i].result), i + 1
+        if i == len(steps) or RETRY.search(text, steps[i - 1].end, steps[i].start):
+            return True
+    return False
+
+
 def in_search(text: str, target: int) -> Behaviors:
-    """Of a search (`search.py`): leaves that are compared with the target, and moves to a node that is no child."""
+    """Of a search (`search.py`): leaves that are compared, and moves to a node that is no child of the one before."""
     here, seen = (0,), {(0,)}
     checks = back = new = tried = invalid = 0
     for event in read_events(text, target):
@@ -295,7 +308,7 @@ def in_search(text: str, target: int) -> Behaviors:
             a, sign, b, result = event.operation
             tried, invalid = tried + 1, invalid + (apply(a, sign, b) != result)
         if isinstance(event, Move):
-            if event.node[:-1] != here:
+            if here not in (event.node, event.node[:-1]):
                 back, new = back + 1, new + (event.node not in seen)
             here = event.node
             seen.add(here)
