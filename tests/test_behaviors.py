@@ -67,7 +67,7 @@ def test_labelled_texts_are_many_different_and_mostly_of_models():
 # ------------------------------------------------------------------------------------------ right values, opposites
 
 
-@pytest.mark.parametrize("text", ["", "<think> </think> <answer> 6 * 5 = 30 </answer>", "<think>" + " ." * 300 + " </think>",
+@pytest.mark.parametrize("text", ["", "<think> </think> <answer> 6 * 5 = 30 </answer>", "<think>" + 300 * " .",
                                   "6 * 5 = 30 , 30 + 20 = 50", "First, 6 * 5 = 30. Adding 20, we have 30 + 20 = 50.",
                                   "<think> 6 * 5 = 30 , 30 + 20 = 50 </think> <answer> 6 * 5 = 30 no wait 5 + 6 = 11",
                                   "I must find the correct numbers to reach the target."])  # fmt: skip
@@ -77,8 +77,10 @@ def test_dots_empty_thoughts_and_steps_straight_ahead_show_none(text):
 
 def test_restarts_are_counted_as_in_the_papers_own_example():
     """Five attempts that begin at the inputs again, after the first."""
-    text = ("(78 - 20) - (11 - 7) = 54. (78 - 11) - (20 - 7) = 54. 78 - (20 + 7) = 51, then 51 + 11 = 62. "
-            "78 - 20 = 58, 58 - 7 = 51, 51 - 11 = 40. (78 - 7) - (20 + 11) = 40. 20 + 11 = 31, 78 - 31 = 47.")  # fmt: skip
+    text = (
+        "(78 - 20) - (11 - 7) = 54. (78 - 11) - (20 - 7) = 54. 78 - (20 + 7) = 51, then 51 + 11 = 62. "
+        "78 - 20 = 58, 58 - 7 = 51, 51 - 11 = 40. (78 - 7) - (20 + 11) = 40. 20 + 11 = 31, 78 - 31 = 47."
+    )
     found = count_behaviors((20, 7, 11, 78), 37, text)
     assert (found.backtracking, found.new_backtracking) == (5, 5)
 
