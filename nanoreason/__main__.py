@@ -1,8 +1,8 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy, `compare` two; `look`, `plot` and
-`behaviors` show what runs left.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot` and
+`behaviors` show what runs left; `compare` shows what training changed in a policy.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ RECIPES = {
     "grpo": "GRPO and its family: reinforcement learning from verified answers",
     "select": "choose demonstrations: rejection sampling of a teacher, or few good ones of a pool as in s1",
     "budget": "budget forcing: how a model that thinks in tags scales with forced and asked-for lengths",
+    "parallel": "how a model scales with the threads that it spawns, or as one thread",
     "search_test": "how a searcher searches on Countdown, beside the symbolic strategies",
 }
 SECTIONS = {
@@ -37,9 +38,10 @@ SECTIONS = {
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
+    "apr": "threads that spawn and join against one thread, on Countdown by attempts",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
-VIEWS = ("play", "eval", "compare", "look", "plot", "behaviors")  # nanoreason/<name>.py
+VIEWS = ("play", "eval", "look", "plot", "behaviors", "compare")  # nanoreason/<name>.py
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
@@ -49,9 +51,9 @@ USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
        python -m nanoreason look RUN [--step N] [--only right|wrong|truncated] [--count 8]
        python -m nanoreason plot RUN [RUN ...] [--metric reward,acc/*] [--out FILE.png] [--csv FILE] [--list]
-       python -m nanoreason behaviors RUN|FILE [--arms NAMES] [--csv FILE]
-       python -m nanoreason compare BASE POLICY [--task NAME] [--others NAME,NAME] [--out FILE.png]
-       python -m nanoreason {views} --help
+       python -m nanoreason behaviors RUN|FILE.jsonl [--csv FILE]
+       python -m nanoreason compare BASE POLICY [--task ...] [--others copy,reverse] [--picture FILE.png]
+       python -m nanoreason play|eval|look|plot|behaviors|compare --help
 
 recipes
 {recipes}
@@ -64,7 +66,7 @@ def usage() -> str:
     def lines(entries: dict[str, str]) -> str:
         return "\n".join(f"  {name:<13} {text}" for name, text in entries.items())
 
-    return USAGE.format(views="|".join(VIEWS), recipes=lines(RECIPES), sections=lines(SECTIONS))
+    return USAGE.format(recipes=lines(RECIPES), sections=lines(SECTIONS))
 
 
 def main(argv: list[str]) -> int:

@@ -1,322 +1,276 @@
-"""What training changes in a model: exact KL, ranks of tokens, shifted words, hidden states, transfer, forgetting.
+"""What training changed in a policy, beside the one it began as: distributions, ranks of words, hidden states, style.
 
-    two models, rows -> token_shifts: per token KL both ways, the one-sample estimate, ranks -> shifted_words
-    two models, rows -> mean_states (layers, N, D) -> pca_shift
-    accuracies before and after -> transferability, forgetting
+    rows (texts) -> both models -> one value per response token -> KL both ways, rank shift, table of shifted words
+    texts -> pooled hidden states per layer -> PCA of the base's -> how far the policy's have moved
 
-The measures are those of Does Math Reasoning Improve General LLM Capabilities? (Huan et al., 2025, 2507.00432) without
-what makes its numbers depend on chance: its KL is one sample per token, here it is the sum over the vocabulary, and its
-PCA averages layers whose signs are arbitrary. Everything is done on micro-batches and a few positions at a time.
+The measures are those of "Does Math Reasoning Improve General LLM Capabilities?" (2507.00432), without the faults of
+its released analysis: padding is never pooled, no token of a response is dropped, nothing is paired by accident, the KL
+is the sum over the vocabulary. Nothing here holds (batch, length, vocabulary): logits are made for a few positions.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
-from nanoreason.learn import NEVER, collate, micro_batches, token_weights
+from nanoreason import learn
 from nanoreason.model import Transformer
 from nanoreason.rollout import Rollout
 from nanoreason.run import Progress, autocast
 from nanoreason.tokenizer import TextTokenizer
 
-CHUNK = 1 << 22  # logits of one model that are held at once: 84 positions of a vocabulary of 50,000
-MARGINAL = 3  # a token that stood among the first three of the base, but not first, is marginal (Lin et al., 2023)
-LEAST_DENOMINATOR = 0.2  # of v2's index; of a smaller gain on the target the ratio says nothing
+MICRO_TOKENS = 4096  # of a forward pass
+
+# ---------------------------------------------------------------------------------------------------- distributions
 
 
-# ------------------------------------------------------------------------------------------------- token by token
+class TokenShifts(NamedTuple):
+    """One value per response token of some rows, row after row; all tensors are (M,) and on the CPU, KL in nats."""
 
-
-@dataclass(frozen=True)
-class TokenShifts:
-    """Of the M loss tokens of some rows, in order; all tensors are (M,) on the CPU."""
-
-    row: torch.Tensor  # which row it stands in
-    token: torch.Tensor  # its id
-    kl: torch.Tensor  # KL(policy || base) of the distributions it is drawn from, in nats: the sum over the vocabulary
-    reverse_kl: torch.Tensor  # KL(base || policy)
-    estimate: torch.Tensor  # log policy - log base of the token: of policy's samples, an unbiased estimate of kl
-    rank: torch.Tensor  # how many tokens the policy finds likelier than this one
-    base_rank: torch.Tensor
+    row: torch.Tensor  # int64, which row it stands in
+    token: torch.Tensor  # int64
+    kl: torch.Tensor  # float32, D(policy || base) at its position, exact
+    reverse_kl: torch.Tensor  # float32, D(base || policy)
+    log_ratio: torch.Tensor  # float32, log policy - log base of the token: one sample of `kl` if the policy drew it
+    base_rank: torch.Tensor  # int64, how many tokens the base finds more probable; 0: it would have said so too
+    policy_rank: torch.Tensor  # int64
 
     @property
-    def shift(self) -> torch.Tensor:
-        """Ranks that the token has risen from base to policy; negative: fallen."""
-        return self.base_rank - self.rank
+    def rank_shift(self) -> torch.Tensor:
+        """(M,) places that each token gained by training."""
+        return self.base_rank - self.policy_rank
 
-    def means(self) -> dict[str, float]:
-        """kl, reverse_kl, estimate, rank_shift: means over tokens; shifted: the share whose rank differs; unshifted,
-        marginal, far: the shares by rank in the base, first, within the first MARGINAL, or behind."""
-        if not len(self.token):
-            raise ValueError("there is no token to compare: every response is empty")
-        classes = rank_classes(self.base_rank)
-        return {
-            **{name: getattr(self, name).double().mean().item() for name in ("kl", "reverse_kl", "estimate")},
-            "rank_shift": self.shift.double().mean().item(),
-            "shifted": (self.shift != 0).double().mean().item(),
-            **{name: (classes == i).double().mean().item() for i, name in enumerate(RANK_CLASSES)},
-        }
+    def mean(self, values: torch.Tensor) -> float:
+        """The mean over tokens; 0 of none."""
+        return values.double().mean().item() if len(values) else 0.0
 
-
-RANK_CLASSES = ("unshifted", "marginal", "far")
-
-
-def rank_classes(base_rank: torch.Tensor) -> torch.Tensor:
-    """base_rank (M,) -> index into RANK_CLASSES (M,)."""
-    return (base_rank > 0).long() + (base_rank >= MARGINAL).long()
+    def per_row(self, values: torch.Tensor) -> list[float]:
+        """The mean over the tokens of each row that has some, in order."""
+        return [values[self.row == row].double().mean().item() for row in self.row.unique().tolist()]
 
 
 @torch.no_grad()
 def token_shifts(
-    policy: Transformer, base: Transformer, rows: list[Rollout], micro_tokens: int = 4096, name: str = "compare"
+    base: Transformer, policy: Transformer, rows: Sequence[Rollout], micro_tokens: int = MICRO_TOKENS
 ) -> TokenShifts:
-    """What both models make of every loss token of the rows, at temperature 1.
+    """Both models on every token of the rows that was sampled (`loss_mask`), at temperature 1.
 
-    Never more than CHUNK logits of each model at once. ValueError if their heads differ in size: a KL needs one
-    vocabulary. An id that has no token in one of them has probability 0 in both.
+    At most `learn.CHUNK_LOGITS` logits of each model are held at once, whatever the vocabulary. ValueError if the two
+    vocabularies differ in size. An id without a token has probability 0 in a model.
     """
-    if policy.config.vocab_size != base.config.vocab_size:
-        raise ValueError(
-            f"heads of {policy.config.vocab_size} and {base.config.vocab_size} tokens: a KL needs the same"
-        )
-    lacking = [model.no_token for model in (policy, base) if model.no_token is not None]
-    no_token = torch.stack(lacking).any(0) if lacking else None
-    found: list[tuple[torch.Tensor, ...]] = []
-    with Progress(total=len(rows), name=name, unit="rows") as progress:
-        for indices in micro_batches([len(row.tokens) for row in rows], micro_tokens):
-            some = [rows[i] for i in indices]
-            batch = collate(some, token_weights(some), policy.device)
-            picked = batch.loss_mask[:, 1:]
-            tokens = batch.tokens[:, 1:][picked]  # (M,)
-            states = []
-            with autocast(policy.device):
-                for model in (policy, base):
-                    states.append(model.hidden(batch.tokens[:, :-1])[picked])  # (M, D)
-                row = torch.tensor(indices)[:, None].expand(picked.shape)[picked.cpu()]  # (M,)
-                numbers = [chunk for chunk in compared((policy, base), states, tokens, no_token)]
-            found.append((row, tokens.cpu(), *(torch.cat(parts).cpu() for parts in zip(*numbers, strict=True))))
-            progress.update(len(indices), tokens=len(tokens))
-    columns = [torch.cat(parts) for parts in zip(*found, strict=True)]
-    order = columns[0].argsort(stable=True)
-    return TokenShifts(*(column[order] for column in columns))
+    vocab = base.config.vocab_size
+    if policy.config.vocab_size != vocab:
+        raise ValueError(f"vocabularies of {vocab} and {policy.config.vocab_size} tokens: nothing can be compared")
+    found: list[tuple[torch.Tensor, ...]] = [()] * len(rows)
+    with Progress(total=len(rows), name="compare", unit="rows") as progress:
+        for indices in learn.micro_batches([len(row.tokens) for row in rows], micro_tokens):
+            tokens, mask = padded([rows[i] for i in indices], base.device)
+            picked = mask[:, 1:]  # (B, T-1): column t knows tokens[:, :t+1] and is about t+1
+            with autocast(base.device):
+                hidden = [model.hidden(tokens[:, :-1])[picked] for model in (base, policy)]  # (M, D) each
+            values = [torch.cat(parts) for parts in zip(*in_chunks(base, policy, hidden, tokens[:, 1:][picked]))]  # noqa: B905
+            for i, *own in zip(indices, *(value.split(picked.sum(1).tolist()) for value in values), strict=True):
+                found[i] = tuple(own)
+            progress.update(len(indices), tokens=int(picked.sum()))
+    if not rows:
+        return TokenShifts(*(torch.zeros(0, dtype=kind) for kind in KINDS))
+    where = torch.cat([torch.full((len(values[0]),), i) for i, values in enumerate(found)])
+    return TokenShifts(where, *(torch.cat(values) for values in zip(*found, strict=True)))
 
 
-def compared(
-    models: Sequence[Transformer], states: list[torch.Tensor], tokens: torch.Tensor, no_token: torch.Tensor | None
+KINDS = (torch.int64, torch.int64, torch.float32, torch.float32, torch.float32, torch.int64, torch.int64)
+
+
+def padded(rows: Sequence[Rollout], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """tokens (B, T) and loss_mask (B, T); the first token is predicted by nothing, so it never counts."""
+    longest = max(len(row.tokens) for row in rows)
+    tokens = [row.tokens + [0] * (longest - len(row.tokens)) for row in rows]
+    mask = [row.loss_mask + [False] * (longest - len(row.tokens)) for row in rows]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+
+
+def in_chunks(
+    base: Transformer, policy: Transformer, hidden: list[torch.Tensor], targets: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Final states (M, D) of two models, tokens (M,) -> kl, reverse_kl, estimate, rank, base_rank of a few positions at
-    a time."""
-    positions = max(1, CHUNK // models[0].config.vocab_size)
-    for first in range(0, max(1, len(tokens)), positions):
-        part = slice(first, first + positions)
-        logprobs, ranks, own = [], [], []
-        for model, state in zip(models, states, strict=True):
-            logits = model.lm_head(state[part]).float()  # (positions, V)
-            logits = logits if no_token is None else logits.masked_fill_(no_token, NEVER)
-            mine = logits.gather(-1, tokens[part, None])  # (positions, 1)
-            ranks.append((logits > mine).sum(-1))
-            logprobs.append(logits.log_softmax(-1))
-            own.append(logprobs[-1].gather(-1, tokens[part, None])[:, 0])
-        p, q = logprobs
-        ratio = p - q
-        yield ((p.exp() * ratio).sum(-1), -(q.exp() * ratio).sum(-1), own[0] - own[1], *ranks)
+    """hidden (M, D) of both, targets (M,) -> the fields of TokenShifts but `row`, some positions at a time."""
+    step = max(1, learn.CHUNK_LOGITS // base.config.vocab_size)
+    for first in range(0, max(1, len(targets)), step):
+        part = slice(first, first + step)
+        logs = []
+        for model, states in zip((base, policy), hidden, strict=True):
+            with autocast(model.device):
+                logits = model.lm_head(states[part])  # (m, V)
+            logits = logits.float()
+            if model.no_token is not None:
+                logits = logits.masked_fill(model.no_token, learn.NEVER)
+            logs.append(logits.log_softmax(-1))
+        yield tuple(value.cpu() for value in compared(*logs, targets[part]))
 
 
-# ------------------------------------------------------------------------------------------------------------ words
+def compared(base_logs: torch.Tensor, policy_logs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """log-probs (m, V) of both, targets (m,) -> targets, KL(policy || base), KL(base || policy), log-ratio, ranks."""
+    base_said, policy_said = (logs.gather(-1, targets[:, None]) for logs in (base_logs, policy_logs))  # (m, 1)
+    base_rank, policy_rank = ((logs > said).sum(-1) for logs, said in ((base_logs, base_said),
+                                                                     (policy_logs, policy_said)))  # fmt: skip
+    ratio = policy_logs - base_logs
+    kl, reverse_kl = (policy_logs.exp() * ratio).sum(-1), -(base_logs.exp() * ratio).sum(-1)
+    return targets, kl, reverse_kl, (policy_said - base_said)[:, 0], base_rank, policy_rank
 
-SIGNS = set("+-*/")
-CONNECTIVES = set(
-    """wait but so hmm alternatively however maybe perhaps actually okay ok alright let let's me us first
-second then now next finally therefore thus hence because since if check verify yes no not the a an is are and or of to
-in for i we it this that step steps answer final think aim make none""".split()
+
+# ---------------------------------------------------------------------------------------------------- shifted words
+
+# By the base's rank of a token that the policy says (Lin et al., 2023, The Unlocking Spell on Base LLMs): the base
+# would have said it too; it is among the base's first three; it is not.
+CLASSES = ("unshifted", "marginal", "shifted")
+MARGINAL = 2  # the last rank, counted from 0, that is marginal
+# Words that steer a text and say nothing of the problem, beside tags, signs and line ends.
+STEERING = frozenset(
+    """
+    wait but so now hmm okay alternatively instead maybe first then next finally let let's check verify again since
+    therefore thus hence if yes no answer final think thought step
+""".split()
 )
 
 
-@dataclass(frozen=True)
-class Word:
-    """A token of a vocabulary and what became of it where the policy said it."""
-
-    text: str
-    kind: str  # structure or content
-    count: int  # how often the policy said it
-    shift: float  # mean ranks it has risen
-    far: float  # share of these places at which it was not among the first MARGINAL of the base
-
-    @property
-    def weight(self) -> float:
-        """How often times how far: the size of a word in the paper's cloud."""
-        return self.count * self.shift
-
-
-def word_kind(text: str) -> str:
-    """structure (tags, punctuation, "=", line ends, words that connect) or content (numbers, signs, other words).
-
-    >>> [word_kind(text) for text in ("7", "+", "apple", "=", "<think>", " Wait", ".", "\\n")]
-    ['content', 'content', 'content', 'structure', 'structure', 'structure', 'structure', 'structure']
+def shift_class(base_rank: int) -> str:
     """
-    bare = text.strip().lower().rstrip(".,:;!?")
-    if bare in SIGNS:
-        return "content"
-    is_tag = bare.startswith("<") and bare.endswith(">")
-    return "structure" if is_tag or bare in CONNECTIVES or not any(c.isalnum() for c in bare) else "content"
-
-
-def shifted_words(shifts: TokenShifts, tokenizer: TextTokenizer) -> list[Word]:
-    """All words of the texts, those that rose most in all (count * mean shift) first."""
-    words = []
-    far = shifts.base_rank >= MARGINAL
-    for token in shifts.token.unique().tolist():
-        here = shifts.token == token
-        text = tokenizer.decode([token])
-        rise = shifts.shift[here].double().mean().item()
-        words.append(Word(text, word_kind(text), int(here.sum()), rise, far[here].double().mean().item()))
-    return sorted(words, key=lambda word: -word.weight)
-
-
-def style_leak(responses: Sequence[str], markers: Sequence[str]) -> float:
-    """The share of responses to tasks that were not trained that hold a marker of the trained style, as a word.
-
-    >>> style_leak(["hmm 7 , so 8", "8", "hmmm 8"], ["hmm", "<think>"])
-    0.3333333333333333
+    >>> [shift_class(rank) for rank in (0, 1, 2, 3)]
+    ['unshifted', 'marginal', 'marginal', 'shifted']
     """
-    if not responses:
-        raise ValueError("there is no response in which a style could show")
-    return statistics.fmean(not set(markers).isdisjoint(response.split()) for response in responses)
+    return CLASSES[(base_rank > 0) + (base_rank > MARGINAL)]
+
+
+def is_structure(word: str) -> bool:
+    """Whether a word is structure (tags, signs, line ends, words of STEERING) or content (numbers, names, the rest).
+
+    >>> [word for word in ("<think>", "=", "\\n", "Wait", "7", "cat", "b") if is_structure(word)]
+    ['<think>', '=', '\\n', 'Wait']
+    """
+    word = word.strip("Ġ▁ ")  # how vocabularies of bytes and of pieces write a space
+    tag = re.fullmatch(r"<[^<>]+>", word)
+    return bool(tag) or not any(map(str.isalnum, word)) or word.lower().strip(".,:;!?") in STEERING
+
+
+class ShiftedWord(NamedTuple):
+    """What became of a word, over all its places in the policy's texts."""
+
+    word: str
+    structure: bool
+    count: int
+    classes: tuple[int, int, int]  # how often it was unshifted, marginal, shifted
+    gained: int  # sum of the places that it gained where it gained some
+
+
+def shifted_words(shifts: TokenShifts, tokenizer: TextTokenizer) -> list[ShiftedWord]:
+    """Every word of the texts, those first that gained most places in all (frequency times shift); ties by id."""
+    count, gained, classes = Counter(), Counter(), Counter()
+    places = (shifts.token, shifts.base_rank, shifts.rank_shift)
+    for token, rank, shift in zip(*(values.tolist() for values in places), strict=True):
+        count[token] += 1
+        gained[token] += max(0, shift)
+        classes[token, shift_class(rank)] += 1
+    words = [(token, tokenizer.decode([token])) for token in sorted(count, key=lambda token: (-gained[token], token))]
+    return [
+        ShiftedWord(word, is_structure(word), count[token], tuple(classes[token, name] for name in CLASSES),
+                    gained[token])
+        for token, word in words
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- hidden states
 
 
-@torch.no_grad()
-def mean_states(
-    model: Transformer, rows: list[Rollout], micro_tokens: int = 4096, name: str = "states"
-) -> torch.Tensor:
-    """(L + 1, N, D): the mean hidden state of each row's prompt behind the embedding and behind each block.
+class PcaShift(NamedTuple):
+    """How far mean hidden states moved in the plane of the base's two principal components."""
 
-    Padding has no part in the mean.
-    """
-    layers = [model.model.embed_tokens, *model.model.layers]
-    found = torch.zeros(len(layers), len(rows), model.config.hidden_size)
-    with Progress(total=len(rows), name=name, unit="rows") as progress:
-        for indices in micro_batches([row.prompt_len for row in rows], micro_tokens):
-            longest = max(rows[i].prompt_len for i in indices)
-            prompts = [rows[i].tokens[: rows[i].prompt_len] for i in indices]
-            tokens = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=model.device)  # (B, T)
-            lengths = torch.tensor([len(p) for p in prompts], device=model.device)
-            real = (torch.arange(longest, device=model.device) < lengths[:, None]).float()  # (B, T)
-            weights = real / real.sum(1, keepdim=True)
-
-            def keep(layer: int):
-                def hook(module, inputs, states):  # (B, T, D)
-                    found[layer, indices] = torch.einsum("bt,btd->bd", weights, states.float()).cpu()  # noqa: B023
-
-                return hook
-
-            hooks = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(layers)]
-            try:
-                model.hidden(tokens)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            progress.update(len(indices))
-    return found
-
-
-@dataclass(frozen=True)
-class PcaShift:
-    """How far the mean state moved in the plane of the base's first two principal components, layer by layer."""
-
-    moves: torch.Tensor  # (L + 1, 2)
-    spread: torch.Tensor  # (L + 1,): sqrt(lambda1 + lambda2), how far texts of the base lie apart in that plane
+    distances: tuple[float, ...]  # of each layer, the embeddings first
+    relative: tuple[float, ...]  # the same over sqrt(lambda1 + lambda2), the base's own spread in that plane
+    of_means: float  # as the paper has it: the norm of the mean over layers, in which layers may cancel
 
     @property
     def distance(self) -> float:
-        """The mean over layers of how far each moved."""
-        return self.moves.norm(dim=1).mean().item()
+        """The mean over layers, after norms are taken: no sign of a component can matter."""
+        return sum(self.distances) / len(self.distances)
 
-    @property
-    def relative(self) -> float:
-        """The same in units of the spread; layers without any spread are left out."""
-        there = self.spread > 1e-12
-        return (self.moves.norm(dim=1)[there] / self.spread[there]).mean().item() if there.any() else math.nan
 
-    @property
-    def as_in_the_paper(self) -> float:
-        """The length of the mean move: layers that move in opposite directions cancel, and which do is arbitrary."""
-        return self.moves.mean(0).norm().item()
+@torch.no_grad()
+def pooled_states(model: Transformer, texts: Sequence[list[int]], micro_tokens: int = MICRO_TOKENS) -> torch.Tensor:
+    """texts (N token lists) -> (L+1, N, D) float64: embeddings and blocks, each the mean over the text's own tokens."""
+    pooled = torch.zeros(len(model.model.layers) + 1, len(texts), model.config.hidden_size, dtype=torch.float64)
+    if not all(texts):
+        raise ValueError("a text without a token has no hidden states")
+    with Progress(total=len(texts), name="hidden states", unit="texts") as progress:
+        for indices in learn.micro_batches([len(text) for text in texts], micro_tokens):
+            lengths = torch.tensor([len(texts[i]) for i in indices], device=model.device)
+            longest = int(lengths.max())
+            tokens = torch.tensor([texts[i] + [0] * (longest - len(texts[i])) for i in indices], device=model.device)
+            real = torch.arange(longest, device=model.device) < lengths[:, None]  # (B, T)
+
+            def take(layer: int, states: torch.Tensor, real=real, lengths=lengths, indices=indices) -> None:
+                states = states.double().masked_fill(~real[..., None], 0.0)  # (B, T, D)
+                pooled[layer, indices] = (states.sum(1) / lengths[:, None]).cpu()
+
+            with watched(model, take), autocast(model.device):
+                model.hidden(tokens)
+            progress.update(len(indices), tokens=int(lengths.sum()))
+    return pooled
+
+
+@contextmanager
+def watched(model: Transformer, take: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Calls take(layer, states (B, T, D)) for the embeddings (0) and after each block of every forward pass."""
+
+    def hook(layer: int):
+        return lambda module, inputs, output: take(layer, output)
+
+    parts = [model.model.embed_tokens, *model.model.layers]
+    handles = [part.register_forward_hook(hook(layer)) for layer, part in enumerate(parts)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pca_shift(base: torch.Tensor, policy: torch.Tensor) -> PcaShift:
-    """States (L + 1, N, D) of both models on the same texts. PCA is fitted to the base's, in each layer anew.
+    """base, policy (L, N, D), `pooled_states` of the same texts -> the shift of each layer in the base's PCA(2).
 
-    The sign of a component is fixed by its largest entry, which is positive: any choice would be arbitrary.
+    ValueError with fewer than three texts, or if the shapes differ.
     """
     if base.shape != policy.shape or base.shape[1] < 3:
-        raise ValueError(
-            f"states of {tuple(base.shape)} and {tuple(policy.shape)}: the same shape, three texts or more"
-        )
-    base, policy = base.double(), policy.double()
-    center = base.mean(1, keepdim=True)
-    _, sizes, components = torch.linalg.svd(base - center, full_matrices=False)  # (L + 1, min(N, D), D)
-    components = components[:, :2]
-    largest = components.gather(-1, components.abs().argmax(-1, keepdim=True))
-    components = components * largest.sign()
-    moves = torch.einsum("lkd,ld->lk", components, policy.mean(1) - center[:, 0])
-    return PcaShift(moves, (sizes[:, :2].square().sum(1) / (base.shape[1] - 1)).sqrt())
+        raise ValueError(f"states {tuple(base.shape)} and {tuple(policy.shape)}: equal, of three texts at least")
+    moves, spreads = [], []
+    for before, after in zip(base, policy, strict=True):
+        _, singular, axes = torch.linalg.svd(before - before.mean(0), full_matrices=False)
+        axes = axes[:2]  # (2, D)
+        largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+        axes = axes * torch.where(largest < 0, -1.0, 1.0)  # a sign of its own would be arbitrary
+        moves.append(axes @ (after.mean(0) - before.mean(0)))  # (2,)
+        spreads.append(math.sqrt(float(singular[:2].square().sum()) / (len(before) - 1)))
+    distances = [float(move.norm()) for move in moves]
+    relative = [distance / spread if spread else math.inf if distance else 0.0
+                for distance, spread in zip(distances, spreads, strict=True)]  # fmt: skip
+    return PcaShift(tuple(distances), tuple(relative), float(torch.stack(moves).mean(0).norm()))
 
 
-# -------------------------------------------------------------------------------------------- transfer, forgetting
-
-Scores = Mapping[str, float]  # {benchmark: accuracy in percent}
+# ------------------------------------------------------------------------------------------------------------ style
 
 
-def transferability_v1(base: Scores, tuned: Scores, target: Sequence[str], group: Sequence[str]) -> float | None:
-    """100 * (mean relative gain of a group) / (that of the target's benchmarks), version 1 of the paper.
+def style_leak_rate(responses: Iterable[str], markers: Iterable[str]) -> float:
+    """The share of responses with any of the markers as a word of its own; 0 of none.
 
-    None, undefined: a benchmark that the base never solves, or no gain on the target.
+    Markers are words of the style that was trained (tags, "wait"), the responses are to other tasks.
+
+    >>> style_leak_rate(["Hmm , 4", "4", "<think> 4", "hmmm"], ["hmm", "<think>"])
+    0.5
     """
-
-    def gain(names: Sequence[str]) -> float | None:
-        if any(base[name] == 0 for name in names):
-            return None
-        return statistics.fmean((tuned[name] - base[name]) / base[name] for name in names)
-
-    over, under = gain(group), gain(target)
-    return None if over is None or under is None or abs(under) < 1e-6 else 100 * over / under
-
-
-def pooled_sigma(gains: Sequence[float]) -> float:
-    """The standard deviation (divisor: their number) of the gains, in points, of all arms, seeds and benchmarks of a
-    group: pooled like this the paper's table can be recomputed, over one model's benchmarks it cannot."""
-    return statistics.pstdev(gains)
-
-
-def transferability_v2(
-    base: Scores, tuned: Scores, target: Sequence[str], group: Sequence[str], target_sigma: float, group_sigma: float
-) -> float | None:
-    """100 * DI(group) / DI(target) with DI = sum of w * sign(gain) * sqrt(|gain| / sigma), w = 100 - base accuracy,
-    normalised: version 2 of the paper. What the base solves always has no weight: forgetting it is not seen.
-
-    None, undefined: DI(target) below LEAST_DENOMINATOR, no deviation, or a group that the base solves always.
-    """
-
-    def index(names: Sequence[str], sigma: float) -> float | None:
-        weights = [100 - base[name] for name in names]
-        if not sum(weights) or not sigma:
-            return None
-        gains = [tuned[name] - base[name] for name in names]
-        roots = [math.copysign(math.sqrt(abs(gain) / sigma), gain) for gain in gains]
-        return sum(w * root for w, root in zip(weights, roots, strict=True)) / sum(weights)
-
-    over, under = index(group, group_sigma), index(target, target_sigma)
-    return None if over is None or under is None or under < LEAST_DENOMINATOR else 100 * over / under
-
-
-def forgetting(base: Scores, tuned: Scores, others: Sequence[str]) -> float:
-    """The mean over other tasks of what was lost; gains do not make up for losses."""
-    return statistics.fmean(max(0.0, base[name] - tuned[name]) for name in others)
+    said = [response.lower() for response in responses]
+    alone = [re.compile(rf"(?<!\w){re.escape(marker.lower())}(?!\w)") for marker in markers]
+    leaks = [any(pattern.search(response) for pattern in alone) for response in said]
+    return sum(leaks) / len(leaks) if leaks else 0.0

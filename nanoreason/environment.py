@@ -21,7 +21,8 @@ from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
 from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of
 from nanoreason.run import Run
-from nanoreason.sampler import Sampler, generate
+from nanoreason.sampler import Sampler
+from nanoreason.threads import sample_threads, stops_of
 from nanoreason.tokenizer import TextTokenizer
 
 MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
@@ -45,7 +46,8 @@ def sample(
     task: Task, policy: Transformer, tokenizer: TextTokenizer, problems: list[Problem], *, group_size: int = 1,
     seed: int = 0, temperature: float = 1.0, max_new_tokens: int | None = None, name: str = "sample",
 ) -> list[list[Rollout]]:  # fmt: skip
-    """Finished rows, one group per problem. They end with EOS, with a stop text of the task or with their budget.
+    """Finished rows, one group per problem. They end with EOS, with a stop text of the task or with their budget. What
+    they spawned, where the task lets them, is in their `family`.
 
     max_new_tokens   of the response; None: as many as the task says a right one can have, else what the context allows
     """
@@ -54,7 +56,7 @@ def sample(
     for row in rows:
         budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
         row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
-    generate(Sampler(policy, tokenizer, stop=task.stop, temperature=temperature), rows, name=name)
+    sample_threads(task, Sampler(policy, tokenizer, stop=stops_of(task), temperature=temperature), rows, name)
     return groups
 
 
@@ -69,7 +71,7 @@ def judge(task: Task, tokenizer: TextTokenizer, groups: list[list[Rollout]], lim
     scored = []
     for row in (row for group in groups for row in group):
         text = response_text(tokenizer, row)
-        verdict, counted = task.reward(row.problem, text), task.metrics(row.problem, text)
+        verdict, counted = task.reward(row.problem, text), {**task.metrics(row.problem, text), **row.counted}
         scored.append(Scored(row, text, verdict, row.max_new_tokens if limit is None else limit, counted))
     return scored
 
@@ -171,7 +173,7 @@ def rollout_metrics(
         "completions/mean_length_wrong": mean_length(lambda i: not scored[i].right),
         "completions/clipped_ratio": mean(cut),
         "completions/repetition": mean([repeated_share(one.row.response, repeat_n) for one in scored]),
-        "tokens": sum(lengths),
+        "tokens": sum(len(row.response) for one in scored for row in one.row.family),
         **task_metrics(scored),
     }
 

@@ -91,3 +91,68 @@ def scaling(tokens: list[float], accuracy: list[float], per: float = 100.0) -> f
 def performance(accuracy: list[float]) -> float:
     """The best run (s1, eq. 3)."""
     return max(accuracy)
+
+
+# ------------------------------------------------------------------------------------------------ transfer of training
+# Does Math Reasoning Improve General LLM Capabilities? (2507.00432). Accuracies are in 0..1, of the same benchmarks
+# before and after training; a group is some benchmarks, the target group the one that was trained for.
+
+NEAR_ZERO = 0.02  # a relative gain of the target of less than 2 % is no denominator
+LEAST_GAIN = 0.2  # nor is a `weighted_gain` of less than this
+
+
+def relative_gain(before: list[float], after: list[float]) -> float | None:
+    """The mean of (after - before) / before; None if a benchmark was never solved before.
+
+    >>> relative_gain([0.2, 0.5], [0.4, 0.25])
+    0.25
+    """
+    pairs = list(zip(before, after, strict=True))
+    return None if not pairs or min(before) <= 0 else sum((b - a) / a for a, b in pairs) / len(pairs)
+
+
+def weighted_gain(before: list[float], after: list[float], sigma: float) -> float | None:
+    """Sum of w * sign(d) * sqrt|d|, with d = 100 (after - before) / sigma and weights w ~ 1 - before that sum to 1.
+
+    sigma   points: the deviation of the gains of this group, pooled over all models and benchmarks (`pooled_sigma`)
+
+    None if nothing was left to gain, or if sigma is 0. A benchmark solved in full before has weight 0: what is
+    forgotten there is not seen.
+    """
+    if sigma <= 0 or not sum(1 - a for a in before):
+        return None
+    total = sum(1 - a for a in before)
+    moves = [100 * (b - a) / sigma for a, b in zip(before, after, strict=True)]
+    return sum((1 - a) / total * math.copysign(math.sqrt(abs(d)), d) for a, d in zip(before, moves, strict=True))
+
+
+def pooled_sigma(pairs: list[tuple[list[float], list[float]]]) -> float:
+    """The deviation, in points, of all gains of one group: `pairs` are (before, after) of each model."""
+    # DIFFERS from the paper's text, which takes it over the benchmarks of one model: that does not give its table.
+    gains = [100 * (b - a) for before, after in pairs for a, b in zip(before, after, strict=True)]
+    mean = sum(gains) / max(1, len(gains))
+    return math.sqrt(sum((gain - mean) ** 2 for gain in gains) / max(1, len(gains)))
+
+
+def transferability(gain: float | None, target: float | None, least: float = LEAST_GAIN) -> float | None:
+    """The index 100 * gain / target; None, undefined, if a gain is or the target's is less than `least`.
+
+    Version 1 is of `relative_gain` (least=NEAR_ZERO), version 2 of `weighted_gain`.
+
+    >>> transferability(-0.3, 0.6), transferability(0.3, 0.1), undefined(transferability(None, 1.0))
+    (-50.0, None, 'undefined')
+    """
+    return None if gain is None or target is None or target < least else 100 * gain / target
+
+
+def undefined(value: float | None, digits: int = 1) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def forgetting(before: list[float], after: list[float]) -> float:
+    """The mean of max(0, before - after): gains elsewhere make up for nothing.
+
+    >>> forgetting([0.75, 0.5], [0.25, 1.0])
+    0.25
+    """
+    return sum(max(0.0, a - b) for a, b in zip(before, after, strict=True)) / max(1, len(before))

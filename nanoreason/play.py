@@ -3,12 +3,17 @@
     problem (typed or drawn) -> prompt -> thinking within --budget, kept from closing --wait times -> answer -> verdict
 
 Tokens that were forced on the model stand in «». A model that thinks in tags is forced as in s1 (`forcing.py`); one
-that has no tags, such as a searcher, works until its end of text, and that is what it is kept from.
+that has no tags, such as a searcher, works until its end of text, and that is what it is kept from. Of one that spawns
+threads the parent is shown, its children side by side, and their join.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
+import shutil
+import textwrap
 from dataclasses import dataclass
 
 from nanoreason.checkpoint import load_checkpoint, load_extra
@@ -20,6 +25,7 @@ from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_row, 
 from nanoreason.run import Count, Rate, RunConfig, chosen, flatten, from_flat, parse_config, pick_device, say
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS
+from nanoreason.threads import Thread, Threads, stops_of
 from nanoreason.tokenizer import TextTokenizer
 
 
@@ -66,6 +72,15 @@ def play(
     """One problem from prompt to verdict, printed as it comes; returns whether it was solved."""
     row = prompt_row(tokenizer, problem, seed)
     say(problem.prompt.rstrip("\n"))
+    if task.spawn:
+        if forcing.waits:
+            raise ValueError(f"--wait {forcing.waits}: a model that spawns threads is not kept from stopping, use 0")
+        row.max_new_tokens = forcing.budget or model.config.max_position_embeddings
+        sampler = Sampler(model, tokenizer, stop=stops_of(task), temperature=temperature)
+        threads = Threads(task, sampler)
+        generate(sampler, [row], threads)
+        say(told_threads(tokenizer, threads.of[row], shutil.get_terminal_size((100, 24)).columns))
+        return told_verdict(tokenizer, task, row)
     shown = row.prompt_len
 
     def show() -> None:
@@ -98,10 +113,56 @@ def play(
             return [row] if again else []
 
         generate(Sampler(model, tokenizer, stop=task.stop, temperature=temperature), [row], on_stop)
-    solved = task.reward(problem, response_text(tokenizer, row)) == 1
-    right = task.told(problem)
-    say(f"{'right' if solved else f'wrong, right is {right}' if right else 'wrong'} ({len(row.response)} tokens)")
+    return told_verdict(tokenizer, task, row)
+
+
+def told_verdict(tokenizer: TextTokenizer, task: Task, row: Rollout) -> bool:
+    solved, right = task.reward(row.problem, response_text(tokenizer, row)) == 1, task.told(row.problem)
+    counts = f"{len(row.response)} tokens"
+    if row.counted:
+        of = {name: round(row.counted[f"threads/{name}"]) for name in ("total_tokens", "sequential_tokens", "children")}
+        counts = "{total_tokens} tokens, {sequential_tokens} of them on the critical path, {children} children"
+        counts = counts.format(**of)
+    say(f"{'right' if solved else f'wrong, right is {right}' if right else 'wrong'} ({counts})")
     return solved
+
+
+# --------------------------------------------------------------------------------------------------------- threads
+
+
+def told_threads(tokenizer: TextTokenizer, thread: Thread, width: int) -> str:
+    """A parent from its first block to its answer; the children of each block in columns, their join in «»."""
+    said = re.split("«[^»]*»", marked_text(tokenizer, thread.row, thread.row.prompt_len))  # what stands between joins
+    lines = []
+    for before, one in itertools.zip_longest(said, thread.rounds):
+        lines += textwrap.wrap(f"{before or ''} {one.block if one else ''}".strip(), width - 2)
+        if one is None:
+            continue
+        columns = []
+        for child in one.children:
+            status = " (cut)" if child.row.stop_reason == "length" else ""
+            title = f"{child.row.problem.prompt}, tokens {child.start}..{child.clock}{status}"
+            columns.append((title, tokenizer.decode(child.row.response)))
+        lines += side_by_side(columns, width - 2)
+        lines += textwrap.wrap(f"«{one.join}»", width - 2) if one.join else []
+    return textwrap.indent("\n".join(lines), "  ")
+
+
+def side_by_side(texts: list[tuple[str, str]], width: int, narrowest: int = 28) -> list[str]:
+    """(title, text) in columns, as many beside one another as leave each its `narrowest`, then the next below.
+
+    >>> side_by_side([("one", "a b"), ("two", "c")], 14, 5)
+    ['+ one | two', '  a b | c']
+    """
+    lines = []
+    each = max(1, width // narrowest)
+    for start in range(0, len(texts), each):
+        some = texts[start : start + each]
+        wide = (width - 2) // len(some) - 2
+        columns = [[line for part in one for line in textwrap.wrap(part, wide)] for one in some]
+        for i, row in enumerate(itertools.zip_longest(*columns, fillvalue="")):
+            lines.append(("+ " if i == 0 else "  ") + "| ".join(part.ljust(wide) for part in row).rstrip())
+    return lines
 
 
 def main(argv: list[str]) -> int:

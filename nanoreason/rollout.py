@@ -43,6 +43,7 @@ class Task:
     """
 
     stop: tuple[str, ...] = ()  # texts that end a response, EOS aside
+    spawn: tuple[str, str] | None = None  # texts that open and close a block of spawns (`threads.py`); None: no threads
 
     def tokenizer(self) -> TextTokenizer:
         """The vocabulary that all of this task's texts are made of."""
@@ -103,6 +104,14 @@ class Task:
         """What of a right response is worth imitating."""
         return response
 
+    def spawned(self, problem: Problem, response: str) -> list[Problem]:
+        """The children that the block asks for in which a response ends, each once, in order; total."""
+        return []
+
+    def joined(self, children: list[Problem], responses: list[str]) -> str:
+        """What a parent reads of its children in the place of its block; total, whatever they say."""
+        return ""
+
     def parse(self, text: str) -> Problem:
         """The problem that a person has typed; ValueError says what it should look like."""
         raise ValueError(f"the task {type(self).__name__} takes no typed problems: leave it empty for a drawn one")
@@ -129,6 +138,8 @@ class Rollout:
     ref_logprobs: list[float] | None = None  # under the reference model; None: no reference
     min_tokens: int = 0  # while the row has fewer tokens than this, no stop id and no EOS can be drawn
     parent: Rollout | None = None  # the row that spawned this one; its reward and advantage are the root's
+    children: list[Rollout] = field(default_factory=list, repr=False)  # whose parent this is: spawned by it, or erased
+    counted: dict[str, float] = field(default_factory=dict)  # what was counted while it was sampled, for the metrics
 
     @property
     def response(self) -> list[int]:
@@ -138,6 +149,11 @@ class Rollout:
     def root(self) -> Rollout:
         """The row that the whole rollout began with: itself, unless it was spawned."""
         return self if self.parent is None else self.parent.root
+
+    @property
+    def family(self) -> list[Rollout]:
+        """The row and all that come from it: every token that the policy sampled for it is in one of them, once."""
+        return [self, *(row for child in self.children for row in child.family)]
 
     def sampled(self, token: int, logprob: float) -> None:
         """Append a token that the policy drew."""
@@ -159,6 +175,16 @@ class Rollout:
             raise ValueError(f"cannot retract {count} tokens: the response has {len(self.tokens) - self.prompt_len}")
         del self.tokens[keep:], self.loss_mask[keep:], self.logprobs[keep:]
         self.stop_reason = ""
+
+    def erase(self, count: int) -> None:
+        """Take the last `count` tokens back out of the context, but not out of the loss: they become a child that has
+        this row up to there as its prompt, with the log-probs that they were drawn with."""
+        keep = len(self.tokens) - count
+        self.children.append(
+            Rollout(self.problem, list(self.tokens), [False] * keep + self.loss_mask[keep:],
+                    [0.0] * keep + self.logprobs[keep:], keep, self.seed, stop_reason=self.stop_reason, parent=self)
+        )  # fmt: skip
+        self.retract(count)
 
 
 @dataclass

@@ -137,6 +137,7 @@ class Sampler:
         # slot -> row: [:n] are live, behind them lie stopped rows whose keys are still there
         self.rows: list[Rollout | None] = []
         self.n = 0
+        self.held: set[Rollout] = set()  # stopped rows that will go on: their slots are taken last
         self.cache: KVCache | None = None
         self.steps = 0  # decode steps so far
         self.row_steps = 0  # live rows summed over them: the work really done
@@ -158,6 +159,7 @@ class Sampler:
             if id(row) in waiting:
                 raise ValueError(f"row {i} is already being sampled: submit it again only after it came back")
             waiting.add(id(row))
+        self.held.difference_update(rows)
         for row in rows:
             if len(row.tokens) >= self._end(row):  # no budget left: it stops where it stands
                 row.stop_reason = "length"
@@ -166,6 +168,10 @@ class Sampler:
                 row.stop_reason = ""
                 # Rows whose keys are still here go first, before new rows take their slots.
                 (self.queue.appendleft if row in self.rows else self.queue.append)(row)
+
+    def hold(self, row: Rollout) -> None:
+        """Keep the keys of a row that was handed out and waits for others, where `max_rows` leaves room for them."""
+        self.held.add(row)
 
     def _check_weights(self) -> None:
         """RuntimeError if a weight was written to or replaced; microseconds beside a decode step's millisecond."""
@@ -273,6 +279,7 @@ class Sampler:
         first = self.n
         source = {tuple(row.tokens[: row.prompt_len]): slot for slot, row in enumerate(self.rows[:first])}
         chosen = [self.queue.popleft() for _ in range(min(free, len(self.queue)))]
+        self._spare_held(len(chosen))
         fresh = []
         for row in chosen:
             if row in self.rows:  # it came back before its slot was taken
@@ -294,6 +301,13 @@ class Sampler:
             self.cache.kv[:, :, targets] = self.cache.kv[:, :, sources]
             for row in copies:
                 self._start(row)
+
+    def _spare_held(self, count: int) -> None:
+        """Swap rows that are held out of the next `count` slots, as far as there are others behind them."""
+        others = [j for j in range(self.n + count, len(self.rows)) if self.rows[j] not in self.held]
+        for slot in range(self.n, self.n + count):
+            if self.rows[slot] in self.held and others:
+                self._swap(slot, others.pop())
 
     def _start(self, row: Rollout, reuse: bool = False) -> None:
         """Make `row` the next live row, in slot n. `reuse`: the slot still holds keys of its earlier tokens."""
@@ -343,7 +357,7 @@ class Sampler:
         dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else self.model.lm_head.weight.dtype
         affordable = self.kv_bytes // (slots * KVCache.bytes_per_slot(self.model.config, dtype))
         most = max(1, self.n, min(self.max_rows, affordable))
-        rows = min(most, max(self.n + len(self.queue), old_rows))
+        rows = min(most, max(self.n + len(self.queue) + len(self.held), old_rows))
         if rows <= old_rows and slots == old_slots:
             return
         if rows > old_rows:
@@ -409,7 +423,7 @@ def generate(
             again = on_stop(row) if on_stop else []
             sampler.submit(again)
             if not again:
-                progress.update(tokens=len(row.response))
+                progress.update(count=row.parent is None, tokens=len(row.response))
     return rows
 
 

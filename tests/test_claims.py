@@ -11,7 +11,7 @@ import pytest
 
 from nanoreason.__main__ import SECTIONS
 from nanoreason.evaluate import control
-from nanoreason.experiments import l1, longcot, r1, s1, sos, star, traces
+from nanoreason.experiments import apr, l1, longcot, r1, s1, sos, star, traces
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
 from nanoreason.experiments.results import Results
@@ -202,8 +202,14 @@ def sos_world(s: int) -> list[dict]:
         lines.append(line)
 
     add("sos", 0)
-    for arm in ("op", "op_tokens", "correct"):
-        add(arm, -0.1 * s)
+    # a greedy search takes 300 tokens, four sampled ones 1,200; a path 30, random ones as many
+    lines[-1] |= {f"tokens/{sos.SPLITS[0]}": 300, "budget/640/acc": inputs, "budget/160/acc": inputs - 0.2 * s,
+                  "best/4/tokens": 1200, "best/4/acc": 0.7}  # fmt: skip
+    add("op", -0.1 * s)
+    for n in sos.BEST_OF:
+        solved = {4: 0.3, 8: 0.55, 16: 0.6, 32: 0.85} if s > 0 else {4: 0.3, 8: 0.3, 16: 0.6, 32: 0.6, 64: 0.95}
+        lines[-1] |= {f"best/{n}/tokens": 30 * n, f"best/{n}/acc": solved.get(n, 0.9 if n > 32 else 0.1)}
+        lines[-1] |= {f"random_best/{n}/acc": 0.1 if s > 0 else 0.35}
     for step in (1, 2, 3):
         add("sos_star", 0.1 * s, step, unsolved=0.1 * s)
     for arm in ("sos_pg", "sos_apa"):
@@ -231,7 +237,46 @@ def base_world(s: int) -> list[dict]:
     return lines
 
 
+def apr_world(s: int) -> list[dict]:
+    """With s = 1 threads find more, at the pace of the longest; RL widens them and changes nothing at the widest."""
+    lines = []
+
+    def add(arm: str, method: str, asked: int, accuracy: float, children: float, long: float = 150, **more) -> None:
+        total, path = 40 + children * long, 40 + long * (1.0 if s > 0 else children)
+        lines.append({"arm": f"test_{arm}", "step": len(lines), "method": method, "asked": asked, "accuracy": accuracy,
+                      "children": children, "child_tokens": long, "sequential": path, "total": total,
+                      "operations": total / 6, "hallucinated": 0.1} | more)  # fmt: skip
+
+    chosen = apr.PRESETS["cpu"].measure
+    serial = {"serial": 0.5 - 0.2 * s, "rl_serial": 0.55 - 0.2 * s}  # threads before RL: .5; after it .7, or .3
+    for window in chosen.windows:
+        for arm, accuracy in serial.items():
+            add(arm, "context", window, accuracy, 1, total=200, sequential=200)
+        add("apr", "context", window, 0.5, 4)
+        add("rl_apr", "context", window, 0.5 + 0.2 * s, 4 + 3 * s, 150 - 10 * s)
+        add("faithful", "context", window, 0.4, 4, hallucinated=0.1 + 0.4 * s * (s > 0))
+    for width in chosen.widths:
+        accuracy = 0.5 - s * (0.4 if width == 1 else 0.0)
+        shown = width if s > 0 else max(3, 4 - 0.3 * width)  # asked for more, they spawn less
+        path = 190 if s > 0 else 40 + 100 * width
+        add("apr", "asked", width, accuracy if width < 4 else 0.5 + 0.1 * s, shown, sequential=path)
+        add("rl_apr", "asked", width, 0.6 + 0.1 * s, shown, sequential=path)
+        add("rl_wide", "asked", width, 0.5 + 0.1 * s + (0.0 if s > 0 else 0.3), width)
+    for k in (1, 2, 4, 8, 16):
+        for arm, accuracy in serial.items():
+            for kind in ("cons", "pass"):
+                add(arm, "samples", k, accuracy + 0.2 * (s < 0), k, 200 if s > 0 else 20, kind=kind)
+    for arm, seconds in {"serial": 0.2, "rl_serial": 0.2, "apr": 0.3, "rl_apr": 0.3}.items():
+        add(arm, "alone", 1, 0.5, 4 if s > 0 else 1, seconds=seconds, steps=200)
+    for operations in chosen.operations:
+        add("serial", "exhaustive", operations, operations / 400, 1, operations=operations)
+    for arm in ("rl_serial", "rl_apr", "rl_wide"):
+        lines += course(arm, {"accuracy": (0.3, 0.6), "threads/children": (4, 7), "threads/child_tokens": 150}, 12)
+    return lines
+
+
 WORLDS = {
+    "apr": apr_world,
     "base": base_world,
     "star": star_world,
     "r1": r1_world,

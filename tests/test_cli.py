@@ -127,6 +127,12 @@ MISTAKES = {
     "hints and another try": (["star", "--rationalize", "--retry-temperature", "1"], "--retry-temperature 1.0"),
     "no methods": (["budget", "--base", "BASE", "--methods="], "--methods"),
     "no budgets": (["budget", "--base", "BASE", "--budgets="], "--budgets is empty"),
+    "threads of nothing": (["sft", "--task", "addition,parallel"], "parallel goes directly around attempts"),
+    "a single thread asked to spawn": (
+        ["parallel", "--base", "BASE", "--task", "hard_attempts"],
+        "--methods asked needs a task that spawns",
+    ),
+    "an unknown way to measure threads": (["parallel", "--base", "BASE", "--methods", "magic"], "--methods magic"),
     "no name of a base": (["grpo_minimal", "--base="], "no checkpoint at ''"),
     "a device with no number": (["sft", "--device", "cpu:7"], "device 'cpu:7' is not available"),
     "no folder": (["sft", "--out="], "--out is empty"),

@@ -24,9 +24,11 @@ from nanoreason.tasks import (
     StreamOfSearch,
     ThinkingAddition,
     ThinkingCountdown,
+    ThreadedSearch,
 )
 from nanoreason.tasks.attempts import Attempts, HardAttempts
-from nanoreason.tasks.wrappers import AskedLength, Templated, Unanswerable
+from nanoreason.tasks.small import SMALL
+from nanoreason.tasks.wrappers import AskedLength, Parallel, Templated, Unanswerable
 
 SURE = Attempts(right_guess=1.0, give_up=(0.0, 0.0))
 BARE = {
@@ -38,9 +40,11 @@ BARE = {
     "search": StreamOfSearch(3, 9, (10, 40)),
     "search, paper": StreamOfSearch(3, 9, (10, 40), language="paper"),
     "search, op": StreamOfSearch(3, 9, (10, 40), data="op"),
+    "threaded_search, serial": ThreadedSearch(3, 9, (10, 40), serial=True, beams=(4, 8)),
     "thinking_countdown": ThinkingCountdown(3, 20, (10, 40)),
     "attempts": SURE,
     "hard_attempts": HardAttempts(right_guess=0.8),
+    **{name: kind() for name, kind in SMALL.items()},
 }
 SUMS = ThinkingAddition((1, 2), error_prob=0.0)
 WRAPPED = {
@@ -52,11 +56,13 @@ WRAPPED = {
     "thinking_countdown, templated": Templated(ThinkingCountdown(3, 20, (10, 40))),
     "countdown, templated": Templated(Countdown(3, 20, (10, 40))),
     "attempts, asked_length, templated": Templated(AskedLength(SURE)),
+    "hard_attempts, parallel": Parallel(HardAttempts(), texts=(0.0, 3.0, 1.0), asked_share=0.5),
     "all of them": Templated(AskedLength(Unanswerable(SUMS, 0.5))),
 }
 ALL = BARE | WRAPPED
 ERRS = {"thinking", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
-        "thinking_countdown, templated", "hard_attempts"}  # whose solutions are not always right  # fmt: skip
+        "thinking_countdown, templated", "hard_attempts",
+        "hard_attempts, parallel", "threaded_search, serial"}  # whose solutions are not always right  # fmt: skip
 
 hostile = st.one_of(
     st.text(max_size=60),
@@ -179,6 +185,10 @@ def test_what_a_person_types_is_a_problem_or_one_line(task, text):
 
 
 def test_a_typed_problem_is_asked_as_a_drawn_one(task, name):
+    if name in SMALL:
+        with pytest.raises(ValueError, match="takes no typed problems"):
+            task.parse("47 + 38")
+        return
     search = any(word in name for word in ("search", "countdown", "attempts"))
     problem = task.parse("24 from 9 4 3" if search else "47 + 38")
     assert type(problem) is Problem and task.difficulty(problem) == (3 if search else 2)

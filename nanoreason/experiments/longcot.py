@@ -73,7 +73,7 @@ PRETRAIN = sft.SftConfig(optimizer="muon", lr=5e-3, context=320, eval_problems=2
 PRESETS = {
     "cpu": Preset(RL, sizes=(25, 100, 400, 1600), tune=TUNE),
     "conditions": Preset(
-        RL, pretrain=PRETRAIN, shares={0.02: 1150, 0.05: 1070, 0.1: 955, 0.3: 646}, widths=(32, 96),
+        RL, pretrain=PRETRAIN, shares={0.02: 1150, 0.05: 1070, 0.1: 955, 0.3: 646}, widths=(32, 64, 96),
         conditions=dict(prompts=8, steps=30),
     ),
     "tiny": Preset(
@@ -381,6 +381,10 @@ def panels_from_own_bases(preset: str) -> list[Panel]:
         found = {share: r.last(f"share-{share}{rl}", line.y) for share in chosen.shares}
         return [(share, y.mean if seed is None else y[seed]) for share, y in found.items() if y]
 
+    def label_shares(axis, r: Results) -> None:
+        axis.set_xticks(list(chosen.shares), [f"{share:g}" for share in chosen.shares])
+        axis.minorticks_off()
+
     def right(r: Results, line: Line, key: tuple[str, str]) -> PerSeed:
         return r.last(line.arm, key[0]) / r.last(line.arm, key[1])
 
@@ -388,7 +392,8 @@ def panels_from_own_bases(preset: str) -> list[Panel]:
     bases += [Line(arm, f"width\n{width}", "C2") for width, arm in list(by_width(preset).items())[:-1]]
     return [
         Panel("Base quality: before and after RL", stages, ACC, points=over_shares, xscale="log10", marker="o",
-              xlabel="share of long thoughts in the corpus", ylim=(0, 1), ylabel="accuracy on held-out problems"),
+              xlabel="share of long thoughts in the corpus", ylim=(0, 1), ylabel="accuracy on held-out problems",
+              also=label_shares),
         Panel("Base quality: accuracy", by_share, "accuracy", **ROLLOUTS),
         Panel("Base quality: length", by_share, LENGTH, **TOKENS),
         Panel("Capacity: accuracy", wide, "accuracy", **ROLLOUTS),

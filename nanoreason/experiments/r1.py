@@ -13,7 +13,7 @@ with rewards for accuracy and format:
     rejection        right traces of cold_rl, and the base (not cold_rl) fine-tuned on them
     final            RL on that: the end of R1's pipeline
     short, short_rl  control: cold start and RL with traces of a single attempt
-    student_rl       RL on a small base; distilled: the same base fine-tuned on right traces of final
+    student_rl       RL on a small base that has never tried twice; distilled: it, fine-tuned on right traces of final
     distilled_wrong  control: on its wrong traces
     grpo ... cispo   five losses from the same base on the same problems, several updates per rollout
 
@@ -49,7 +49,7 @@ from nanoreason.recipes import grpo, select, sft
 from nanoreason.rewards import Accuracy, Format, Overlong
 from nanoreason.run import Schedule
 from nanoreason.tasks import Attempts, ThinkingAddition
-from nanoreason.tasks.attempts import BASE_MIXTURE, Mixture
+from nanoreason.tasks.attempts import Mixture
 from nanoreason.tasks.wrappers import Templated
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
@@ -117,11 +117,14 @@ RL = grpo.GrpoConfig(
 )  # fmt: skip
 TRACES = select.SelectConfig(task=Attempts(), max_new_tokens=256)
 EASY = Attempts(chance=(0.14, 1.0))  # a quarter of the problems: two to nine of some 19 attempts are right
+# It can calculate, judge attempts that are given, and make one of its own; it has never judged one of its own or tried
+# again. A student that has learnt no verdicts (width 48, 600 steps of the base's corpus) cannot use what it is taught.
+STUDENT = Mixture.parse("blind:.4,guess:.15,compare:.13,mark:.32")
 CPU = Rest(
     control_steps=20, easy=EASY, cap=96, cap_steps=40,
     cold=(replace(TRACES, problems=300, how="first", choose=300), 60), rejection=(TRACES, 100),
     distilled=(replace(TRACES, problems=500), 200), pipeline_steps=(20, 20),
-    student=replace(sft.PRESETS["attempts"], task=Attempts(shares=BASE_MIXTURE), steps=600, eval_every=0, width=48,
+    student=replace(sft.PRESETS["attempts"], task=Attempts(shares=STUDENT), steps=1000, eval_every=0, width=64,
                     layers=2),
     student_steps=30, loss_steps=10,
 )  # fmt: skip

@@ -2,30 +2,30 @@
 
 From random weights, all on the same problems in the same order
     op          optimal paths only: the model has to guess the right step at once
-    op_tokens   optimal paths of three times as many problems: as many tokens as `sos` (not in the paper; seed 0 alone)
     sos         streams of search: symbolic strategies as they went, mistakes and failures included
-    correct     streams of search that succeeded (a control)
 and from the end of `sos`
     sos_star    STaR: three rounds of fine-tuning on its own successes
     sos_pg      policy gradient with a reward for short searches
     sos_apa     the same with the loss of advantage-induced policy alignment
+gpu also has two controls from random weights that are not in the paper
+    correct     streams of search that succeeded
+    op_tokens   optimal paths of three times as many problems: as many tokens as `sos`
 
-Held-out problems have new inputs for known targets, or targets that no training problem has. The preset `cpu` has
-three inputs up to 50, and of the twelve strategies the six short ones (beams of 2 to 4), so that a search fits into 320
-tokens: a path that is guessed at random is right in 8 % of problems, the searches that it learns from in about 70 %.
-With smaller inputs the right path is soon guessed without any search (optimal paths of inputs up to 20 teach to solve
-three in four problems), with larger ones arithmetic takes too long to learn.
+Held-out problems have new inputs for known targets, or targets that no training problem has. The preset `cpu` has four
+inputs of 1 to 9 and the paper's mixture of twelve strategies; the half of the searches that fits into 640 tokens is
+learnt from. A legal path at random is right in 1.4 % of problems: whoever guesses has to guess often, and whether that
+costs less than to search is shown on one axis of tokens (2504.07052 asks for it).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, lead, ratio
 from nanoreason.learn import ALGORITHMS, Algorithm
 from nanoreason.recipes import grpo, search_test, sft, star
-from nanoreason.recipes.search_test import SPLITS
+from nanoreason.recipes.search_test import BEST_OF, BUDGETS, SPLITS
 from nanoreason.rewards import Metric
 from nanoreason.run import Schedule
 from nanoreason.search import ERRORS, STRATEGIES
@@ -48,50 +48,54 @@ COLORS = dict(
 @dataclass(frozen=True)
 class Preset:
     sos: sft.SftConfig  # the searcher
-    op_tokens: dict  # optimal paths are short: with these settings they make as many tokens
     star: star.StarConfig
     pg: grpo.GrpoConfig
     test: search_test.SearchTestConfig
+    best_of: dict[str, int]  # arm: how many samples of each problem, of which an oracle chooses the best
+    controls: dict[str, dict] = field(default_factory=dict)  # arm: what differs from the searcher
 
 
-SHORT = ("bfs2-sum", "bfs2-mult", "bfs3-sum", "bfs3-mult", "bfs4-sum", "bfs4-mult")
-CPU_TASK = StreamOfSearch(3, 50, strategies=SHORT)
+CPU_TASK = StreamOfSearch(4, 9, (10, 60))
 CPU_SOS = sft.SftConfig(
-    task=CPU_TASK, context=320, steps=7500, rows_per_step=12, warmup=50, decay="cosine", micro_tokens=640,
-    eval_problems=200, eval_every=2500,
+    task=CPU_TASK, context=640, optimizer="muon", steps=2000, rows_per_step=32, lr=5e-3, micro_tokens=1280,
+    eval_problems=200, eval_every=500,
 )  # fmt: skip
 CPU_STAR = star.StarConfig(
-    task=CPU_TASK, rounds=3, pool=100_000, problems=1500, temperature=0.8, restart=False, prompt_set=0,
-    first_steps=100, step_increment=0, rows_per_step=32, lr=3e-4, decay="cosine", warmup=10, micro_tokens=640,
+    task=CPU_TASK, rounds=3, pool=100_000, problems=1000, temperature=0.8, restart=False, prompt_set=0,
+    first_steps=60, step_increment=0, rows_per_step=32, lr=3e-4, decay="cosine", warmup=10, micro_tokens=1280,
     eval_problems=200,
 )  # fmt: skip
 CPU_PG = grpo.GrpoConfig(
-    task=CPU_TASK, rewards=(Metric(name="rating"),), algorithm=Algorithm(average="token"), steps=40, prompts=32,
-    group_size=8, max_new_tokens=Schedule(320), preflight=0, lr=2e-4, warmup=10, micro_tokens=640, eval_problems=200,
+    task=CPU_TASK, rewards=(Metric(name="rating"),), algorithm=Algorithm(average="token"), steps=20, prompts=32,
+    group_size=4, max_new_tokens=Schedule(640), preflight=0, lr=2e-4, warmup=5, micro_tokens=1280, eval_problems=200,
 )  # fmt: skip
+# A path is some 35 tokens, a search 250: what is spent on one problem then reaches equally far.
+SAMPLES = {"op": 64, "sos": 8}
 TINY_TASK = StreamOfSearch(3, 9, (10, 40))
 GPU_TASK = StreamOfSearch()
 PRESETS = {
-    "cpu": Preset(CPU_SOS, {"rows_per_step": 37}, CPU_STAR, CPU_PG, search_test.SearchTestConfig(task=CPU_TASK)),
+    "cpu": Preset(CPU_SOS, CPU_STAR, CPU_PG, search_test.SearchTestConfig(task=CPU_TASK), SAMPLES),
     "tiny": Preset(
         replace(CPU_SOS, task=TINY_TASK, width=32, layers=2, heads=2, kv_heads=1, context=128, steps=12,
                 rows_per_step=8, warmup=2, save_every=6, log_every=2, eval_problems=6, eval_every=6),
-        {},
         replace(CPU_STAR, task=TINY_TASK, rounds=2, pool=100, problems=8, first_steps=2, rows_per_step=4, warmup=1,
                 eval_problems=6),
         replace(CPU_PG, task=TINY_TASK, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(100), warmup=1,
                 eval_problems=6),
         search_test.PRESETS["tiny"],
+        {"op": 4, "sos": 2},
+        {"correct": {"data": "correct"}},
     ),
     "gpu": Preset(
         replace(CPU_SOS, task=GPU_TASK, width=384, layers=8, heads=6, kv_heads=3, context=2048, steps=6000,
                 rows_per_step=64, lr=1e-3, warmup=200, micro_tokens=65536, eval_problems=500, eval_every=2000),
-        {"steps": 18000, "eval_every": 4500},
         replace(CPU_STAR, task=GPU_TASK, problems=5000, rows_per_step=64, first_steps=300, lr=1e-4,
                 micro_tokens=65536, eval_problems=500),
         replace(CPU_PG, task=GPU_TASK, prompts=64, lr=1e-4, max_new_tokens=Schedule(2000), micro_tokens=65536,
                 eval_problems=500),
         search_test.PRESETS["gpu"],
+        SAMPLES,
+        {"correct": {"data": "correct"}, "op_tokens": {"data": "op", "steps": 18000, "eval_every": 4500}},
     ),
 }  # fmt: skip
 
@@ -106,15 +110,16 @@ def arms(preset: str, seed: int) -> list[Arm]:
 
     trained = [
         learner("sos", "sos"),
-        learner("correct", "correct"),
         learner("op", "op"),
-        # a control that costs as much as `sos`
-        *([learner("op_tokens", "op", **chosen.op_tokens)] if seed == 0 else []),
+        *(learner(arm, **settings) for arm, settings in chosen.controls.items()),
         Arm("sos_star_model", "star", chosen.star, "sos_model", cost=1500.0),
         Arm("sos_pg_model", "grpo", chosen.pg, "sos_model", cost=1500.0),
         Arm("sos_apa_model", "grpo", replace(chosen.pg, algorithm=ALGORITHMS["apa"]), "sos_model", cost=1500.0),
     ]
-    tests = [Arm(arm.name.removesuffix("_model"), "search_test", chosen.test, arm.name, cost=500.0) for arm in trained]
+    tests = []
+    for arm in (arm.name.removesuffix("_model") for arm in trained):
+        config = replace(chosen.test, samples=chosen.best_of.get(arm, 0))
+        tests.append(Arm(arm, "search_test", config, f"{arm}_model", cost=500.0))
     return trained + tests
 
 
@@ -137,28 +142,64 @@ def closest(r: Results, arm: str) -> PerSeed:
     return r.per_seed(lambda seed: max((values[seed] for values in alignments if seed in values), default=None))
 
 
-def first_and_last_gain(r: Results) -> PerSeed:
+def first_and_last_gain(preset: str):
     """What the first round of STaR gains more than the last."""
-    rounds = list(r.by("sos_star", BOTH, "step").values())
-    if "sos_star_model" in r.arms:  # its own tests, on new inputs; the first one is before any round
-        before, *rounds = r.by("sos_star_model", f"acc/{CPU_TASK.inputs}", "step").values()
+    inputs = PRESETS[preset].sos.task.inputs
+
+    def of(r: Results) -> PerSeed:
+        rounds = list(r.by("sos_star", BOTH, "step").values())
+        if "sos_star_model" in r.arms:  # its own tests, on new inputs; the first one is before any round
+            before, *rounds = r.by("sos_star_model", f"acc/{inputs}", "step").values()
+        else:
+            before = r.last("sos", BOTH)
         return (rounds[0] - before) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
-    return (rounds[0] - r.last("sos", BOTH)) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
+
+    return of
+
+
+def best_for(r: Results, arm: str, tokens: PerSeed) -> PerSeed:
+    """Accuracy of the best of as many samples as `tokens` pay for."""
+
+    def of(seed: int) -> float | None:
+        found = None
+        for n in BEST_OF:
+            cost, accuracy = (r.last(arm, f"best/{n}/{key}") for key in ("tokens", "acc"))
+            if seed in cost and seed in tokens and cost[seed] <= tokens[seed]:
+                found = accuracy[seed]
+        return found
+
+    return r.per_seed(of)
 
 
 def claims(preset: str) -> list[Claim]:
+    chosen = PRESETS[preset]
+    few = max(n for n in BEST_OF if n <= max(1, chosen.best_of["sos"] // 2))
+    reached = [budget for budget in BUDGETS if budget <= chosen.sos.context]
+    most, quarter = reached[-1], reached[max(0, len(reached) - 3)]
+
+    def ahead(tokens: str, accuracy: str):
+        """What the best of n optimal paths solves more than the searcher, for no more than its tokens."""
+        return lambda r: best_for(r, "op", r.last("sos", tokens)) - r.last("sos", accuracy)
+
     return [
         Claim("sos - op: solved, new inputs", lead("sos", "op", INPUTS), 0.05),
         Claim("sos - op: solved, held-out targets", lead("sos", "op", TARGETS), 0.05),
-        Claim("sos - op_tokens: solved, both splits", lead("sos", "op_tokens", BOTH), 0.05),
-        Claim("sos - correct: solved, both splits", lead("sos", "correct", BOTH), 0.03),
+        *(Claim(f"sos - {arm}: solved, both splits", lead("sos", arm, BOTH), 0.05) for arm in chosen.controls),
         Claim("sos - its strategies in the same context: solved, new inputs",
               lambda r: r.last("sos", INPUTS) - of_mixture(r, preset, "symbolic_within"), -0.1),
         Claim("sos: solved, new inputs - held-out targets", lambda r: r.last("sos", INPUTS) - r.last("sos", TARGETS),
               0.05, LESS),
         Claim("sos: largest alignment of its states with one strategy", lambda r: closest(r, "sos"), 0.7, LESS),
+        Claim(f"sos: solved within {most} tokens - within {quarter}",
+              lambda r: r.last("sos", f"budget/{most}/acc") - r.last("sos", f"budget/{quarter}/acc"), 0.1),
+        Claim("equal tokens: best of n optimal paths - one search, greedy (2504.07052)",
+              ahead(f"tokens/{SPLITS[0]}", INPUTS), 0.05),
+        Claim(f"equal tokens: best of n optimal paths - best of {few} searches",
+              ahead(f"best/{few}/tokens", f"best/{few}/acc"), 0.05),
+        Claim("optimal paths - random legal paths: best of 4",
+              lambda r: r.last("op", "best/4/acc") - r.last("op", "random_best/4/acc"), 0.1),
         Claim("sos_star - sos: solved, both splits", lead("sos_star", "sos", BOTH), 0.03),
-        Claim("sos_star: gain of the first round - of the last", first_and_last_gain, 0.02),
+        Claim("sos_star: gain of the first round - of the last", first_and_last_gain(preset), 0.02),
         Claim("sos_pg - sos: solved, both splits", lead("sos_pg", "sos", BOTH), 0.03),
         Claim("sos_apa - sos: solved, both splits", lead("sos_apa", "sos", BOTH), 0.03),
         Claim("sos_pg / sos_star: arithmetic errors per trajectory",
@@ -178,6 +219,9 @@ def extra(results: Results, preset: str) -> dict:
         for key in ("acc", "nodes", "tokens", "cut", *map("errors/{}".format, ERRORS))
     ]
     names += ["acc/unsolved", "acc/difficult", "problems", "tokens_seen", "dropped_share"]
+    names += [f"{kind}/{n}/{key}" for kind, sizes in (("budget", BUDGETS), ("best", BEST_OF), ("random_best", BEST_OF),
+                                                      ("symbolic_budget", BUDGETS))
+              for n in sizes for key in ("acc", "tokens")]  # fmt: skip
     mixture = {
         f"{key}/{split}": of_mixture(results, preset, key, split).rounded()
         for key in ("symbolic", "symbolic_within") for split in SPLITS
@@ -190,11 +234,21 @@ def extra(results: Results, preset: str) -> dict:
 
 
 def panels(preset: str) -> list[Panel]:
-    """Top: solved per split, against the strategies, of the hard problems. Bottom: nodes, errors, alignment."""
-    names = ["optimal\npaths", "optimal,\nSoS tokens", "SoS", "correct\nSoS", "SoS\n+ STaR", "SoS\n+ PG", "SoS\n+ APA"]
-    bars = [Line(arm, name, COLORS[arm]) for arm, name in zip(ARMS, names, strict=True)]
+    """Solved: per split, against the strategies, at what cost, of the hard problems; then nodes, errors, alignment."""
+    short = dict(zip(ARMS, ("optimal\npaths", "optimal,\nSoS tokens", "SoS", "correct\nSoS", "SoS\n+ STaR", "SoS\n+ PG",
+                            "SoS\n+ APA"), strict=True))  # fmt: skip
+    controls = {"op_tokens", "correct"} - PRESETS[preset].controls.keys()
+    bars = [Line(arm, name, COLORS[arm]) for arm, name in short.items() if arm not in controls]
     of_splits = {"new inputs": INPUTS, "held-out targets": TARGETS}
     searchers = [Line(arm, ARMS[arm], COLORS[arm]) for arm in ("sos", "sos_star", "sos_pg")]
+
+    spent = [
+        Line("sos", "SoS, greedy, cut at a budget", COLORS["sos"], y="budget"),
+        Line("sos", "SoS, best of n", COLORS["sos_pg"], y="best"),
+        Line("op", "optimal paths, best of n", COLORS["op"], y="best"),
+        Line("sos", "the strategies, cut at a budget", "black", y="symbolic_budget", style=":"),
+        Line("sos", "random legal paths, best of n", "tab:pink", y="random_best", style=":"),
+    ]
 
     def strategies(axis, r: Results) -> None:
         for key, style, label in (("symbolic", "--", "unlimited"), ("symbolic_within", "-.", "in the same context")):
@@ -211,6 +265,12 @@ def panels(preset: str) -> list[Panel]:
         for arm in ("op", "sos", "sos_star"):
             axis.axhline(r.last(arm, INPUTS).mean, color=COLORS[arm], linewidth=2, label=ARMS[arm])
 
+    def costs(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
+        """(tokens a problem, share solved) for each budget, or each number of samples."""
+        found = [tuple(r.last(line.arm, f"{line.y}/{n}/{key}") for key in ("tokens", "acc"))
+                 for n in (BEST_OF if "best" in line.y else BUDGETS)]  # fmt: skip
+        return [(x.mean, y.mean) if seed is None else (x[seed], y[seed]) for x, y in found if x and y]
+
     return [
         Panel("Solved, strictly judged", bars, of_splits, kind="bar", also=strategies, ylim=(0, 1),
               ylabel="share of held-out problems"),
@@ -218,6 +278,8 @@ def panels(preset: str) -> list[Panel]:
               {"unlimited": "symbolic", "in the same context": "symbolic_within"}, kind="bar", also=levels, ylim=(0, 1),
               bars=lambda r, line, key: r.last("sos", f"{key}/{line.label}/{SPLITS[0]}"),
               ylabel="share of held-out problems solved"),
+        Panel("What accuracy costs, new inputs", spent, "acc", points=costs, xscale="log", marker="o", ylim=(0, 1),
+              xlabel="tokens spent on a problem, mean", ylabel="share of held-out problems solved"),
         Panel("Solved of what symbolic search failed on", bars,
               {"the drawn strategy failed": "acc/unsolved", "all twelve failed": "acc/difficult"}, kind="bar",
               ylabel="share solved"),

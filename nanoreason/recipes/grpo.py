@@ -298,7 +298,7 @@ def compute_advantages(
 ) -> None:
     """Sets each row's advantage, and the log-probs that its updates compare with."""
     algorithm, how = config.algorithm, (config.temperature, config.micro_tokens)
-    rows = [row for group in groups for row in group]
+    rows = [row for group in groups for root in group for row in root.family]
     if config.updates_per_rollout * config.epochs > 1:
         for row, values in zip(rows, compute_logprobs(policy, rows, *how), strict=True):
             row.old_logprobs = values
@@ -306,7 +306,7 @@ def compute_advantages(
         for row, values in zip(rows, compute_logprobs(reference, rows, *how), strict=True):
             row.ref_logprobs = values
             if algorithm.kl_estimator == "k1":  # in the reward: the sum of log p/q over the row
-                row.reward -= algorithm.kl_coef * (sum(row.old_logprobs or row.logprobs) - sum(values))
+                row.root.reward -= algorithm.kl_coef * (sum(row.old_logprobs or row.logprobs) - sum(values))
     rewards = [[row.reward for row in group] for group in groups]
     advantages = group_advantages(rewards, algorithm.divide_by) if algorithm.baseline == "group" else rewards
     for group, values in zip(groups, advantages, strict=True):
@@ -317,7 +317,8 @@ def compute_advantages(
 def update_policy(
     config: GrpoConfig, step: int, policy: Transformer, optimizer, groups: list[list[Rollout]]
 ) -> dict[str, float]:
-    """The updates on one rollout: its rows are shuffled and dealt out into the minibatches, once per epoch."""
+    """The updates on one rollout: its rows are shuffled and dealt out into the minibatches, once per epoch, each with
+    all rows of its family: they have the root's advantage and together count as one."""
     rows = [row for group in groups for row in group]
     updates = config.updates_per_rollout * config.epochs
     loss = replace(config.algorithm, on_policy=updates == 1)
@@ -329,8 +330,8 @@ def update_policy(
         order = rows  # one minibatch: in another order it would be the same up to rounding
         if config.updates_per_rollout > 1:
             order = random.Random(seed_of(config.seed, "order", step - 1, epoch)).sample(rows, len(rows))
-        minibatch = order[part :: config.updates_per_rollout]
-        rollouts = len({id(row.root) for row in minibatch})
+        roots = order[part :: config.updates_per_rollout]
+        rollouts, minibatch = len(roots), [row for root in roots for row in root.family]
         if loss.overlong_filter:  # after the advantages: a group's baseline knows of all its rows
             minibatch = [row for row in minibatch if row.stop_reason != "length"]
         lr = learning_rate((step - 1) * updates + i, config.steps * updates, config.lr, config.warmup, config.decay)

@@ -4,7 +4,9 @@
                                     |--> alignment of states and of correctness                       (each strategy)
 
 The measures are those of Stream of Search (Gandhi et al., 2024), sections 4 and 5, with the reader of `search.py` in
-place of the released one. No training.
+place of the released one. What accuracy costs is measured besides, on new inputs: of greedy trajectories within smaller
+budgets (`budget/TOKENS/...`), of the best of n samples at temperature 1 (`best/N/...`, an oracle chooses), and of the
+strategies and of random paths (`symbolic_budget/...`, `random_best/...`). No training.
 """
 
 from __future__ import annotations
@@ -18,15 +20,18 @@ from typing import NamedTuple
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.countdown import count_solutions
 from nanoreason.environment import check_words, log_samples, sample
+from nanoreason.evaluate import pass_at_k
 from nanoreason.model import Transformer
 from nanoreason.rollout import Problem, Rollout, Task, response_text, seed_of
 from nanoreason.run import AnyRows, Rows, Run, RunConfig, chosen, pick_device, say, table
-from nanoreason.search import ERRORS, STRATEGIES, Reading, replay, search, write
+from nanoreason.search import ERRORS, STRATEGIES, Reading, optimal_path, replay, search, write
 from nanoreason.tasks import TASKS, StreamOfSearch
 from nanoreason.tasks.countdown import SPLITS as ALL_SPLITS
 from nanoreason.tokenizer import TextTokenizer
 
 SPLITS = ALL_SPLITS[1:]  # test_inputs, test_targets
+BUDGETS = (40, 80, 160, 320, 640, 1280, 2560)  # tokens of a trajectory, as far as the context reaches
+BEST_OF = (1, 2, 4, 8, 16, 32, 64)  # n, as far as there are samples
 
 
 @dataclass
@@ -38,13 +43,15 @@ class SearchTestConfig(RunConfig):
     task: Task = chosen(TASKS, StreamOfSearch(inputs=3, max_input=50))  # the problems and the strategies beside it
     problems: Rows = 200  # held-out problems per split
     hard_problems: AnyRows = 200  # training problems that the drawn strategy failed on, and as many that all twelve did
+    samples: AnyRows = 0  # sampled trajectories besides, of each of the first `sampled_problems`; 0: greedy ones alone
+    sampled_problems: Rows = 100  # new inputs
     trained_on: str = ""  # the stream of problems that it was trained on; empty: sft-SEED
 
 
 PRESETS = {
     "cpu": SearchTestConfig(),
-    "tiny": SearchTestConfig(task=StreamOfSearch(3, 9, (10, 40)), problems=6, hard_problems=4),
-    "gpu": SearchTestConfig(task=StreamOfSearch(), problems=500),
+    "tiny": SearchTestConfig(task=StreamOfSearch(3, 9, (10, 40)), problems=6, hard_problems=4, sampled_problems=4),
+    "gpu": SearchTestConfig(task=StreamOfSearch(), problems=500, sampled_problems=500),
 }
 
 
@@ -147,6 +154,70 @@ def solves(problem: Problem, strategy: str, seed: int = 0) -> bool:
     return replay(numbers, target, list(search(numbers, target, strategy, seed))).solved
 
 
+# ------------------------------------------------------------------------------------------- what accuracy costs
+
+
+def within_budgets(solved: Sequence[bool], tokens: Sequence[int], context: int) -> dict[str, float]:
+    """{"40/acc": ..., "40/tokens": ...}: trajectories that are cut at each of BUDGETS, and the mean of their tokens."""
+    found = {}
+    for budget in (b for b in BUDGETS if b <= context):
+        found[f"{budget}/acc"] = statistics.fmean(ok and n <= budget for ok, n in zip(solved, tokens, strict=True))
+        found[f"{budget}/tokens"] = statistics.fmean(min(n, budget) for n in tokens)
+    return found
+
+
+def best_of(right: Sequence[Sequence[bool]], tokens: float) -> dict[str, float]:
+    """{"4/acc": ..., "4/tokens": ...}: whether one of n samples is right, unbiased, and the tokens of all n; `right`
+    holds the verdicts on the samples of each problem, `tokens` is the mean of a single one."""
+    most = min(map(len, right))
+    found = {}
+    for n in (n for n in BEST_OF if n <= most):
+        found[f"{n}/acc"] = statistics.fmean(pass_at_k(len(marks), sum(marks), n) for marks in right)
+        found[f"{n}/tokens"] = n * tokens
+    return found
+
+
+def random_best_of(problems: list[Problem], tokenizer: TextTokenizer, language: str) -> dict[str, float]:
+    """The same of random legal paths, written as optimal ones are."""
+    chances, tokens = [], []
+    for problem in problems:
+        numbers, target = problem.info["numbers"], problem.info["target"]
+        chances.append(count_solutions(numbers, target)[1])
+        path = write(optimal_path(numbers, target, problem.info["operations"]), language)
+        tokens.append(len(tokenizer.encode(path)) + 1)  # and EOS
+    length = statistics.fmean(tokens)
+    return {f"{n}/acc": statistics.fmean(1 - (1 - chance) ** n for chance in chances) for n in BEST_OF} | {
+        f"{n}/tokens": n * length for n in BEST_OF
+    }
+
+
+def costs(
+    config: SearchTestConfig, model: Transformer, tokenizer: TextTokenizer, problems: list[Problem],
+    rows: list[Rollout], readings: list[Reading],
+) -> dict[str, float]:  # fmt: skip
+    """Accuracy and tokens on new inputs; `rows` are the greedy trajectories, `readings` what they come to."""
+    task, context = config.task, model.config.max_position_embeddings
+
+    def named(name: str, numbers: dict[str, float]) -> dict[str, float]:
+        return {f"{name}/{key}": value for key, value in numbers.items()}
+
+    found = named("budget", within_budgets([r.solved for r in readings], [len(row.response) for row in rows], context))
+    mixed: dict[str, float] = {}
+    for name, weight in task.mixture().items():
+        searches = symbolic(task, SPLITS[0], config.problems, name)
+        solved, tokens = [one.reading.solved for one in searches], [one.tokens for one in searches]
+        numbers = within_budgets(solved, tokens, BUDGETS[-1])
+        mixed = {key: mixed.get(key, 0.0) + weight * value for key, value in numbers.items()}
+    found |= named("symbolic_budget", mixed)
+    found |= named("random_best", random_best_of(problems, tokenizer, task.language))
+    if config.samples:
+        chosen = problems[: config.sampled_problems]
+        groups = sample(task, model, tokenizer, chosen, group_size=config.samples, seed=config.seed, name="best of n")
+        right = [[task.reward(row.problem, response_text(tokenizer, row)) == 1 for row in group] for group in groups]
+        found |= named("best", best_of(right, statistics.fmean(len(row.response) for group in groups for row in group)))
+    return found
+
+
 # --------------------------------------------------------------------------------------------------- measuring
 
 
@@ -160,6 +231,8 @@ def measure(config: SearchTestConfig, model: Transformer, tokenizer: TextTokeniz
     problems["unsolved"], problems["difficult"] = hard_problems(task, stream, config.hard_problems)
     for split in filter(problems.get, problems):
         rows, readings[split] = trajectories(model, tokenizer, task, problems[split], split)
+        if split == SPLITS[0]:
+            metrics |= costs(config, model, tokenizer, problems[split], rows, readings[split])
         metrics |= {f"{name}/{split}": value for name, value in summary(rows, readings[split]).items()}
         log_samples(run, 0, split, task, tokenizer, [[row] for row in rows])
     for split in SPLITS:

@@ -2,7 +2,8 @@
 
 from nanoreason.tasks.addition import Addition
 from nanoreason.tasks.attempts import Attempts, HardAttempts
-from nanoreason.tasks.countdown import Countdown, StreamOfSearch, ThinkingCountdown
+from nanoreason.tasks.countdown import Countdown, StreamOfSearch, ThinkingCountdown, ThreadedSearch
+from nanoreason.tasks.small import SMALL
 from nanoreason.tasks.thinking import ThinkingAddition
 from nanoreason.tasks.wrappers import WRAPPERS
 
@@ -11,8 +12,10 @@ TASKS = {
     "thinking": ThinkingAddition,
     "countdown": Countdown,
     "search": StreamOfSearch,
+    "threaded_search": ThreadedSearch,
     "thinking_countdown": ThinkingCountdown,
     "attempts": Attempts,
     "hard_attempts": HardAttempts,
+    **SMALL,
     **WRAPPERS,
 }

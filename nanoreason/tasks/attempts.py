@@ -359,6 +359,12 @@ class Attempts(Task):
                 return Posed(numbers, draw.choice(targets), attempts)
         raise ValueError(f"{self}: found no solvable problem")
 
+    def tried(self, numbers: Numbers, target: int, draw: random.Random, most: int) -> tuple[str, str]:
+        """A long thought about any numbers, of at most `most` attempts, and the right one; "" where it finds none."""
+        posed = Posed(numbers, target, all_attempts(tuple(sorted(numbers)), self.operations, self.largest))
+        said, last = thought(shuffled(posed, draw), target, draw, give_up=self.give_up[1], most=most)
+        return f" {RETRY[0]} ".join(said), last if said[-1].endswith("yes") else ""
+
     def problem(self, split: str, index: int) -> Problem:
         draw = random.Random(seed_of("attempts", self.inputs, self.max_input, self.operations, split, index))
         posed = self.drawn(draw, self.inputs, self.max_input, split == "test")

@@ -38,7 +38,7 @@ from nanoreason.countdown import (
 )
 from nanoreason.prompts import TAGS, extract_answer, tagged
 from nanoreason.rollout import Problem, Task, seed_of
-from nanoreason.run import Range, Share
+from nanoreason.run import Count, Positive, Range, Share
 from nanoreason.search import (
     COMPACT_WORDS,
     ERRORS,
@@ -57,6 +57,22 @@ from nanoreason.search import (
     tokenizer,
     write,
 )
+from nanoreason.search_threads import (
+    CALL,
+    END_CALL,
+    ITEM,
+    Place,
+    called,
+    child_prompt,
+    is_solution,
+    parallel_demonstration,
+    problem_prompt,
+    returned,
+    serial_demonstration,
+    write_join,
+)
+from nanoreason.search_threads import tokenizer as threads_tokenizer
+from nanoreason.spawn import Limits
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 SPLITS = ("train", "test_inputs", "test_targets")
@@ -291,6 +307,81 @@ class ThinkingCountdown(Countdown):
             "thinking/explored": float(thinking.count("E")),
             "thinking/moves": float(thinking.count("M")),
         }
+
+
+@dataclass(frozen=True)
+class ThreadedSearch(Countdown):
+    """Countdown searched by threads (Adaptive Parallel Reasoning; `search_threads.py`), or by one as its rival SoS+.
+
+    A solution is one of the texts that a demonstrator's search is cut into, each as likely: a segment of the parent,
+    whose context before it is in the prompt, or a child. The split "test" has the parent's first segment.
+    """
+
+    serial: bool = False  # one thread, SoS+, whose responses never spawn
+    beams: tuple[Positive, Positive] = (2, 8)  # smallest and largest beam; a child's is drawn from the parent's on
+    by_value: bool = False  # a spawn says its state instead of its node
+    asked: Count = 0  # children that every prompt asks for; 0: it does not say, but for asked_share
+    asked_share: Share = 0.0  # how many of the parents are asked for as many as their blocks have on average
+    max_children: Positive = 10  # of a block
+    max_rounds: Positive = 10  # blocks
+
+    @property
+    def spawn(self) -> tuple[str, str] | None:
+        return None if self.serial else (CALL, END_CALL)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_children, self.max_rounds)
+
+    def tokenizer(self) -> TextTokenizer:
+        return threads_tokenizer()
+
+    def problem(self, split: str, index: int) -> Problem:
+        problem = super().problem(split, index)
+        draw = random.Random(seed_of("threaded search", split, index))
+        numbers, target = problem.info["numbers"], problem.info["target"]
+        beam, seed = draw.randint(*self.beams), draw.getrandbits(32)
+        if self.serial:
+            root = serial_demonstration(numbers, target, beam, seed)
+        else:
+            wide = draw.randint(beam, self.beams[1])
+            root = parallel_demonstration(numbers, target, beam, wide, seed, self.by_value)
+        sizes = [len(block) for block in root.children]
+        asked = self.asked or (draw.random() < self.asked_share and sizes and round(sum(sizes) / len(sizes)))
+        problem = replace(problem, prompt=f"{ITEM} {asked} {root.prompt}" if asked else root.prompt)
+        texts = [(problem, *segment) for segment in root.segments]
+        for child in root.threads[1:]:
+            texts += [(self.child(problem, child.place), *segment) for segment in child.segments]
+        posed, before, said = texts[0] if split == "test" else draw.choice(texts)
+        return replace(posed, prompt=posed.prompt + before, solution=said)
+
+    def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
+        asked = f"{ITEM} {self.asked} " if self.asked else ""
+        info = dict(numbers=numbers, target=target, operations=operations)
+        return Problem(asked + problem_prompt(numbers, target), str(target), "", info)
+
+    def child(self, problem: Problem, state: Place) -> Problem:
+        info = {**problem.info, "numbers": state.numbers, "steps": state.steps}
+        return Problem(child_prompt(state, info["target"]), problem.answer, "", info)
+
+    def spawned(self, problem: Problem, response: str) -> list[Problem]:
+        states = called(problem.info["numbers"], problem.info["target"], response)
+        return [self.child(problem, state) for state in states]
+
+    def joined(self, children: list[Problem], responses: list[str]) -> str:
+        paths = [returned(response) for response in responses]
+        return write_join([path and (*child.info["steps"], *path) for child, path in zip(children, paths, strict=True)])
+
+    def reward(self, problem: Problem, response: str) -> float:
+        return float(is_solution(problem.info["numbers"], problem.info["target"], response))
+
+    def answer(self, response: str) -> str | None:
+        """Whoever computes the same thing votes for the same; who has found nothing has no vote."""
+        path = returned(response)
+        return same_answer(" , ".join(step.spaced() for step in path)) if path else None
+
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        return self.reward(problem, response.rstrip(". \n")) == 1
 
 
 # ---------------------------------------------------------------------------------------------- checked-in data

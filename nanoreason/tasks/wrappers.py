@@ -1,4 +1,5 @@
-"""Tasks around a task: the same problems in a template, with a number of tokens to think for, or without an answer.
+"""Tasks around a task: the same problems in a template, with a number of tokens to think for, without an answer, or
+for a thread that may spawn others.
 
     --task thinking,asked_length,templated       ThinkingAddition, asked for N tokens, in "User: ... Assistant:"
 
@@ -8,12 +9,25 @@ Each is a frozen dataclass over the task inside it and passes on what it does no
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nanoreason.prompts import END, TAGS, asked, extract_tagged, tagged, with_template
+from nanoreason.prompts import (
+    ANSWER,
+    CLOSE,
+    END,
+    OPEN,
+    TAGS,
+    asked,
+    extract_answer,
+    extract_tagged,
+    tagged,
+    with_template,
+)
 from nanoreason.rollout import Problem, Task, seed_of
-from nanoreason.run import Share
+from nanoreason.run import Count, Positive, Rate, Share
+from nanoreason.spawn import JOIN, NONE, SPAWN, Limits, Spawn, first_spawns, read_spawns, write_join, write_spawns
 
 
 class Wrapper:
@@ -114,4 +128,106 @@ class Unanswerable(Wrapper):
         return replace(problem, answer=f"not {problem.answer}") if lost and split != "test" else problem
 
 
-WRAPPERS = {"templated": Templated, "asked_length": AskedLength, "unanswerable": Unanswerable}
+@dataclass(frozen=True)
+class Parallel(Wrapper):
+    """Attempts whose parent may spawn children, each with one operation done (Pan et al., 2025); see `spawn.py`.
+
+    Its solutions are single segments of what a demonstrator does, each a text of its own as in the paper: a block of
+    spawns, what follows a join (the join is part of the prompt, so it is context and not loss), a child.
+    """
+
+    task: Task
+    texts: tuple[Rate, Rate, Rate] = (1.0, 0.0, 0.0)  # shares: blocks of spawns, what follows a join, children
+    asked: Count = 0  # children that every prompt asks for; 0: it does not say, but for asked_share
+    asked_share: Share = 0.0  # how many of the texts are asked for as many as they spawn
+    found_share: Share = 0.5  # of joins and children, how many have something to find: by chance too few have
+    go_on: Share = 0.5  # chance of one more block where all children found nothing
+    child_tokens: Positive = 240  # of a child's thought in the solutions: it fits the window that children have
+    faithful_mask: bool = False  # the join in the loss too, as in the released code: parents then make joins up
+    max_children: Positive = 8  # of a block
+    max_rounds: Positive = 4  # blocks
+
+    spawn = (SPAWN, JOIN)
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.task, "tried"):
+            raise ValueError("parallel goes directly around attempts or hard_attempts, as in hard_attempts,parallel")
+        if not sum(self.texts):
+            raise ValueError(f"texts {self.texts}: at least one share must be more than 0")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_children, self.max_rounds)
+
+    def wrap(self, problem: Problem, split: str, index: int) -> Problem:
+        draw = random.Random(seed_of("parallel", split, index))
+        kind = 0 if split == "test" else draw.choices(range(3), self.texts)[0]
+        count = self.asked or draw.randint(1, self.max_children)
+        is_asked = bool(self.asked) or draw.random() < self.asked_share
+        problem = replace(problem, prompt=f"{problem.prompt} ;{f' {count}' if is_asked else ''}")
+        if kind == 2:
+            return self.child(problem, draw)
+        spawns = self.spawns(problem, draw)
+        if kind == 1 and draw.random() < self.found_share:  # one that can find something is among the first `count`
+            good = next((s for s in spawns if self.thought(s, problem, draw)[1]), spawns[0])
+            spawns.insert(draw.randrange(count), spawns.pop(spawns.index(good)))
+        segments = list(self.segments(problem, spawns, count, draw))
+        before, said = segments[0] if kind == 0 else draw.choice(segments[1:])
+        if kind == 1 and self.faithful_mask:
+            before, said = "", f"{before} {said}"
+        return replace(problem, prompt=f"{problem.prompt} {before}".rstrip(), solution=said)
+
+    def spawns(self, problem: Problem, draw: random.Random) -> list[Spawn]:
+        """All first operations, shuffled."""
+        found = first_spawns(problem.info["numbers"], self.task.operations, self.task.largest)
+        return draw.sample(found, len(found))
+
+    def thought(self, spawn: Spawn, problem: Problem, draw: random.Random) -> tuple[str, str]:
+        """What a child thinks that fits its window, and the steps that it finds or nothing."""
+        most = max(1, self.child_tokens // (6 * len(spawn.numbers) - 5))  # an attempt, its verdict, the wait behind it
+        return self.task.tried(spawn.numbers, problem.info["target"], draw, most)
+
+    def segments(
+        self, problem: Problem, left: list[Spawn], count: int, draw: random.Random
+    ) -> Iterator[tuple[str, str]]:
+        """(what stands before a segment, the segment): blocks of `count` of the spawns, and the answer."""
+        before, opening, answer = "", f"{OPEN} ", ""
+        for _ in range(self.max_rounds):
+            spawns, left = left[:count], left[count:]
+            yield before, f"{opening}{write_spawns(spawns)}"
+            outcomes = [self.thought(spawn, problem, draw)[1] or NONE for spawn in spawns]
+            before = f"{before} {opening}{write_join(spawns, outcomes)}".strip()
+            answer = (
+                before.rpartition(" wait ")[2].removeprefix(OPEN).removesuffix("yes") if before[-3:] == "yes" else ""
+            )
+            if answer or not left or draw.random() >= self.go_on:
+                break
+            opening = "wait "
+        yield before, f"{CLOSE} {ANSWER} {answer.strip() or NONE} {END}"
+
+    def child(self, problem: Problem, draw: random.Random) -> Problem:
+        """A child of a first operation: its thought, and the steps that it found, or none."""
+        wanted = draw.random() < self.found_share
+        for spawn in self.spawns(problem, draw):
+            thinking, found = self.thought(spawn, problem, draw)
+            if found or not wanted:
+                break
+        return replace(self.posed(spawn, problem), solution=tagged(thinking, found or NONE))
+
+    def posed(self, spawn: Spawn, problem: Problem) -> Problem:
+        info = {**problem.info, "numbers": spawn.numbers, "step": spawn.step}
+        prompt = f"{info['target']} from {' '.join(map(str, spawn.numbers))}"
+        return Problem(prompt, problem.answer, "", info)
+
+    def spawned(self, problem: Problem, response: str) -> list[Problem]:
+        spawns = read_spawns(response, len(problem.info["numbers"]) - 1)
+        return [self.posed(spawn, problem) for spawn in spawns if spawn.numbers]
+
+    def joined(self, children: list[Problem], responses: list[str]) -> str:
+        spawns = [Spawn(child.info["step"], child.info["numbers"]) for child in children]
+        return write_join(spawns, [extract_answer(response) or NONE for response in responses])
+
+
+WRAPPERS = {
+    "templated": Templated, "asked_length": AskedLength, "unanswerable": Unanswerable, "parallel": Parallel,
+}  # fmt: skip
