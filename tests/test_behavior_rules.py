@@ -1,4 +1,4 @@
-"""The rules of the four behaviours against a reader, against the counts of `read_attempts`, and against opposites by hand.
+"""The rules of the four behaviours against a reader, against `read_attempts`, and against opposites made by hand.
 
 `data/behaviors/labelled.jsonl` holds 111 texts whose behaviours were counted by reading them, before the rules were
 run on them. The rules were adjusted on the 67 "seen" ones. After the 44 "held out" ones were labelled one rule changed,
