@@ -56,10 +56,11 @@ def counted(lines: list[dict]) -> dict[tuple, list[tuple[dict, Behaviors]]]:
     for line in lines:
         posed, response = problem_of(line), line.get("response")
         if posed and isinstance(response, str):
-            step = line.get("step", 0)
+            step = line.get("step")
+            step = step if isinstance(step, (int, float)) else 0
             key = (str(line.get("arm", "")), str(line.get("kind") or line.get("split", "")), step)
             groups.setdefault(key, []).append((line, count_behaviors(*posed, response)))
-    return dict(sorted(groups.items(), key=lambda item: (*item[0][:2], float(item[0][2]))))
+    return dict(sorted(groups.items(), key=lambda item: item[0]))
 
 
 def rows_of(groups: dict[tuple, list[tuple[dict, Behaviors]]]) -> list[list[str]]:
@@ -84,14 +85,16 @@ def rows_of(groups: dict[tuple, list[tuple[dict, Behaviors]]]) -> list[list[str]
 
 
 def lines_at(place: Path) -> list[dict]:
-    """All samples of a file, of a run, or of the runs of a folder, which are arms then; ValueError without any."""
+    """All samples of a file, of a run, or of the runs of a folder, which are arms then, those of all seeds together;
+    ValueError without any."""
     if place.is_file():
         lines = read_jsonl(place)
     elif (place / "samples.jsonl").is_file():
         lines = samples_of(place)
     else:
         runs = runs_below(place)
-        lines = [{"arm": name} | line for name, run in runs.items() if (run / "samples.jsonl").is_file()
+        arms = {name: "/".join(p for p in name.split("/") if not re.fullmatch("seed[0-9]+", p)) for name in runs}
+        lines = [{"arm": arms[name]} | line for name, run in runs.items() if (run / "samples.jsonl").is_file()
                  for line in samples_of(run)]  # fmt: skip
     if not lines:
         raise ValueError(f"{place} has no samples: name a run, or a file of JSON lines with prompt and response")

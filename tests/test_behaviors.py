@@ -9,7 +9,7 @@ import pytest
 
 from nanoreason.__main__ import main
 from nanoreason.behavior_rules import NAMES, count_behaviors
-from nanoreason.behaviors import problem_of
+from nanoreason.behaviors import counted, lines_at, problem_of
 
 TRACES = Path(__file__).parent / "data" / "behaviors" / "traces.jsonl"
 LINES = [json.loads(line) for line in TRACES.read_text(encoding="utf-8").splitlines()]
@@ -31,7 +31,7 @@ def agreement(counts: list[list[int]], behavior: int) -> tuple[float, float]:
 # behaviour: precision and recall, of 192, 94, 9 and 6 instances
 MEASURED = {
     "verification": (1.0, 1.0),
-    "backtracking": (0.979, 0.989),
+    "backtracking": (0.989, 0.989),
     "subgoals": (1.0, 0.889),
     "backward": (1.0, 1.0),
 }
@@ -108,6 +108,17 @@ def test_rates_and_counts_by_step_and_by_verdict(samples, tmp_path, capsys):
     assert [row["backtracking mean"] for row in rows] == ["0.50", "1.00", "0.00", "1.00", "1.00"]
     assert main(["behaviors", str(samples)]) == 0
     assert capsys.readouterr().out.splitlines()[0].split()[:5] == ["arm", "split", "step", "responses", "of"]
+
+
+def test_arms_are_of_all_seeds_and_a_step_that_is_no_number_is_0(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"seed{seed}" / "zero"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"recipe": "grpo"}')
+        line = {"step": seed or None, "prompt": "50 from 6 5 20", "response": FOUND}
+        (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    groups = counted(lines_at(tmp_path))
+    assert list(groups) == [("zero", "", 0), ("zero", "", 1)]
 
 
 def test_a_policy_compared_with_itself_has_not_moved_and_with_another_it_has(tmp_path, capsys):

@@ -44,6 +44,8 @@ RESULTS = "test_results.py::test_"
 CONSOLE = "test_console.py::test_"
 CLI = "test_cli.py::test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_exit_code_2"
 VIEWS = "test_views.py::test_"
+ANALYSIS = "test_analysis.py::test_"
+BEHAVIORS = "test_behavior_rules.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -1374,5 +1376,67 @@ MUTANTS = [
         "elif not sys.stderr.isatty() and time.monotonic() - max(_last_line, _running[0].started) >= LINE_SECONDS:",
         "elif not sys.stderr.isatty():",
         RUN + "without_a_terminal_a_line_comes_every_few_seconds_with_what_is_known", fast=True,
+    ),
+    # ------------------------------------------------------------------------------------ analyses of what changed
+    Mutant(
+        "the two directions of the KL exchanged", "analysis.py",
+        "kl, reverse_kl = (policy_logs.exp() * ratio).sum(-1), -(base_logs.exp() * ratio).sum(-1)",
+        "reverse_kl, kl = (policy_logs.exp() * ratio).sum(-1), -(base_logs.exp() * ratio).sum(-1)",
+        ANALYSIS + "the_two_directions_differ_and_each_is_what_its_name_says",
+    ),
+    Mutant(
+        "the absolute value of the log-ratio, as in the released analysis", "analysis.py",
+        "(policy_said - base_said)[:, 0]",
+        "(policy_said - base_said)[:, 0].abs()",
+        ANALYSIS + "kl_both_ways_ratio_and_ranks_of_hand_made_distributions",
+    ),
+    Mutant(
+        "a token counts itself in its rank", "analysis.py",
+        "((logs > said).sum(-1)", "((logs >= said).sum(-1)",
+        ANALYSIS + "kl_both_ways_ratio_and_ranks_of_hand_made_distributions",
+    ),
+    Mutant(
+        "padding is pooled", "analysis.py",
+        "states.double().masked_fill(~real[..., None], 0.0)", "states.double()",
+        ANALYSIS + "pooled_states_are_means_over_a_texts_own_tokens_never_over_padding",
+    ),
+    Mutant(
+        "principal components of states that are not centred", "analysis.py",
+        "torch.linalg.svd(before - before.mean(0), full_matrices=False)",
+        "torch.linalg.svd(before, full_matrices=False)",
+        ANALYSIS + "pca_shift_equals_that_of_the_covariance_matrix",
+    ),
+    Mutant(
+        "layers cancel before norms are taken", "analysis.py",
+        "distances = [float(move.norm()) for move in moves]",
+        "distances = [float(torch.stack(moves).mean(0).norm())] * len(moves)",
+        ANALYSIS + "layers_that_move_apart_do_not_cancel_where_norms_are_taken_first",
+    ),
+    Mutant(
+        "the answer counts as part of the thought", "behavior_rules.py",
+        "END_OF_THOUGHT.split(response, 1)[0].partition(OPEN)", "response.partition(OPEN)",
+        BEHAVIORS + "dots_empty_thoughts_and_steps_straight_ahead_show_none",
+    ),
+    Mutant(
+        "a solution said again gives something up", "behavior_rules.py",
+        "again = solved and (step.result == target or way in tried)", "again = False",
+        BEHAVIORS + "of_attempts_read_attempts_counts_the_same",
+    ),
+    Mutant(
+        "a path goes on from the latest pool that has its first numbers", "behavior_rules.py",
+        "fits = next((j for j in possible if goes_on(pools[j], steps, i, text)), possible[0] if possible else None)",
+        "fits = possible[0] if possible else None",
+        BEHAVIORS + "of_attempts_read_attempts_counts_the_same",
+    ),
+    Mutant(
+        "every word for a check counts, not every checked calculation", "behavior_rules.py",
+        "slots = {bisect.bisect_right(ends, hit.end()) for hit in",
+        "slots = {bisect.bisect_right(ends, hit.end()) and hit.end() for hit in",
+        BEHAVIORS + "texts_and_their_opposites", fast=True,
+    ),
+    Mutant(
+        "what is made forward counts as backward", "behavior_rules.py",
+        "if target not in made and (uses or explains):", "if uses or explains:",
+        BEHAVIORS + "texts_and_their_opposites",
     ),
 ]  # fmt: skip
