@@ -237,16 +237,18 @@ def prompt_rows(tokenizer, problems: list[Problem], group_size: int = 1, seed: i
 def demonstration(tokenizer, problem: Problem, text: str | None = None) -> Rollout:
     """The row the policy should have sampled: `text` (default: the problem's solution), then EOS, all in the loss.
 
-    A text that says its own end (an EOS written out, as in data made with a chat template) gets no second one.
+    A text that says its own end (an EOS written out, as in data made with a chat template) gets no second one, and a
+    solution that is broken off (`problem.info["unfinished"]`) gets none: it would teach to stop in the middle.
     """
     row = prompt_row(tokenizer, problem)
     response = tokenizer.encode(problem.solution if text is None else text)
-    if not response or response[-1] not in tokenizer.eos_ids:
+    ends = text is not None or not problem.info.get("unfinished")
+    if ends and (not response or response[-1] not in tokenizer.eos_ids):
         response.append(tokenizer.eos_id)
     row.tokens += response
     row.loss_mask += [True] * len(response)
     row.logprobs += [0.0] * len(response)
-    row.stop_reason = "eos"
+    row.stop_reason = "eos" if ends else "length"
     return row
 
 

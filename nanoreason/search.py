@@ -265,6 +265,26 @@ def write(events: Iterable[Event], language: str) -> str:
     return "\n".join([_PAPER[type(event)](event) for event in events])
 
 
+def first_events(events: Iterable[Event], most: int) -> tuple[list[Event], bool]:
+    """The first events of a search, as many as `most` tokens of the compact language hold, and whether that is all.
+
+    The search is not carried on beyond that: it may have a hundred times as many.
+    """
+    kept: list[Event] = []
+
+    def noted() -> Iterator[Event]:
+        for event in events:
+            kept.append(event)
+            yield event
+
+    tokens = 0
+    for statement in _compact(noted()):
+        tokens += sum(max(1, len(word) - 1) for word in statement.split())  # see `tokenizer`
+        if tokens > most:
+            return kept[:-1], False
+    return kept, True
+
+
 def _words(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
 

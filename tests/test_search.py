@@ -26,6 +26,7 @@ from nanoreason.search import (
     State,
     Unreadable,
     expand,
+    first_events,
     max_nodes,
     optimal_path,
     prompt,
@@ -33,7 +34,7 @@ from nanoreason.search import (
     search,
     write,
 )
-from nanoreason.tasks.countdown import Countdown, StreamOfSearch
+from nanoreason.tasks.countdown import Countdown, StreamOfSearch, search_tokenizer
 from nanoreason.tokenizer import word_tokenizer
 
 # Share of problems solved: 1,000 solvable problems each, inputs 1..99, targets 10..100 (reference, section 2.3).
@@ -480,6 +481,57 @@ def test_strategies_can_be_listed():
         StreamOfSearch(strategies=("bfs6-sum",))
     with pytest.raises(ValueError, match="--task.language prose: one of compact, paper"):
         parse_config(sft.PRESETS, ["--task", "search", "--task.language", "prose"], "sft")
+
+
+def tokens_of(events) -> int:
+    return len(search_tokenizer().encode(write(events, "compact")))
+
+
+@pytest.mark.parametrize("strategy", ["dfs-sum", "dfs-mult", "bfs3-mult"])
+def test_the_first_events_are_as_many_as_the_limit_holds(strategy):
+    whole = list(search((12, 11, 9), 100, strategy))
+    lengths = [tokens_of(whole[:k]) for k in range(len(whole) + 1)]
+    assert any(word.isdecimal() and len(word) > 2 for word in write(whole, "compact").split())  # of several tokens
+    for most in (0, 1, 9, 10, 50, lengths[-1] - 1):
+        kept, finished = first_events(iter(whole), most)
+        largest = max(k for k, length in enumerate(lengths) if length <= most)
+        assert not finished and write(kept, "compact") == write(whole[:largest], "compact")
+    assert first_events(iter(whole), lengths[-1]) == (whole, True)
+
+
+def test_a_search_is_not_carried_on_beyond_the_limit():
+    def endless():
+        for tried in range(1000):
+            assert tried < 10, "the limit was passed long ago"
+            yield Explore(Operation(1, "+", 1, 2), (2, 3))  # nine tokens: E 1 + 1 = 2 > 2 3
+
+    kept, finished = first_events(endless(), 45)
+    assert (len(kept), finished) == (5, False)
+
+
+def test_a_limited_search_is_the_beginning_of_the_whole_one_and_has_no_end():
+    words, whole, limited = search_tokenizer(), StreamOfSearch(4, 12), StreamOfSearch(4, 12, limit=300)
+    unfinished = 0
+    for one, other in zip(drawn(whole, 30), drawn(limited, 30), strict=True):
+        assert one.prompt == other.prompt and one.info["strategy"] == other.info["strategy"]
+        assert limited.max_tokens(other) == 300 and whole.max_tokens(one) is None
+        too_long = len(words.encode(one.solution)) + 1 > 300  # its EOS has to fit too
+        assert other.info["unfinished"] == too_long and not one.info["unfinished"]
+        assert other.info["solved"] == (one.info["solved"] and not too_long)
+        row = demonstration(words, other)
+        assert len(row.response) <= 300 and all(row.loss_mask[row.prompt_len :])
+        assert (words.eos_id in row.response, row.stop_reason) == ((False, "length") if too_long else (True, "eos"))
+        assert one.solution.startswith(other.solution) and (one.solution == other.solution) != too_long
+        assert demonstration(words, other, "N").tokens[-1] == words.eos_id  # of another text the end is known
+        assert not any(limited.read(other, other.solution).errors.values())
+        unfinished += too_long
+    assert 5 < unfinished < 25
+
+
+def test_an_unfinished_search_is_no_solution_of_those_that_succeed():
+    for problem in drawn(StreamOfSearch(4, 12, data="correct", limit=300), 40):
+        assert bool(problem.solution) == problem.info["solved"]
+        assert not (problem.info["solved"] and problem.info["unfinished"])
 
 
 def test_searches_that_reach_the_goal_by_the_same_sums_vote_for_the_same():

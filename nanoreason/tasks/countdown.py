@@ -45,10 +45,12 @@ from nanoreason.search import (
     MIXTURE,
     STRATEGIES,
     Check,
+    Event,
     Explore,
     Reading,
     State,
     claimed_path,
+    first_events,
     optimal_path,
     prompt,
     read_events,
@@ -201,12 +203,14 @@ class StreamOfSearch(Countdown):
     data   sos      a search by a strategy drawn from the mixture, dead ends and failures included
            correct  the same, but a failed search is no solution: "" (nobody can learn from it)
            op       the optimal path, told as a search that never errs
-    `info` also has `strategy`, `solved` and `nodes` of that search.
+    `info` also has `strategy`, `solved` and `nodes` of that search, and `unfinished` where the limit broke it off: it
+    then ends in the middle, and nobody learns an end from it. The paper learns the first tokens of long searches too.
     """
 
     data: Literal["sos", "correct", "op"] = "sos"  # what the solutions are
     strategies: tuple[str, ...] = ()  # one is drawn evenly for each problem; empty: the paper's mixture of all twelve
     language: Literal["compact", "paper"] = "compact"  # of the searches
+    limit: Count = 0  # tokens, of the compact language, after which any search is broken off, EOS included; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,11 +230,19 @@ class StreamOfSearch(Countdown):
         (strategy,) = random.Random(seed).choices(list(weights), list(weights.values()))
         if self.data == "op":
             return problem
-        events = list(search(problem.info["numbers"], problem.info["target"], strategy, seed))
-        solved = type(events[-1]) is Check
+        events, finished = self.search(problem, strategy, seed)
+        solved = finished and type(events[-1]) is Check
         found = {"strategy": strategy, "solved": solved, "nodes": 1 + sum(type(event) is Explore for event in events)}
         solution = write(events, self.language) if solved or self.data == "sos" else ""
-        return replace(problem, solution=solution, info={**problem.info, **found})
+        return replace(problem, solution=solution, info={**problem.info, **found, "unfinished": not finished})
+
+    def search(self, problem: Problem, strategy: str, seed: int) -> tuple[list[Event], bool]:
+        """The events of one search within the limit, and whether that is all of it."""
+        events = search(problem.info["numbers"], problem.info["target"], strategy, seed)
+        return first_events(events, self.limit - 1) if self.limit else (list(events), True)
+
+    def max_tokens(self, problem: Problem) -> int | None:
+        return self.limit or None
 
     def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
         optimal = write(optimal_path(numbers, target, operations), self.language) if operations else ""
