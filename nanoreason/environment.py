@@ -21,7 +21,7 @@ from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
 from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of
 from nanoreason.run import Run
-from nanoreason.sampler import Sampler
+from nanoreason.sampler import Sampler, generate
 from nanoreason.threads import sample_threads, stops_of
 from nanoreason.tokenizer import TextTokenizer
 
@@ -56,7 +56,11 @@ def sample(
     for row in rows:
         budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
         row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
-    sample_threads(task, Sampler(policy, tokenizer, stop=stops_of(task), temperature=temperature), rows, name)
+    sampler = Sampler(policy, tokenizer, stop=stops_of(task) if task.spawn else task.stop, temperature=temperature)
+    if task.spawn:
+        sample_threads(task, sampler, rows, name)
+    else:
+        generate(sampler, rows, name=name)
     return groups
 
 

@@ -50,7 +50,7 @@ from nanoreason.run import (
 from nanoreason.search import STRATEGIES
 from nanoreason.tasks import TASKS, Addition, ThinkingAddition
 from nanoreason.tasks.attempts import Mixture
-from nanoreason.tasks.wrappers import WRAPPERS, AskedLength, Templated
+from nanoreason.tasks.wrappers import WRAPPERS, AskedLength, Parallel, Templated
 
 RECIPES = {name: importlib.import_module(f"nanoreason.recipes.{name}") for name in RECIPE_NAMES}
 WORDS = st.text("abc/_.-", min_size=1).filter(lambda text: text != "--")  # argparse drops it, even behind a "="
@@ -167,7 +167,7 @@ def everything_of(recipe: str) -> list:
     """Configs of a recipe that together hold each of its objects: every task, wrapper, reward and algorithm."""
     config = next(iter(RECIPES[recipe].PRESETS.values()))
     specs = {
-        "task": [name if name not in WRAPPERS else f"addition,{name}" for name in TASKS],
+        "task": [name if name not in WRAPPERS else f"attempts,{name}" for name in TASKS],
         "rewards": [",".join(REWARDS)],
         "algorithm": list(ALGORITHMS),
     }
@@ -270,17 +270,18 @@ def tasks(draw, wrapped=True):
         values["strategies"] = tuple(draw(st.lists(st.sampled_from(list(STRATEGIES)), unique=True)))
     try:
         task = kind(**values)
+        for wrapper in draw(st.permutations(list(WRAPPERS.values()))) if wrapped else ():
+            fits = wrapper is not Parallel or hasattr(task, "tried")  # it goes around attempts alone
+            if fits and draw(st.booleans()):
+                own = {}
+                for field in dataclasses.fields(wrapper):
+                    if field.name not in ("task", "tokens") and draw(st.booleans()):
+                        own[field.name] = draw(values_of(hints_of(wrapper)[field.name]))
+                if wrapper is AskedLength:
+                    own["tokens"] = tuple(sorted(draw(st.tuples(st.integers(1, 99), st.integers(1, 99)))))
+                task = wrapper(task, **own)
     except ValueError:
         assume(False)
-    for wrapper in draw(st.permutations(list(WRAPPERS.values()))) if wrapped else ():
-        if draw(st.booleans()):
-            own = {}
-            for field in dataclasses.fields(wrapper):
-                if field.name not in ("task", "tokens") and draw(st.booleans()):
-                    own[field.name] = draw(values_of(hints_of(wrapper)[field.name]))
-            if wrapper is AskedLength:
-                own["tokens"] = tuple(sorted(draw(st.tuples(st.integers(1, 99), st.integers(1, 99)))))
-            task = wrapper(task, **own)
     return task
 
 

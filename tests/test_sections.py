@@ -141,9 +141,10 @@ def test_longcot_rewards_what_its_arms_are_called():
 def test_longcots_own_bases_differ_in_width_or_in_long_thoughts_and_see_as_many_tokens():
     arms = arms_of("longcot", "conditions")
     bases = {name: arm.settings for name, arm in arms.items() if arm.recipe == "sft"}
-    assert set(arms) == {*bases, *(f"{name}-rl" for name in bases)} and len(bases) == 5
+    assert set(arms) == {*bases, *(f"{name}-rl" for name in bases)} and len(bases) == 6
     assert differing(bases["share-0.02"], bases["share-0.3"]) == {"task.shares", "steps"}
     assert differing(bases["width-32"], bases["share-0.3"]) == {"width"}
+    assert differing(bases["width-64"], bases["share-0.3"]) == {"width"}
     tokens = []
     for name in ("share-0.02", "share-0.05", "share-0.1", "share-0.3"):
         task = bases[name].task
