@@ -89,10 +89,8 @@ KINDS = (torch.int64, torch.int64, torch.float32, torch.float32, torch.float32, 
 
 def padded(rows: Sequence[Rollout], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """tokens (B, T) and loss_mask (B, T); the first token is predicted by nothing, so it never counts."""
-    longest = max(len(row.tokens) for row in rows)
-    tokens = [row.tokens + [0] * (longest - len(row.tokens)) for row in rows]
-    mask = [row.loss_mask + [False] * (longest - len(row.tokens)) for row in rows]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+    tokens = learn.right_padded([row.tokens for row in rows], 0, torch.int64, device)
+    return tokens, learn.right_padded([row.loss_mask for row in rows], False, torch.bool, device)
 
 
 def in_chunks(
@@ -208,9 +206,8 @@ def pooled_states(model: Transformer, texts: Sequence[list[int]], micro_tokens: 
     with Progress(total=len(texts), name="hidden states", unit="texts") as progress:
         for indices in learn.micro_batches([len(text) for text in texts], micro_tokens):
             lengths = torch.tensor([len(texts[i]) for i in indices], device=model.device)
-            longest = int(lengths.max())
-            tokens = torch.tensor([texts[i] + [0] * (longest - len(texts[i])) for i in indices], device=model.device)
-            real = torch.arange(longest, device=model.device) < lengths[:, None]  # (B, T)
+            tokens = learn.right_padded([texts[i] for i in indices], 0, torch.int64, model.device)
+            real = torch.arange(tokens.shape[1], device=model.device) < lengths[:, None]  # (B, T)
 
             def take(layer: int, states: torch.Tensor, real=real, lengths=lengths, indices=indices) -> None:
                 states = states.double().masked_fill(~real[..., None], 0.0)  # (B, T, D)

@@ -47,6 +47,14 @@ class Operation(NamedTuple):
 # ---------------------------------------------------------------------------------------------- the rules
 
 
+def in_steps(operations: Iterable[Operation]) -> str:
+    """
+    >>> in_steps([Operation(9, "-", 3, 6), Operation(4, "*", 6, 24)])
+    '9 - 3 = 6 , 4 * 6 = 24'
+    """
+    return " , ".join([operation.spaced() for operation in operations])
+
+
 def apply(a: int, sign: str, b: int) -> int | None:
     """The result of a legal operation, None for an illegal one.
 

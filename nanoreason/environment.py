@@ -19,10 +19,10 @@ from nanoreason.learn import is_zero_variance
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
-from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of, stops_of
 from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
-from nanoreason.threads import sample_threads, stops_of
+from nanoreason.threads import Threads
 from nanoreason.tokenizer import TextTokenizer
 
 MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
@@ -56,11 +56,8 @@ def sample(
     for row in rows:
         budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
         row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
-    sampler = Sampler(policy, tokenizer, stop=stops_of(task) if task.spawn else task.stop, temperature=temperature)
-    if task.spawn:
-        sample_threads(task, sampler, rows, name)
-    else:
-        generate(sampler, rows, name=name)
+    sampler = Sampler(policy, tokenizer, stop=stops_of(task), temperature=temperature)
+    generate(sampler, rows, Threads(task, sampler) if task.spawn else None, name=name)
     return groups
 
 

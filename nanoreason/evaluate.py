@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections import Counter
+from collections.abc import Sequence
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -20,6 +22,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if c == 0:
         return 0.0
     return 1.0 - math.comb(n - c, k) / math.comb(n, k) if k <= n else 1.0
+
+
+def mean_pass_at_k(right: Sequence[Sequence[bool]], k: int) -> float:
+    """The mean over problems, `right` being the verdicts on the samples of each."""
+    return statistics.fmean(pass_at_k(len(marks), sum(marks), k) for marks in right)
 
 
 def maj_at_k(answers: list[str | None], right: list[bool], k: int, draws: int = 200, seed: int = 0) -> float:
@@ -43,6 +50,15 @@ def maj_at_k(answers: list[str | None], right: list[bool], k: int, draws: int = 
         winners = [answer for answer, count in votes.items() if count == max(votes.values())]
         total += sum(answer in is_right for answer in winners) / max(1, len(winners))
     return total / len(subsets)
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of independent values; 0 of a single one.
+
+    >>> standard_error([0.0, 1.0]), standard_error([0.5])
+    (0.5, 0.0)
+    """
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def bootstrap_interval(

@@ -363,13 +363,15 @@ def token_weights(
 # -------------------------------------------------------------------------------------------------------- batches
 
 
+def right_padded(lists: list[list], fill: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Ragged lists -> (B, T), T being the length of the longest."""
+    T = max(map(len, lists))
+    return torch.tensor([values + [fill] * (T - len(values)) for values in lists], dtype=dtype, device=device)
+
+
 def collate(rollouts: list[Rollout], weights: list[list[float]], device: torch.device, pad_id: int = 0) -> Batch:
     """Ragged rows -> right-padded tensors (B, T). Padding has weight 0 and is seen by no real token."""
-    T = max(len(row.tokens) for row in rollouts)
-
-    def padded(lists: list[list], fill, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([values + [fill] * (T - len(values)) for values in lists], dtype=dtype, device=device)
-
+    padded = functools.partial(right_padded, device=device)
     advantages = torch.tensor([[row.root.advantage] for row in rollouts], dtype=torch.float32, device=device)  # (B, 1)
     if any(row.token_advantages for row in rollouts):
         for row in rollouts:

@@ -21,11 +21,11 @@ from nanoreason.environment import check_words
 from nanoreason.forcing import Forcing, Thought, deliberate, keep_going
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, OPEN
-from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_row, response_text, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_row, response_text, seed_of, stops_of
 from nanoreason.run import Count, Rate, RunConfig, chosen, flatten, from_flat, parse_config, pick_device, say
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS
-from nanoreason.threads import Thread, Threads, stops_of
+from nanoreason.threads import Thread, Threads
 from nanoreason.tokenizer import TextTokenizer
 
 

@@ -117,6 +117,11 @@ class Task:
         raise ValueError(f"the task {type(self).__name__} takes no typed problems: leave it empty for a drawn one")
 
 
+def stops_of(task: Task) -> tuple[str, ...]:
+    """All texts at which a sampler hands a task's rows back: those that end a response, and what closes a block."""
+    return (*task.stop, *(task.spawn or ())[1:])  # no method: a wrapper would hand it on to the task inside
+
+
 @dataclass(eq=False)  # two rows with equal contents are still two rows
 class Rollout:
     """One prompt and everything that was appended to it. All lists have length T, index t is about `tokens[t]`."""

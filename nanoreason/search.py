@@ -43,7 +43,7 @@ from math import comb, prod
 from operator import itemgetter
 from typing import NamedTuple
 
-from nanoreason.countdown import Numbers, Operation, apply, children
+from nanoreason.countdown import Numbers, Operation, apply, children, in_steps
 from nanoreason.rollout import seed_of
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
@@ -245,7 +245,7 @@ def optimal_path(numbers: Sequence[int], target: int, operations: Iterable[Opera
 def prompt(numbers: Sequence[int], target: int, language: str) -> str:
     """The root's state, which the response continues."""
     if language == "compact":
-        return f"T {target} : {_words(numbers)}\n"
+        return f"T {target} : {words(numbers)}\n"
     return _PAPER[State](State(target, tuple(numbers), ())) + "\n"
 
 
@@ -285,7 +285,7 @@ def first_events(events: Iterable[Event], most: int) -> tuple[list[Event], bool]
     return kept, True
 
 
-def _words(numbers: Iterable[int]) -> str:
+def words(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
 
 
@@ -303,10 +303,10 @@ _PAPER: dict[type, Callable[..., str]] = {
 }
 
 _COMPACT: dict[type, Callable[..., str]] = {
-    Explore: lambda e: f"E {e.operation.spaced()} > {_words(e.numbers)}",
-    Generate: lambda e: f"G {_words(e.node)}",
-    Move: lambda e: f"M {_words(e.node)}",
-    State: lambda e: f"S {_words(e.numbers)} | " + " , ".join([step.spaced() for step in e.operations]),
+    Explore: lambda e: f"E {e.operation.spaced()} > {words(e.numbers)}",
+    Generate: lambda e: f"G {words(e.node)}",
+    Move: lambda e: f"M {words(e.node)}",
+    State: lambda e: f"S {words(e.numbers)} | " + in_steps(e.operations),
     Check: lambda e: "W" if e.equal else "X",
     Exhausted: lambda e: "N",
 }

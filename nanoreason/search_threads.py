@@ -21,14 +21,29 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from nanoreason.countdown import STEP, Numbers, Operation, check_operations
+from nanoreason.countdown import STEP, Numbers, Operation, check_operations, in_steps
 from nanoreason.rollout import seed_of
-from nanoreason.search import COMPACT_WORDS, Path, Steps, expand, read_trace
+from nanoreason.search import (
+    COMPACT_WORDS,
+    Check,
+    Event,
+    Explore,
+    Generate,
+    Move,
+    Path,
+    State,
+    Steps,
+    expand,
+    read_trace,
+    words,
+    write,
+)
+from nanoreason.search import prompt as root_prompt
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 # no word is part of another: texts are searched for them
@@ -70,8 +85,9 @@ class Trace:
         return max(len(f"{before} {said}".split()) for before, said in self.segments)
 
 
-Words = Generator[str | list[Place], Steps | None, Steps | None]  # yields words, and states to spawn; returns the path
-Deeper = Callable[[list[Place]], "Words | None"]
+# yields what is said, and lists of states to spawn, of which it is sent the path that they found; returns its own
+Search = Generator[Event | list[Place], Steps | None, Steps | None]
+Deeper = Callable[[list[Place]], "Search | None"]
 
 
 def tokenizer() -> TextTokenizer:
@@ -80,40 +96,32 @@ def tokenizer() -> TextTokenizer:
     return word_tokenizer([*COMPACT_WORDS, *more, *map(str, range(10, 100))], digits=True)
 
 
-def joined(steps: Sequence[Operation]) -> str:
-    return " , ".join(step.spaced() for step in steps)
+def move(state: Place, target: int) -> Iterator[Event]:
+    yield Move(state.node)
+    yield State(target, state.numbers, state.steps)
 
 
-def words(numbers: Sequence[int]) -> str:
-    return " ".join(map(str, numbers))
-
-
-def move(state: Place) -> str:
-    return f"M {words(state.node)} S {words(state.numbers)} | {joined(state.steps)}"
-
-
-def beam_search(start: Place, target: int, beam: int, rng: random.Random, deeper: Deeper) -> Words:
+def beam_search(start: Place, target: int, beam: int, rng: random.Random, deeper: Deeper) -> Search:
     """Pop the best `beam` nodes, expand each. `deeper(its successors)` searches below them, or is None: queue them."""
     heap, age = [(0.0, 0, start)], 0
     while heap:
         for _, _, state in [heappop(heap) for _ in range(min(beam, len(heap)))]:
             if state is not start:
-                yield move(state)
+                yield from move(state, target)
             kept = expand(state.numbers, target, "mult")[:beam]
             rng.shuffle(kept)
             found = []
             for index, (score, _, operation, rest) in enumerate(kept):
-                yield f"E {operation.spaced()} > {words(rest)}"
-                steps = (*state.steps, operation)
-                if rest == (target,):
-                    yield "W"
-                    return steps
+                yield Explore(operation, rest)
+                child = Place((*state.node, index), rest, (*state.steps, operation))
                 if len(rest) == 1:
-                    yield "X"
+                    yield Check(rest[0], target, rest[0] == target)
+                    if rest[0] == target:
+                        return child.steps
                     continue
                 age += 1
-                found.append((score, age, Place((*state.node, index), rest, steps)))
-                yield f"G {words(found[-1][2].node)}"
+                found.append((score, age, child))
+                yield Generate(child.node, target, rest, operation)
             found.sort()
             below = deeper([child for _, _, child in found])
             if below is None:
@@ -124,64 +132,64 @@ def beam_search(start: Place, target: int, beam: int, rng: random.Random, deeper
     return None
 
 
-def serial_words(start: Place, target: int, beam: int, rng: random.Random) -> Words:
+def serial_search(start: Place, target: int, beam: int, rng: random.Random) -> Search:
     """SoS+: breadth first and depth first in one trace."""
 
-    def deeper(states: list[Place]) -> Words | None:
+    def deeper(states: list[Place]) -> Search | None:
         return below(states) if states and rng.random() < SERIAL_COIN else None
 
-    def below(states: list[Place]) -> Words:
+    def below(states: list[Place]) -> Search:
         for state in states:
-            yield move(state)
-            if path := (yield from serial_words(state, target, beam, rng)):
+            yield from move(state, target)
+            if path := (yield from serial_search(state, target, beam, rng)):
                 return path
         return None
 
     return beam_search(start, target, beam, rng, deeper)
 
 
-def parallel_words(start: Place, target: int, beam: int, rng: random.Random) -> Words:
+def parallel_search(start: Place, target: int, beam: int, rng: random.Random) -> Search:
     """APR's parent: the successors of a node are spawned, all at once; it yields them and is sent what they found."""
 
-    def deeper(states: list[Place]) -> Words | None:
+    def deeper(states: list[Place]) -> Search | None:
         return below(states) if len(states) > 1 and rng.random() < SPAWN_COIN else None
 
-    def below(states: list[Place]) -> Words:
+    def below(states: list[Place]) -> Search:
         return (yield states)
 
     return beam_search(start, target, beam, rng, deeper)
 
 
 def item(state: Place, by_value: bool) -> str:
-    return f"{ITEM} {words(state.numbers)} | {joined(state.steps)}" if by_value else f"{ITEM} {words(state.node)}"
+    return f"{ITEM} {words(state.numbers)} | {in_steps(state.steps)}" if by_value else f"{ITEM} {words(state.node)}"
 
 
 def write_join(results: Sequence[Steps | None]) -> str:
     """What a parent reads: each child's number with its path from the root of the problem, or N."""
-    said = [f"W {k} {joined(path)}" if path else f"N {k}" for k, path in enumerate(results)]
+    said = [f"W {k} {in_steps(path)}" if path else f"N {k}" for k, path in enumerate(results)]
     return " ".join([SUB, *said, END_SUB])
 
 
-def trace(prompt: str, search: Words, spawn: Callable[[Place, int], Trace], by_value: bool, done: int = 0) -> Trace:
+def trace(prompt: str, search: Search, spawn: Callable[[Place, int], Trace], by_value: bool, done: int = 0) -> Trace:
     """Run a search to its end. `spawn(state, place)` runs a child; `done`: steps before this thread's own, which its
     RET leaves out."""
     found, before, said, answer = Trace(prompt), "", [], None
     try:
         while True:
-            said_or_states, answer = search.send(answer), None
-            if isinstance(said_or_states, str):
-                said.append(said_or_states)
+            states, answer = search.send(answer), None
+            if not isinstance(states, list):
+                said.append(write([states], "compact"))
                 continue
-            calls = [CALL, *(item(state, by_value) for state in said_or_states), END_CALL]
+            calls = [CALL, *(item(state, by_value) for state in states), END_CALL]
             found.segments.append((before, " ".join([*said, *calls])))
-            children = [spawn(state, place) for place, state in enumerate(said_or_states)]
+            children = [spawn(state, place) for place, state in enumerate(states)]
             found.children.append(children)
             found.joins.append(write_join([child.path for child in children]))
             before, said = " ".join(filter(None, [before, *said, found.joins[-1]])), []
             answer = next((child.path for child in children if child.path), None)  # the first, as in the paper
     except StopIteration as end:
         found.path = end.value
-    said.append(f"{RETURN} {joined(found.path[done:]) if found.path else NOTHING}")
+    said.append(f"{RETURN} {in_steps(found.path[done:]) if found.path else NOTHING}")
     found.segments.append((before, " ".join(said)))
     return found
 
@@ -190,18 +198,14 @@ def no_children(state: Place, place: int) -> Trace:
     raise AssertionError("this search spawns nothing")
 
 
-def problem_prompt(numbers: Sequence[int], target: int) -> str:
-    return f"T {target} : {words(numbers)}\n"
-
-
 def child_prompt(state: Place, target: int) -> str:
-    return f"T {target} : {words(state.numbers)} | {joined(state.steps)}\n"
+    return f"T {target} : {words(state.numbers)} | {in_steps(state.steps)}\n"
 
 
 def serial_demonstration(numbers: Sequence[int], target: int, beam: int, seed: int = 0) -> Trace:
     """One SoS+ search; the paper draws its beam from 1..5, a context of 768 tokens holds 1..4."""
     rng, start = random.Random(seed_of("sos+", seed)), Place((0,), tuple(numbers), ())
-    return trace(problem_prompt(numbers, target), serial_words(start, target, beam, rng), no_children, False)
+    return trace(root_prompt(numbers, target, "compact"), serial_search(start, target, beam, rng), no_children, False)
 
 
 def parallel_demonstration(
@@ -219,7 +223,7 @@ def parallel_demonstration(
         search = beam_search(state, target, sub_beam, own, lambda states: None)
         return replace(trace(child_prompt(state, target), search, no_children, by_value, len(state.steps)), place=state)
 
-    return trace(problem_prompt(numbers, target), parallel_words(start, target, beam, rng), spawn, by_value)
+    return trace(root_prompt(numbers, target, "compact"), parallel_search(start, target, beam, rng), spawn, by_value)
 
 
 # ----------------------------------------------------------------------------------------------- for the runtime

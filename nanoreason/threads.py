@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nanoreason.rollout import Problem, Rollout, Task, prompt_row, response_text, seed_of
-from nanoreason.sampler import Sampler, generate
+from nanoreason.sampler import Sampler
 
 
 @dataclass(eq=False)
@@ -170,14 +170,3 @@ def count(root: Thread) -> dict[str, float]:
         "threads/child_tokens": sum(drawn[1:]) / max(1, children),
         "threads/cut_children": float(sum(thread.row.stop_reason == "length" for thread in threads[1:])),
     }
-
-
-def sample_threads(task: Task, sampler: Sampler, rows: list[Rollout], name: str = "sample") -> list[Rollout]:
-    """`generate`, with threads where the task's responses may spawn them. The sampler must stop at what closes a block
-    (`stops_of`)."""
-    return generate(sampler, rows, Threads(task, sampler) if task.spawn else None, name=name)
-
-
-def stops_of(task: Task) -> tuple[str, ...]:
-    """The texts at which a sampler hands back the rows of a task."""
-    return (*task.stop, *(task.spawn or ())[1:])

@@ -241,7 +241,8 @@ def test_random_paths_are_right_as_often_as_counting_says():
     task = StreamOfSearch(3, 9, (10, 40))
     problem = task.pose((2, 3, 4), 24, find_solution((2, 3, 4), 24))
     _, chance = count_solutions((2, 3, 4), 24)
-    found = search_test.random_best_of([problem], task.tokenizer(), task.language)
+    assert search_test.chance(problem) == chance
+    found = search_test.random_best_of([problem], [chance], task.tokenizer(), task.language)
     assert 0 < chance < 1 and found["1/acc"] == pytest.approx(chance)
     assert found["2/acc"] == pytest.approx(1 - (1 - chance) ** 2)
     length = len(task.tokenizer().encode(problem.solution)) + 1

@@ -16,13 +16,13 @@ from nanoreason.learn import collate, token_logprobs, token_weights
 from nanoreason.model import Transformer, small_config
 from nanoreason.recipes import grpo
 from nanoreason.rewards import Accuracy
-from nanoreason.rollout import Rollout, demonstration, prompt_row, prompt_rows, response_text, seed_of
+from nanoreason.rollout import Rollout, demonstration, prompt_row, prompt_rows, response_text, seed_of, stops_of
 from nanoreason.run import Schedule
 from nanoreason.sampler import Sampler, generate
 from nanoreason.spawn import Limits, Spawn, first_spawns, read_spawns, write_join, write_spawns
 from nanoreason.tasks import Addition, Attempts, HardAttempts
 from nanoreason.tasks.wrappers import Parallel
-from nanoreason.threads import Threads, stops_of
+from nanoreason.threads import Threads
 
 TASK = Parallel(HardAttempts())
 WORDS = TASK.tokenizer()

@@ -269,15 +269,12 @@ def draw_lanes(axis, r: Results) -> None:
             start = joined
         color = "black" if y == 0 else f"C{(y - 1) % 10}"
         axis.plot([start, lane["end"]], [-y, -y], color=color, linewidth=5)
-        axis.text(lane["start"], -y + 0.2, lane["prompt"] + ("" if found_none(lane) else "  found"), fontsize=7)
+        found = "  found" if parallel.CLAIM.search(lane["text"]) else ""
+        axis.text(lane["start"], -y + 0.2, f"{lane['prompt']}{found}", fontsize=7)
     axis.set_yticks([])
     handles, labels = axis.get_legend_handles_labels()
     for handle, label in list(zip(handles, labels, strict=True))[2:]:
         handle.set_label(f"_{label}")  # one entry each, however many rounds there are
-
-
-def found_none(lane: dict) -> bool:
-    return not re.search(rf"yes\s*{CLOSE}", lane["text"])
 
 
 def paths_of(lane: dict) -> list[tuple[str, ...]]:
@@ -307,7 +304,7 @@ def draw_tree(axis, r: Results) -> None:
             if node[0] == lane["step"]:
                 above = y.get(node[:-1], -leaves / 2 if len(node) == 1 else value)
                 axis.plot([len(node) - 1, len(node)], [above, value], color=f"C{i % 10}", linewidth=0.8)
-        if not found_none(lane) and (paths := paths_of(lane)):
+        if parallel.CLAIM.search(lane["text"]) and (paths := paths_of(lane)):
             axis.plot([len(paths[-1])], [y[paths[-1]]], "*", color=f"C{i % 10}", markersize=12)
         axis.text(1, y.get((lane["step"],), 0), lane["step"], fontsize=7)
     axis.set_yticks([])

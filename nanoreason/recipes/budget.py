@@ -7,13 +7,13 @@ length, and the majority of several samples: see METHODS. Every setting of a met
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
+from nanoreason import evaluate
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.environment import check_words, log_samples
 from nanoreason.evaluate import maj_at_k, pass_at_k
@@ -197,8 +197,7 @@ def standard_error(rows: list[Rollout], right: list[bool]) -> float:
     by_problem: dict[int, list[bool]] = {}
     for row, one in zip(rows, right, strict=True):
         by_problem.setdefault(id(row.problem), []).append(one)
-    means = [statistics.fmean(some) for some in by_problem.values()]
-    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return evaluate.standard_error([statistics.fmean(some) for some in by_problem.values()])
 
 
 def by_forcing(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) -> Lines:

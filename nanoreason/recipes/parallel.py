@@ -14,7 +14,6 @@ Every setting of a method is one line of metrics (Adaptive Parallel Reasoning, P
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 import time
@@ -23,15 +22,15 @@ from dataclasses import dataclass, replace
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.environment import check_words, log_samples
-from nanoreason.evaluate import maj_at_k, pass_at_k
+from nanoreason.evaluate import maj_at_k, mean_pass_at_k, pass_at_k, standard_error
 from nanoreason.model import Transformer
 from nanoreason.prompts import CLOSE
-from nanoreason.rollout import Problem, Rollout, Task, prompt_groups, response_text, seed_of
+from nanoreason.rollout import Problem, Rollout, Task, prompt_groups, response_text, seed_of, stops_of
 from nanoreason.run import Positive, Progress, Rate, Rows, Run, RunConfig, check_rows, chosen, pick_device, say, table
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks import TASKS, HardAttempts
 from nanoreason.tasks.wrappers import Parallel
-from nanoreason.threads import Thread, Threads, stops_of
+from nanoreason.threads import Thread, Threads
 from nanoreason.tokenizer import TextTokenizer
 
 VOTES = (1, 2, 4, 8, 16, 32, 64)  # of so many samples, as far as there are
@@ -151,9 +150,8 @@ def means(groups: list[list[Rollout]], tokenizer: TextTokenizer, right=lambda ro
     """Means over rollouts; `accuracy_se` is by problem, because rollouts of one problem are no independent evidence."""
     counts = [of_row(row, tokenizer) for group in groups for row in group]
     accuracy = [statistics.fmean(map(right, group)) for group in groups]
-    error = statistics.stdev(accuracy) / math.sqrt(len(accuracy)) if len(accuracy) > 1 else 0.0
     averages = {name: statistics.fmean(count[name] for count in counts) for name in counts[0]}
-    return {"accuracy": statistics.fmean(accuracy), "accuracy_se": error, **averages}
+    return {"accuracy": statistics.fmean(accuracy), "accuracy_se": standard_error(accuracy), **averages}
 
 
 # ------------------------------------------------------------------------------------------------------- the methods
@@ -185,8 +183,7 @@ def by_samples(config: ParallelConfig, model: Transformer, tokenizer: TextTokeni
                  "operations": k * one["operations"]}  # fmt: skip
         cons = [maj_at_k(vote, marks, k, draws=20) for vote, marks in zip(votes, right, strict=True)]
         yield {**total, "kind": "cons", "accuracy": statistics.fmean(cons)}, groups
-        passed = [pass_at_k(G, sum(marks), k) for marks in right]
-        yield {**total, "kind": "pass", "accuracy": statistics.fmean(passed)}, groups
+        yield {**total, "kind": "pass", "accuracy": mean_pass_at_k(right, k)}, groups
 
 
 def vote(task: Task, text: str) -> str | None:

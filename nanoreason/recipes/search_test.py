@@ -20,7 +20,7 @@ from typing import NamedTuple
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.countdown import count_solutions
 from nanoreason.environment import check_words, log_samples, sample
-from nanoreason.evaluate import pass_at_k
+from nanoreason.evaluate import mean_pass_at_k
 from nanoreason.model import Transformer
 from nanoreason.rollout import Problem, Rollout, Task, response_text, seed_of
 from nanoreason.run import AnyRows, Rows, Run, RunConfig, chosen, pick_device, say, table
@@ -172,30 +172,35 @@ def best_of(right: Sequence[Sequence[bool]], tokens: float) -> dict[str, float]:
     most = min(map(len, right))
     found = {}
     for n in (n for n in BEST_OF if n <= most):
-        found[f"{n}/acc"] = statistics.fmean(pass_at_k(len(marks), sum(marks), n) for marks in right)
+        found[f"{n}/acc"] = mean_pass_at_k(right, n)
         found[f"{n}/tokens"] = n * tokens
     return found
 
 
-def random_best_of(problems: list[Problem], tokenizer: TextTokenizer, language: str) -> dict[str, float]:
-    """The same of random legal paths, written as optimal ones are."""
-    chances, tokens = [], []
+def chance(problem: Problem) -> float:
+    """How often a random legal path solves it."""
+    return count_solutions(problem.info["numbers"], problem.info["target"])[1]
+
+
+def random_best_of(
+    problems: list[Problem], chances: list[float], tokenizer: TextTokenizer, language: str
+) -> dict[str, float]:
+    """The same of random legal paths, written as optimal ones are; `chances`: of one of them, on each problem."""
+    tokens = []
     for problem in problems:
-        numbers, target = problem.info["numbers"], problem.info["target"]
-        chances.append(count_solutions(numbers, target)[1])
-        path = write(optimal_path(numbers, target, problem.info["operations"]), language)
+        path = write(optimal_path(*map(problem.info.get, ("numbers", "target", "operations"))), language)
         tokens.append(len(tokenizer.encode(path)) + 1)  # and EOS
     length = statistics.fmean(tokens)
-    return {f"{n}/acc": statistics.fmean(1 - (1 - chance) ** n for chance in chances) for n in BEST_OF} | {
+    return {f"{n}/acc": statistics.fmean(1 - (1 - p) ** n for p in chances) for n in BEST_OF} | {
         f"{n}/tokens": n * length for n in BEST_OF
     }
 
 
 def costs(
     config: SearchTestConfig, model: Transformer, tokenizer: TextTokenizer, problems: list[Problem],
-    rows: list[Rollout], readings: list[Reading],
+    chances: list[float], rows: list[Rollout], readings: list[Reading],
 ) -> dict[str, float]:  # fmt: skip
-    """Accuracy and tokens on new inputs; `rows` are the greedy trajectories, `readings` what they come to."""
+    """Accuracy and tokens on new inputs; `chances` are of random paths, `rows` greedy trajectories with `readings`."""
     task, context = config.task, model.config.max_position_embeddings
 
     def named(name: str, numbers: dict[str, float]) -> dict[str, float]:
@@ -209,7 +214,7 @@ def costs(
         numbers = within_budgets(solved, tokens, BUDGETS[-1])
         mixed = {key: mixed.get(key, 0.0) + weight * value for key, value in numbers.items()}
     found |= named("symbolic_budget", mixed)
-    found |= named("random_best", random_best_of(problems, tokenizer, task.language))
+    found |= named("random_best", random_best_of(problems, chances, tokenizer, task.language))
     if config.samples:
         chosen = problems[: config.sampled_problems]
         groups = sample(task, model, tokenizer, chosen, group_size=config.samples, seed=config.seed, name="best of n")
@@ -227,17 +232,17 @@ def measure(config: SearchTestConfig, model: Transformer, tokenizer: TextTokeniz
     without limit and within the policy's context, and its alignments with the policy."""
     task, metrics, readings = config.task, {}, {}
     problems = {split: task.unique_problems(split, config.problems) for split in SPLITS}
+    chances = {split: [chance(problem) for problem in problems[split]] for split in SPLITS}
     stream = config.trained_on or f"sft-{config.seed}"
     problems["unsolved"], problems["difficult"] = hard_problems(task, stream, config.hard_problems)
     for split in filter(problems.get, problems):
         rows, readings[split] = trajectories(model, tokenizer, task, problems[split], split)
         if split == SPLITS[0]:
-            metrics |= costs(config, model, tokenizer, problems[split], rows, readings[split])
+            metrics |= costs(config, model, tokenizer, problems[split], chances[split], rows, readings[split])
         metrics |= {f"{name}/{split}": value for name, value in summary(rows, readings[split]).items()}
         log_samples(run, 0, split, task, tokenizer, [[row] for row in rows])
     for split in SPLITS:
-        chances = [count_solutions(problem.info["numbers"], problem.info["target"])[1] for problem in problems[split]]
-        metrics[f"chance/{split}"] = statistics.fmean(chances)
+        metrics[f"chance/{split}"] = statistics.fmean(chances[split])
         budgets = [model.config.max_position_embeddings - len(tokenizer.encode(p.prompt)) for p in problems[split]]
         for name in STRATEGIES:
             theirs = symbolic(task, split, config.problems, name)

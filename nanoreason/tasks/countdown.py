@@ -33,6 +33,7 @@ from nanoreason.countdown import (
     check_operations,
     count_solutions,
     find_solution,
+    in_steps,
     same_answer,
     same_operations,
 )
@@ -68,7 +69,6 @@ from nanoreason.search_threads import (
     child_prompt,
     is_solution,
     parallel_demonstration,
-    problem_prompt,
     returned,
     serial_demonstration,
     write_join,
@@ -147,7 +147,7 @@ class Countdown(Task):
         """An answer in this task's form."""
         if self.form == "expression":
             return as_expression(numbers, operations)
-        return " , ".join(operation.spaced() for operation in operations)
+        return in_steps(operations)
 
     def unique_problems(self, split: str, count: int) -> list[Problem]:
         """The first `count` problems of a split that differ in (sorted numbers, target); ValueError if it has fewer."""
@@ -193,7 +193,7 @@ class Countdown(Task):
         return self.pose(given, target, find_solution(given, target) or ())
 
     def told(self, problem: Problem) -> str:
-        return " , ".join(step.spaced() for step in problem.info["operations"]) or "nothing: it cannot be made"
+        return in_steps(problem.info["operations"]) or "nothing: it cannot be made"
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,7 @@ class ThreadedSearch(Countdown):
     def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
         asked = f"{ITEM} {self.asked} " if self.asked else ""
         info = dict(numbers=numbers, target=target, operations=operations)
-        return Problem(asked + problem_prompt(numbers, target), str(target), "", info)
+        return Problem(asked + prompt(numbers, target, "compact"), str(target), "", info)
 
     def child(self, problem: Problem, state: Place) -> Problem:
         info = {**problem.info, "numbers": state.numbers, "steps": state.steps}
@@ -390,7 +390,7 @@ class ThreadedSearch(Countdown):
     def answer(self, response: str) -> str | None:
         """Whoever computes the same thing votes for the same; who has found nothing has no vote."""
         path = returned(response)
-        return same_answer(" , ".join(step.spaced() for step in path)) if path else None
+        return same_answer(in_steps(path)) if path else None
 
     def is_right_leniently(self, problem: Problem, response: str) -> bool:
         return self.reward(problem, response.rstrip(". \n")) == 1
