@@ -46,7 +46,7 @@ FREE = Parallel(HardAttempts())
 # DIFFERS from the paper: it trains a model for spawns that are asked for and one for free ones; here it is one model,
 # and seven in ten of its demonstrations say in the prompt how many children they spawn.
 TUNE = sft.SftConfig(
-    task=TAUGHT, eval_task=FREE, optimizer="muon", lr=2e-3, warmup=10, steps=400, rows_per_step=48, eval_problems=0
+    task=TAUGHT, eval_task=FREE, optimizer="muon", lr=2e-3, warmup=10, steps=600, rows_per_step=48, eval_problems=0
 )
 # DIFFERS from the paper: one update per rollout instead of two, no KL, groups of 8 instead of 5; the average is by a
 # constant, so that a token of a short child counts no more than one of a long parent. At lr 3e-4 children soon ran into
@@ -56,7 +56,7 @@ RL = grpo.GrpoConfig(
     max_new_tokens=Schedule(256), warmup=2, preflight=0, eval_every=0, eval_problems=1, save_every=4,
 )  # fmt: skip
 PRESETS = {
-    "cpu": Preset(TUNE, 200, RL, parallel.PRESETS["cpu"]),
+    "cpu": Preset(TUNE, 300, RL, parallel.PRESETS["cpu"]),
     "tiny": Preset(
         replace(TUNE, steps=2, rows_per_step=4, warmup=1), 1,
         replace(RL, steps=2, prompts=2, group_size=2, warmup=1, max_new_tokens=Schedule(64)),
