@@ -34,7 +34,7 @@ RECIPES = {
 SECTIONS = {
     "base": "pretraining of the base that searches by attempts: which skill arrives when, on Countdown",
     "star": "STaR with and without rationalization against direct answers, on digit addition",
-    "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
+    "r1": "R1-Zero, R1's pipeline, distillation and five losses, on Countdown by attempts",
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
