@@ -84,6 +84,8 @@ def command(argv: list[str]) -> int:
         return 0
     name, flags = argv[0], argv[1:]
     try:
+        if name not in RECIPES and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(f"{name} does not run under torchrun: recipes do, reproduce has --workers")
         if name == "reproduce":
             return loaded("nanoreason.experiments.reproduce").main(flags, SECTIONS)
         if name in VIEWS:
@@ -102,7 +104,8 @@ def command(argv: list[str]) -> int:
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if (said := in_one_line(error)) is None:
             raise  # an error of ours: the traceback is what helps
-        print(f"train.py: {said}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several processes each says what is wrong, as only one may know of it
+        print(f"train.py: {f'process {rank}: ' if rank != '0' else ''}{said}", file=sys.stderr)
         return 2
 
 
@@ -147,13 +150,16 @@ def train(name: str, flags: list[str]) -> int:
     recipe = loaded(f"nanoreason.recipes.{name}")
     import torch
 
-    from nanoreason.run import check_out, parse_config
+    from nanoreason import processes
+    from nanoreason.run import check_out, parse_config, say
 
     config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
     check_out(config)
     torch.set_num_threads(config.threads)
+    processes.join()
     recipe.run(config)
-    print(f"\nleft in {config.out}: " + ", ".join(sorted(name for name in os.listdir(config.out) if name[0] != ".")))
+    say(f"\nleft in {config.out}: " + ", ".join(sorted(name for name in os.listdir(config.out) if name[0] != ".")))
+    processes.leave()
     return 0
 
 
