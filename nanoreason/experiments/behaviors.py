@@ -1,0 +1,208 @@
+"""Cognitive Behaviors that Enable Self-Improving Reasoners (Gandhi et al., 2025) in miniature: Countdown by attempts.
+
+    pretrained -> without, with     two bases: one attempt and never a verdict on it; with a share of long thoughts too
+    without    -> primed-SET        SFT on a thousand texts of a set (`priming.py`): which behaviours, right or wrong
+    all of them -> RL               arms `without`, `with` and SET: accuracy and format, equal steps
+
+The base `without` can calculate and mark given attempts at every position (the drill `mark`): what it lacks is the
+behaviour, not the skill. The base `with` is the paper's curated pretraining: the same model goes on for as many tokens
+with texts that verify and backtrack. What SFT alone gives is the test of an RL arm before its first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from nanoreason.experiments.figure import Line, Panel
+from nanoreason.experiments.r1 import RL, STUDENT
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, gain, growth, lead
+from nanoreason.priming import PRIMED
+from nanoreason.recipes import grpo, sft
+from nanoreason.run import Schedule
+from nanoreason.tasks import Attempts
+from nanoreason.tasks.attempts import Mixture
+
+RETURNING = ("all_four", "backtracking", "verification", "subgoals", "backward")  # right answers, and they go back
+CONTROLS = ("dots", "empty", "forward")
+NAMES = {
+    "without": "base without", "with": "base with", "all_four": "all four", "backtracking": "backtracking only",
+    "verification": "+ verification", "subgoals": "+ subgoals", "backward": "+ backward chaining",
+    "wrong": "all four, answers wrong", "dots": "dots", "empty": "empty thought", "forward": "forward only",
+}  # fmt: skip
+# The habits of `with`: what it has more than STUDENT, which has no verdict on an attempt of its own and no retry.
+CURATED = Mixture.parse("blind:.3,guess:.15,compare:.13,mark:.32,long:.1")
+
+
+@dataclass(frozen=True)
+class Preset:
+    pretrain: sft.SftConfig  # of what both bases have in common
+    go_on: sft.SftConfig  # the rest of it, of `without`
+    with_steps: int  # the same of `with`, for as many tokens: its texts are longer
+    tune: sft.SftConfig  # priming
+    rl: grpo.GrpoConfig
+
+
+PRETRAIN = replace(
+    sft.PRESETS["attempts"], task=Attempts(shares=STUDENT), steps=800, width=64, layers=2, eval_every=0, eval_problems=0
+)
+CPU = Preset(
+    PRETRAIN, replace(PRETRAIN, steps=200, lr=2e-3), 180,
+    sft.SftConfig(distinct=1000, steps=94, lr=1e-3, warmup=10, rows_per_step=32, decay="cosine", eval_problems=0),
+    replace(RL, steps=20, preflight=0, eval_every=10, eval_samples=2),
+)  # fmt: skip
+PRESETS = {
+    "cpu": CPU,
+    "tiny": Preset(
+        replace(PRETRAIN, width=32, heads=2, kv_heads=1, layers=1, steps=4, rows_per_step=8, warmup=2),
+        replace(CPU.go_on, steps=2, rows_per_step=8, warmup=1), 2,
+        replace(CPU.tune, distinct=16, steps=2, rows_per_step=8, warmup=1),
+        replace(CPU.rl, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(48), warmup=1, save_every=2,
+                eval_every=1, eval_problems=3),
+    ),
+    "gpu": Preset(
+        replace(PRETRAIN, width=96, layers=3, rows_per_step=256, micro_tokens=65536),
+        replace(CPU.go_on, rows_per_step=256, micro_tokens=65536), 180,
+        replace(CPU.tune, micro_tokens=65536),
+        replace(CPU.rl, steps=60, prompts=32, lr=2e-4, micro_tokens=65536, eval_samples=8),
+    ),
+}  # fmt: skip
+
+
+def arms(preset: str, seed: int) -> list[Arm]:
+    """The two bases, the primed ones, and RL on each."""
+    chosen = PRESETS[preset]
+    curated = replace(chosen.go_on, task=Attempts(shares=CURATED), steps=chosen.with_steps)
+
+    def primed(kind: str) -> Arm:
+        task = Attempts(shares=Mixture(((kind, 1.0),)))
+        return Arm(f"primed-{kind}", "sft", replace(chosen.tune, task=task), "base-without")
+
+    starts = {"without": "base-without", "with": "base-with"} | {kind: f"primed-{kind}" for kind in PRIMED}
+    return [
+        Arm("pretrained", "sft", chosen.pretrain),
+        Arm("base-without", "sft", chosen.go_on, "pretrained"),
+        Arm("base-with", "sft", curated, "pretrained"),
+        *(primed(kind) for kind in PRIMED),
+        *(Arm(arm, "grpo", chosen.rl, start, cost=1000) for arm, start in starts.items()),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- claims
+
+ACC, GREEDY, LENGTH = "eval/pass@1", "acc/3", "completions/mean_length"
+BEHAVIORS = {  # how often a response shows each
+    "verification": "verdicts",
+    "backtracking": "waits",
+    "subgoals": "subgoals",
+    "backward chaining": "backward",
+}
+
+
+def worst(r: Results, arms: Iterable[str], key: str = ACC) -> PerSeed:
+    return extreme(min, r, arms, key)
+
+
+def best(r: Results, arms: Iterable[str], key: str = ACC) -> PerSeed:
+    return extreme(max, r, arms, key)
+
+
+def extreme(pick: Callable, r: Results, arms: Iterable[str], key: str) -> PerSeed:
+    """The smallest or largest final number of some arms, seed by seed, where all of them have one."""
+    values = [r.last(arm, key) for arm in arms]
+    return r.per_seed(lambda seed: pick(v[seed] for v in values) if all(seed in v for v in values) else None)
+
+
+def at_equal_tokens(r: Results, arm: str, other: str) -> PerSeed:
+    """Accuracy of an arm when it was last tested with no more sampled tokens than another took in all, minus the
+    other's final one."""
+    spent = r.last(other, "num_tokens")
+
+    def of(seed: int) -> float | None:
+        tested = [v for line, v in r.lines(arm, ACC, seed) if line.get("num_tokens", 0) <= spent.get(seed, -1)]
+        return tested[-1] if tested else None
+
+    return r.per_seed(of) - r.last(other, ACC)
+
+
+def early_share(r: Results, arm: str, steps: int) -> PerSeed:
+    """How much of the gain in accuracy there is after half of the steps."""
+    half = r.last(arm, ACC, step=lambda step: 2 * step <= steps)
+    return (half - r.first(arm, ACC)) / gain(arm, ACC)(r)
+
+
+def claims(preset: str) -> list[Claim]:
+    steps = PRESETS[preset].rl.steps
+
+    def counts(what: str) -> Callable[[Results], PerSeed]:
+        return growth("all_four", f"eval/{BEHAVIORS[what]}")
+
+    return [
+        Claim("bases: |with - without|, greedy accuracy, of one attempt",
+              lambda r: abs(lead("with", "without", GREEDY, Results.first)(r)), 0.08, LESS),
+        Claim("bases: with - without, accuracy after RL", lead("with", "without", ACC), 0.15),
+        Claim("bases: without, gain in accuracy by RL", gain("without", ACC), 0.12, LESS),
+        *(Claim(f"primed: {NAMES[kind]} - unprimed, accuracy after RL", lead(kind, "without", ACC), 0.15)
+          for kind in (*RETURNING, "wrong")),
+        Claim("primed: mean of the sets with backtracking - base with, accuracy after RL",
+              lambda r: average(r.last(kind, ACC) for kind in RETURNING) - r.last("with", ACC), -0.05),
+        Claim("primed: all four - unprimed at equal sampled tokens, accuracy",
+              lambda r: at_equal_tokens(r, "all_four", "without"), 0.1),
+        Claim("primed: all four, gain in accuracy by RL", gain("all_four", ACC), 0.1),
+        Claim("primed: all four, share of that gain after half of the steps",
+              lambda r: early_share(r, "all_four", steps), 0.6, no_effect=0.5),
+        Claim("wrong answers - right ones, accuracy after RL", lead("wrong", "all_four", ACC), -0.08),
+        *(Claim(f"controls: {NAMES[kind]} - unprimed, accuracy after RL", lead(kind, "without", ACC), 0.1, LESS)
+          for kind in CONTROLS),
+        Claim("worst set with backtracking - best control, accuracy after RL",
+              lambda r: worst(r, RETURNING) - best(r, CONTROLS), 0.1),
+        Claim("all four: verification after / before RL", counts("verification"), 1.2, no_effect=1),
+        Claim("all four: backtracking after / before RL", counts("backtracking"), 1.2, no_effect=1),
+        Claim("all four: subgoals after / before RL", counts("subgoals"), 0.7, LESS, 1),
+        Claim("all four: backward chaining after / before RL", counts("backward chaining"), 0.7, LESS, 1),
+    ]  # fmt: skip
+
+
+def extra(results: Results, preset: str) -> dict:
+    """Every arm before and after RL."""
+    keys = {"accuracy": ACC, "greedy": GREEDY, "tokens": "eval/mean_length", "cut": "eval/clipped_ratio",
+            **{name: f"eval/{key}" for name, key in BEHAVIORS.items()}}  # fmt: skip
+    numbers = results.table(keys | {"sampled tokens": "num_tokens"}, NAMES)
+    for arm in numbers:
+        numbers[arm] |= {f"{name} before": results.first(arm, key).rounded() for name, key in keys.items()}
+    return numbers
+
+
+# -------------------------------------------------------------------------------------------------------- figure
+
+
+def panels(preset: str) -> list[Panel]:
+    colors = dict(zip(NAMES, ("k", "tab:gray", *(f"C{i}" for i in (0, 1, 2, 4, 9, 3, 5, 6, 8))), strict=True))
+
+    def of(*arms: str) -> list[Line]:
+        return [Line(arm, NAMES[arm], colors[arm]) for arm in arms]
+
+    def counted(arm: str) -> Panel:
+        return Panel(f"Behaviours under RL: {NAMES[arm]}", [Line(arm, name, y=key) for name, key in BEHAVIORS.items()],
+                     ylabel="per response, rollouts", smooth=3, ylim=(0, None))  # fmt: skip
+
+    rollouts = {"y": "accuracy", "ylabel": "accuracy of rollouts", "smooth": 3, "ylim": (0, 1)}
+    return [
+        Panel("Two bases, and priming", of("without", "with", *RETURNING, "wrong"), **rollouts),
+        Panel("Controls", of("without", "with", "all_four", *CONTROLS), **rollouts),
+        Panel("Held-out problems: before RL (SFT alone) and after", of(*NAMES),
+              {"after RL": Results.last, "before": Results.first}, kind="bar", ylabel="accuracy", ylim=(0, 1),
+              bars=lambda r, line, at: at(r, line.arm, ACC)),
+        counted("all_four"),
+        counted("wrong"),
+        Panel("Length", of(*NAMES), LENGTH, ylabel="tokens per response, rollouts", smooth=3, ylim=(0, None)),
+    ]  # fmt: skip
+
+
+def caption(preset: str) -> str:
+    chosen = PRESETS[preset]
+    return (
+        f"Cognitive behaviours on Countdown by attempts, preset {preset}: bases of width {chosen.pretrain.width}, "
+        f"{chosen.tune.distinct} texts to prime, {chosen.rl.steps} steps of RL, window {chosen.rl.max_new_tokens}. "
+        "Sampled at temperature 1; curves are means of 3 neighbours."
+    )
