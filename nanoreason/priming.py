@@ -23,7 +23,9 @@ from typing import Protocol
 
 from nanoreason.countdown import apply
 
-PRIMED = ("all_four", "backtracking", "verification", "subgoals", "backward", "wrong", "dots", "empty", "forward")
+RETURNING = ("all_four", "backtracking", "verification", "subgoals", "backward")  # they go back, and end right
+CONTROLS = ("dots", "empty", "forward")  # they show nothing
+PRIMED = (*RETURNING, "wrong", *CONTROLS)
 MOST_TRIES = 8  # attempts of a thought: some 170 tokens in all_four
 FILLER = "none"  # a word that the base has not met; the paper's is "."
 BACK = {"+": "-", "-": "+", "*": "/", "/": "*"}  # x + c = target: x must be target - c

@@ -17,14 +17,12 @@ from dataclasses import dataclass, replace
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.r1 import RL, STUDENT
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, gain, growth, lead
-from nanoreason.priming import PRIMED
+from nanoreason.priming import CONTROLS, PRIMED, RETURNING
 from nanoreason.recipes import grpo, sft
 from nanoreason.run import Schedule
 from nanoreason.tasks import Attempts
 from nanoreason.tasks.attempts import Mixture
 
-RETURNING = ("all_four", "backtracking", "verification", "subgoals", "backward")  # right answers, and they go back
-CONTROLS = ("dots", "empty", "forward")
 NAMES = {
     "without": "base without", "with": "base with", "all_four": "all four", "backtracking": "backtracking only",
     "verification": "+ verification", "subgoals": "+ subgoals", "backward": "+ backward chaining",

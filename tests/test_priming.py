@@ -1,0 +1,124 @@
+"""Sets to prime a base: each shows the behaviours that it is named after and no others, as two readers count them, and
+all of them are about the same problems and make the same attempts."""
+
+import random
+import statistics
+
+import pytest
+
+from nanoreason.behavior_rules import count_behaviors
+from nanoreason.priming import CONTROLS, FILLER, MOST_TRIES, PRIMED, RETURNING, backward_step, primed, subgoal
+from nanoreason.prompts import is_well_formed
+from nanoreason.rollout import demonstration
+from nanoreason.tasks.attempts import (
+    Attempt,
+    Attempts,
+    HardAttempts,
+    Mixture,
+    all_attempts,
+    attempts_tokenizer,
+    read_attempts,
+)
+
+COUNT = 300
+SHOWS = {  # verification, backtracking, subgoals, backward chaining: does the set show it?
+    "all_four": (1, 1, 1, 1), "backtracking": (0, 1, 0, 0), "verification": (1, 1, 0, 0), "subgoals": (0, 1, 1, 0),
+    "backward": (0, 1, 0, 1), "wrong": (1, 1, 1, 1), "dots": (0, 0, 0, 0), "empty": (0, 0, 0, 0),
+    "forward": (0, 0, 0, 0),
+}  # fmt: skip
+
+
+def texts_of(kind: str, count: int = COUNT, task: Attempts | None = None, **settings):
+    task = Attempts(shares=Mixture(((kind, 1.0),)), **settings) if task is None else task
+    return task, [task.problem("train-0", i) for i in range(count)]
+
+
+def read(problem):
+    return read_attempts(problem.info["numbers"], problem.info["target"], problem.solution)
+
+
+def test_the_sets_are_those_that_this_file_knows():
+    assert {*SHOWS} == {*PRIMED} == {*RETURNING, "wrong", *CONTROLS}
+
+
+@pytest.mark.parametrize("kind", PRIMED)
+def test_a_set_shows_the_behaviours_of_its_name_and_no_others(kind):
+    """By the words of this language, and by rules for any text: they agree on what is there at all."""
+    by_words, by_rules = [], []
+    for problem in texts_of(kind)[1]:
+        said = read(problem)
+        by_words.append((said.verdicts, said.waits, said.subgoals, said.backward))
+        by_rules.append(count_behaviors(problem.info["numbers"], problem.info["target"], problem.solution)[:4])
+    for counts in (by_words, by_rules):
+        assert tuple(int(any(c[i] for c in counts)) for i in range(4)) == SHOWS[kind]
+    means = [[statistics.fmean(c[i] for c in counts) for i in range(4)] for counts in (by_words, by_rules)]
+    assert means[0][:2] == pytest.approx(means[1][:2], rel=0.05)
+
+
+def test_all_sets_pose_the_same_problems_and_make_the_same_attempts():
+    sets = {kind: texts_of(kind)[1] for kind in PRIMED}
+    for i in range(COUNT):
+        assert len({sets[kind][i].prompt for kind in PRIMED}) == 1
+        assert len({read(sets[kind][i]).attempts for kind in RETURNING}) == 1
+        said = read(sets["all_four"][i]).attempts
+        assert len(read(sets["wrong"][i]).attempts) == len(said) == len(set(said)) <= MOST_TRIES
+        assert read(sets["forward"][i]).attempts == said[-1:]
+        lengths = {kind: len(sets[kind][i].solution.split()) for kind in PRIMED}
+        assert lengths["dots"] == lengths["all_four"] and lengths["empty"] < lengths["forward"]
+        assert len({sets[kind][i].solution.partition("<answer>")[2] for kind in PRIMED if kind != "wrong"}) == 1
+    tries = [len(read(problem).attempts) for problem in sets["all_four"]]
+    assert min(tries) == 1 and max(tries) == MOST_TRIES
+
+
+@pytest.mark.parametrize("task", [Attempts, HardAttempts])
+@pytest.mark.parametrize("kind", PRIMED)
+def test_answers_are_right_but_in_one_set_and_every_calculation_is(kind, task):
+    task, problems = texts_of(kind, 100, task(shares=Mixture(((kind, 1.0),))))
+    for problem in problems:
+        assert is_well_formed(problem.solution) and demonstration(attempts_tokenizer(), problem).tokens
+        assert task.reward(problem, problem.solution) == (kind != "wrong")
+        counted = task.metrics(problem, problem.solution)
+        assert counted["steps"] == counted["steps/right"] and counted["verdicts"] == counted["verdicts/right"]
+        assert counted["attempts"] == counted["attempts/legal"] and counted["gave_up"] == (kind == "wrong")
+
+
+def test_dots_are_words_without_meaning():
+    for problem in texts_of("dots", 50)[1]:
+        thought = problem.solution.removeprefix("<think> ").partition(" </think>")[0]
+        assert set(thought.split()) == {FILLER}
+
+
+def test_a_plan_is_about_the_attempt_behind_it():
+    """Worked out by hand, x being what stands before the last step."""
+    for attempt, target, step in (
+        ("6 * 5 = 30 , 30 + 20 = 50", 50, "50 - 20 = 30"),  # x + 20 = 50
+        ("6 * 5 = 30 , 30 + 20 = 50", 19, ""),  # x + 20 = 19: no number
+        ("3 + 4 = 7 , 20 - 7 = 13", 15, "20 - 15 = 5"),  # 20 - x = 15
+        ("3 + 4 = 7 , 20 - 7 = 13", 25, ""),  # 20 - x = 25
+        ("9 + 8 = 17 , 17 - 5 = 12", 40, "40 + 5 = 45"),  # x - 5 = 40
+        ("9 + 8 = 17 , 17 - 5 = 12", 57, ""),  # 62 is larger than any number here
+        ("5 + 6 = 11 , 11 * 5 = 55", 50, "50 / 5 = 10"),  # x * 5 = 50
+        ("5 + 6 = 11 , 11 * 5 = 55", 51, ""),  # no whole number
+        ("9 + 3 = 12 , 12 / 4 = 3", 5, "5 * 4 = 20"),  # x / 4 = 5
+        ("1 + 2 = 3 , 12 / 3 = 4", 6, "12 / 6 = 2"),  # 12 / x = 6
+        ("4 - 4 = 0 , 12 * 0 = 0", 12, "12 / 12 = 1"),  # 12 * x = 12
+        ("6 * 5 = 30", 50, ""),  # one step: nothing stands before it
+    ):
+        assert backward_step(attempt, target, 60) == (f"{step} so make {step.split()[-1]}" if step else "")
+    assert subgoal("6 * 5 = 30 , 30 + 20 = 50", 50) == "aim for 30 first"
+    assert subgoal("6 * 5 = 30 , 30 - 0 = 30", 30) == ""  # the target is no goal on the way
+
+
+def test_a_right_attempt_that_comes_late_is_moved_within_reach():
+    tried = [*(Attempt(f"1 + {i} = {i}", i) for i in range(20)), Attempt("6 * 5 = 30", 30)]
+    found = {primed("backtracking", tried, 30, random.Random(seed), 60)[0].count("wait") for seed in range(200)}
+    assert found == set(range(MOST_TRIES))
+
+
+def test_without_a_wrong_attempt_there_is_no_wrong_text():
+    tried = all_attempts((1, 2), "+")
+    assert [attempt.value for attempt in tried] == [3]
+    assert primed("wrong", tried, 3, random.Random(0), 60) is None
+    assert primed("forward", tried, 3, random.Random(0), 60) == ("2 + 1 = 3", "2 + 1 = 3")
+    task, (problem, *_) = texts_of("wrong", 1, operations="+")
+    assert problem.solution == "" and task.reward(problem, "") == 0.0
