@@ -220,7 +220,7 @@ def test_sos_learns_from_the_same_problems_in_the_same_order():
 
 def test_behaviors_primes_the_base_without_them_on_the_same_problems_with_one_thing_different():
     arms = arms_of("behaviors")
-    assert arms["base-without"].base == arms["base-with"].base == "pretrained"
+    assert arms["base-without"].base == arms["base-with"].base == "base"
     assert differing(arms["base-without"].settings, arms["base-with"].settings) == {"task.shares", "steps"}
     primed = {name: arm for name, arm in arms.items() if name.startswith("primed-")}
     assert len(primed) == 9 and {arm.base for arm in primed.values()} == {"base-without"}

@@ -1,12 +1,13 @@
 """Cognitive Behaviors that Enable Self-Improving Reasoners (Gandhi et al., 2025) in miniature: Countdown by attempts.
 
-    pretrained -> without, with     two bases: one attempt and never a verdict on it; with a share of long thoughts too
-    without    -> primed-SET        SFT on a thousand texts of a set (`priming.py`): which behaviours, right or wrong
-    all of them -> RL               arms `without`, `with` and SET: accuracy and format, equal steps
+    base -> base-without       pretraining goes on: one attempt and never a verdict on it, guesses, drills
+    base -> base-with          the same, and a tenth of the texts try and judge until they have found it
+    base-without -> primed-SET SFT on a thousand texts of a set (`priming.py`): which behaviours, right or wrong
+    all of them -> RL          arms `without`, `with` and SET: accuracy and format, equal steps
 
-The base `without` can calculate and mark given attempts at every position (the drill `mark`): what it lacks is the
-behaviour, not the skill. The base `with` is the paper's curated pretraining: the same model goes on for as many tokens
-with texts that verify and backtrack. What SFT alone gives is the test of an RL arm before its first step.
+What `without` lacks is the behaviour, not the skill: it calculates, and the drill `mark` keeps it judging attempts that
+are given, at every position. `with` is also the paper's curated pretraining: as many tokens, some with behaviours. What
+SFT alone gives is the test of an RL arm before its first step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.r1 import RL, STUDENT
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, average, gain, growth, lead
@@ -28,41 +30,35 @@ NAMES = {
     "verification": "+ verification", "subgoals": "+ subgoals", "backward": "+ backward chaining",
     "wrong": "all four, answers wrong", "dots": "dots", "empty": "empty thought", "forward": "forward only",
 }  # fmt: skip
-# The habits of `with`: what it has more than STUDENT, which has no verdict on an attempt of its own and no retry.
-CURATED = Mixture.parse("blind:.3,guess:.15,compare:.13,mark:.32,long:.1")
+# Without: no verdict on an attempt of its own, and no retry. With: a tenth of long thoughts instead of single attempts.
+WITHOUT, WITH = STUDENT, Mixture.parse("blind:.3,guess:.15,compare:.13,mark:.32,long:.1")
 
 
 @dataclass(frozen=True)
 class Preset:
-    pretrain: sft.SftConfig  # of what both bases have in common
-    go_on: sft.SftConfig  # the rest of it, of `without`
+    go_on: sft.SftConfig  # pretraining of the base `without`, from the base that sections share
     with_steps: int  # the same of `with`, for as many tokens: its texts are longer
     tune: sft.SftConfig  # priming
     rl: grpo.GrpoConfig
 
 
-PRETRAIN = replace(
-    sft.PRESETS["attempts"], task=Attempts(shares=STUDENT), steps=800, width=64, layers=2, eval_every=0, eval_problems=0
-)
 CPU = Preset(
-    PRETRAIN, replace(PRETRAIN, steps=200, lr=2e-3), 180,
-    sft.SftConfig(distinct=1000, steps=94, lr=1e-3, warmup=10, rows_per_step=32, decay="cosine", eval_problems=0),
-    replace(RL, steps=20, preflight=0, eval_every=10, eval_samples=2),
-)  # fmt: skip
+    sft.SftConfig(task=Attempts(shares=WITHOUT), optimizer="muon", steps=120, lr=2e-3, warmup=10, eval_problems=0),
+    108,
+    sft.SftConfig(distinct=1000, steps=62, lr=1e-3, warmup=6, rows_per_step=32, decay="cosine", eval_problems=0),
+    replace(RL, steps=12, max_new_tokens=Schedule(192), preflight=0, save_every=6, eval_every=6, eval_samples=1),
+)
 PRESETS = {
     "cpu": CPU,
     "tiny": Preset(
-        replace(PRETRAIN, width=32, heads=2, kv_heads=1, layers=1, steps=4, rows_per_step=8, warmup=2),
         replace(CPU.go_on, steps=2, rows_per_step=8, warmup=1), 2,
         replace(CPU.tune, distinct=16, steps=2, rows_per_step=8, warmup=1),
         replace(CPU.rl, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(48), warmup=1, save_every=2,
                 eval_every=1, eval_problems=3),
     ),
     "gpu": Preset(
-        replace(PRETRAIN, width=96, layers=3, rows_per_step=256, micro_tokens=65536),
-        replace(CPU.go_on, rows_per_step=256, micro_tokens=65536), 180,
-        replace(CPU.tune, micro_tokens=65536),
-        replace(CPU.rl, steps=60, prompts=32, lr=2e-4, micro_tokens=65536, eval_samples=8),
+        replace(CPU.go_on, rows_per_step=256, micro_tokens=65536), 108, replace(CPU.tune, micro_tokens=65536),
+        replace(CPU.rl, steps=60, prompts=32, lr=1e-4, micro_tokens=65536, eval_samples=8),
     ),
 }  # fmt: skip
 
@@ -70,7 +66,7 @@ PRESETS = {
 def arms(preset: str, seed: int) -> list[Arm]:
     """The two bases, the primed ones, and RL on each."""
     chosen = PRESETS[preset]
-    curated = replace(chosen.go_on, task=Attempts(shares=CURATED), steps=chosen.with_steps)
+    curated = replace(chosen.go_on, task=Attempts(shares=WITH), steps=chosen.with_steps)
 
     def primed(kind: str) -> Arm:
         task = Attempts(shares=Mixture(((kind, 1.0),)))
@@ -78,9 +74,9 @@ def arms(preset: str, seed: int) -> list[Arm]:
 
     starts = {"without": "base-without", "with": "base-with"} | {kind: f"primed-{kind}" for kind in PRIMED}
     return [
-        Arm("pretrained", "sft", chosen.pretrain),
-        Arm("base-without", "sft", chosen.go_on, "pretrained"),
-        Arm("base-with", "sft", curated, "pretrained"),
+        shared(preset, seed),
+        Arm("base-without", "sft", chosen.go_on, "base"),
+        Arm("base-with", "sft", curated, "base"),
         *(primed(kind) for kind in PRIMED),
         *(Arm(arm, "grpo", chosen.rl, start, cost=1000) for arm, start in starts.items()),
     ]
@@ -200,7 +196,7 @@ def panels(preset: str) -> list[Panel]:
 def caption(preset: str) -> str:
     chosen = PRESETS[preset]
     return (
-        f"Cognitive behaviours on Countdown by attempts, preset {preset}: bases of width {chosen.pretrain.width}, "
+        f"Cognitive behaviours on Countdown by attempts, preset {preset}: two bases, "
         f"{chosen.tune.distinct} texts to prime, {chosen.rl.steps} steps of RL, window {chosen.rl.max_new_tokens}. "
         "Sampled at temperature 1; curves are means of 3 neighbours."
     )
