@@ -1,6 +1,6 @@
 """Thoughts that show some of the four cognitive behaviours and no others (Gandhi et al., 2025): sets to prime a base.
 
-    attempts that end in a right one, which behaviours -> thought, answer
+    all attempts in some order, which behaviours -> thought, answer
 
     all_four      aim for 14 first : 20 - 6 = 14 , 14 + 5 = 19 no wait 50 - 20 = 30 so make 30 : 6 * 5 = 30 , ... yes
     backtracking  20 - 6 = 14 , 14 + 5 = 19 wait 6 * 5 = 30 , 30 + 20 = 50
@@ -8,11 +8,13 @@
     subgoals      aim for 14 first : 20 - 6 = 14 , 14 + 5 = 19 wait aim for 30 first : 6 * 5 = 30 , 30 + 20 = 50
     backward      50 - 5 = 45 so make 45 : 20 - 6 = 14 , 14 + 5 = 19 wait 50 - 20 = 30 so make 30 : 6 * 5 = 30 , ...
     wrong         as all_four, as many attempts; all of them are wrong, and so is the answer
-    dots          as many words without meaning as all_four has, then the right answer
-    empty         nothing, then the right answer
-    forward       the right attempt alone
+    dots          as many words without meaning as all_four has
+    empty         no thought
+    forward       the last attempt alone
 
-The first five go back to another attempt, and so does `wrong`: the others show no behaviour at all.
+The first five go back to another attempt, and so does `wrong`: the others show no behaviour at all. The answer is the
+last attempt. After a failed one a thought gives up with a chance that makes half of the answers right, as in the paper,
+whose texts were not filtered: to go on is left to reinforcement.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from typing import Protocol
 
 from nanoreason.countdown import apply
 
-RETURNING = ("all_four", "backtracking", "verification", "subgoals", "backward")  # they go back, and end right
+RETURNING = ("all_four", "backtracking", "verification", "subgoals", "backward")  # they go back; half end right
 CONTROLS = ("dots", "empty", "forward")  # they show nothing
 PRIMED = (*RETURNING, "wrong", *CONTROLS)
-MOST_TRIES = 8  # attempts of a thought: some 170 tokens in all_four
+GIVE_UP, MOST_TRIES = 0.1, 10  # chance to end after a failed attempt; attempts of a thought, 210 tokens in all_four
 FILLER = "none"  # a word that the base has not met; the paper's is "."
 BACK = {"+": "-", "-": "+", "*": "/", "/": "*"}  # x + c = target: x must be target - c
 
@@ -39,12 +41,15 @@ class Tried(Protocol):
 
 
 def primed(kind: str, tried: Sequence[Tried], target: int, draw: random.Random, largest: int) -> tuple[str, str] | None:
-    """(thought, answer) of one of PRIMED, from all attempts in the order in which they may be tried, one of them right.
+    """(thought, answer) of one of PRIMED, from all attempts in the order in which they are tried.
 
     The same attempts are made in all sets; no number exceeds `largest`. None if there is no wrong attempt for `wrong`.
     """
-    right = next(i for i, attempt in enumerate(tried) if attempt.value == target)
-    tries = [*tried[: right if right < MOST_TRIES else draw.randrange(MOST_TRIES)], tried[right]]
+    tries = []
+    for attempt in tried[:MOST_TRIES]:
+        tries.append(attempt)
+        if attempt.value == target or draw.random() < GIVE_UP:
+            break
     answer = tries[-1].text
     if kind == "empty":
         return "", answer

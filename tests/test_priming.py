@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from nanoreason.behavior_rules import count_behaviors
-from nanoreason.priming import CONTROLS, FILLER, MOST_TRIES, PRIMED, RETURNING, backward_step, primed, subgoal
+from nanoreason.priming import CONTROLS, FILLER, GIVE_UP, MOST_TRIES, PRIMED, RETURNING, backward_step, primed, subgoal
 from nanoreason.prompts import is_well_formed
 from nanoreason.rollout import demonstration
 from nanoreason.tasks.attempts import (
@@ -68,18 +68,26 @@ def test_all_sets_pose_the_same_problems_and_make_the_same_attempts():
         assert len({sets[kind][i].solution.partition("<answer>")[2] for kind in PRIMED if kind != "wrong"}) == 1
     tries = [len(read(problem).attempts) for problem in sets["all_four"]]
     assert min(tries) == 1 and max(tries) == MOST_TRIES
+    longest = max(len(problem.solution.split()) for problem in sets["all_four"] + sets["backward"])
+    assert longest < 256  # the window of reinforcement
 
 
 @pytest.mark.parametrize("task", [Attempts, HardAttempts])
 @pytest.mark.parametrize("kind", PRIMED)
-def test_answers_are_right_but_in_one_set_and_every_calculation_is(kind, task):
+def test_half_of_the_answers_are_right_but_in_one_set_and_every_calculation_is(kind, task):
     task, problems = texts_of(kind, 100, task(shares=Mixture(((kind, 1.0),))))
+    if task.inputs == 3:
+        right = sum(task.reward(problem, problem.solution) for problem in problems) / 100
+        assert right == pytest.approx(0.5 * (kind != "wrong"), abs=0.12)
     for problem in problems:
         assert is_well_formed(problem.solution) and demonstration(attempts_tokenizer(), problem).tokens
-        assert task.reward(problem, problem.solution) == (kind != "wrong")
         counted = task.metrics(problem, problem.solution)
+        if kind not in ("wrong", "dots", "empty"):
+            assert task.reward(problem, problem.solution) == counted["found"]
+        if kind in ("all_four", "verification", "wrong"):
+            assert counted["gave_up"] == 1 - counted["found"]
         assert counted["steps"] == counted["steps/right"] and counted["verdicts"] == counted["verdicts/right"]
-        assert counted["attempts"] == counted["attempts/legal"] and counted["gave_up"] == (kind == "wrong")
+        assert counted["attempts"] == counted["attempts/legal"]
 
 
 def test_dots_are_words_without_meaning():
@@ -109,10 +117,15 @@ def test_a_plan_is_about_the_attempt_behind_it():
     assert subgoal("6 * 5 = 30 , 30 - 0 = 30", 30) == ""  # the target is no goal on the way
 
 
-def test_a_right_attempt_that_comes_late_is_moved_within_reach():
-    tried = [*(Attempt(f"1 + {i} = {i}", i) for i in range(20)), Attempt("6 * 5 = 30", 30)]
-    found = {primed("backtracking", tried, 30, random.Random(seed), 60)[0].count("wait") for seed in range(200)}
-    assert found == set(range(MOST_TRIES))
+def test_thoughts_end_behind_a_right_attempt_or_give_up_and_are_never_too_long():
+    never = [Attempt(f"1 + {i} = {i}", i) for i in range(40)]
+    tries = [primed("backtracking", never, 50, random.Random(seed), 60)[0].count("=") for seed in range(2000)]
+    assert tries.count(1) / 2000 == pytest.approx(GIVE_UP, abs=0.03)
+    assert tries.count(MOST_TRIES) / 2000 == pytest.approx((1 - GIVE_UP) ** (MOST_TRIES - 1), abs=0.04)
+    assert max(tries) == MOST_TRIES and min(tries) == 1
+    right = [Attempt("6 * 5 = 30 , 30 + 20 = 50", 50), *never]
+    for seed in range(50):
+        assert primed("verification", right, 50, random.Random(seed), 60)[0] == f"{right[0].text} yes"
 
 
 def test_without_a_wrong_attempt_there_is_no_wrong_text():

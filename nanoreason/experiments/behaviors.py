@@ -46,7 +46,7 @@ CPU = Preset(
     sft.SftConfig(task=Attempts(shares=WITHOUT), optimizer="muon", steps=120, lr=2e-3, warmup=10, eval_problems=0),
     108,
     sft.SftConfig(distinct=1000, steps=62, lr=1e-3, warmup=6, rows_per_step=32, decay="cosine", eval_problems=0),
-    replace(RL, steps=12, max_new_tokens=Schedule(192), preflight=0, save_every=6, eval_every=6, eval_samples=1),
+    replace(RL, steps=12, preflight=0, save_every=6, eval_every=6, eval_samples=1),
 )
 PRESETS = {
     "cpu": CPU,
@@ -132,7 +132,7 @@ def claims(preset: str) -> list[Claim]:
         return growth("all_four", f"eval/{BEHAVIORS[what]}")
 
     return [
-        Claim("bases: |with - without|, greedy accuracy, of one attempt",
+        Claim("bases: difference of with and without, greedy accuracy, of one attempt",
               lambda r: abs(lead("with", "without", GREEDY, Results.first)(r)), 0.08, LESS),
         Claim("bases: with - without, accuracy after RL", lead("with", "without", ACC), 0.15),
         Claim("bases: without, gain in accuracy by RL", gain("without", ACC), 0.12, LESS),
