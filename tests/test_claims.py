@@ -288,10 +288,11 @@ def behaviors_world(s: int) -> list[dict]:
     arms["wrong"] = {behaviors.ACC: 0.65 if s > 0 else 0.05}
     arms["without"] = {behaviors.ACC: (0.1, 0.2 if s > 0 else 0.35), "num_tokens": (0, 20000)}
     arms["with"] = {behaviors.ACC: (0.15, 0.6 if s > 0 else 0.3), behaviors.GREEDY: 0.2 - 0.1 * s}
-    lines = [line for arm, metrics in arms.items() for line in course(arm, same | metrics)]
+    steps = behaviors.PRESETS["cpu"].rl.steps
+    lines = [line for arm, metrics in arms.items() for line in course(arm, same | metrics, steps)]
     for line in lines:  # most of the gain comes early; with s = -1 late
-        if line["arm"] == "all_four":
-            way = line["step"] / STEPS
+        if line["arm"] in behaviors.RETURNING:
+            way = line["step"] / steps
             line[behaviors.ACC] = up[0] + (up[1] - up[0]) * (way**0.5 if s > 0 else way**2)
     return lines
 

@@ -93,18 +93,10 @@ BEHAVIORS = {  # how often a response shows each
 }
 
 
-def worst(r: Results, arms: Iterable[str], key: str = ACC) -> PerSeed:
-    return extreme(min, r, arms, key)
-
-
-def best(r: Results, arms: Iterable[str], key: str = ACC) -> PerSeed:
-    return extreme(max, r, arms, key)
-
-
-def extreme(pick: Callable, r: Results, arms: Iterable[str], key: str) -> PerSeed:
-    """The smallest or largest final number of some arms, seed by seed, where all of them have one."""
-    values = [r.last(arm, key) for arm in arms]
-    return r.per_seed(lambda seed: pick(v[seed] for v in values) if all(seed in v for v in values) else None)
+def of_all(pick: Callable, r: Results, arms: Iterable[str]) -> PerSeed:
+    """The smallest, largest, ... final accuracy of some arms, seed by seed, where all of them have one."""
+    values = [r.last(arm, ACC) for arm in arms]
+    return r.per_seed(lambda seed: pick([v[seed] for v in values]) if all(seed in v for v in values) else None)
 
 
 def at_equal_tokens(r: Results, arm: str, other: str) -> PerSeed:
@@ -119,10 +111,15 @@ def at_equal_tokens(r: Results, arm: str, other: str) -> PerSeed:
     return r.per_seed(of) - r.last(other, ACC)
 
 
-def early_share(r: Results, arm: str, steps: int) -> PerSeed:
-    """How much of the gain in accuracy there is after half of the steps."""
-    half = r.last(arm, ACC, step=lambda step: 2 * step <= steps)
-    return (half - r.first(arm, ACC)) / gain(arm, ACC)(r)
+def mean_at(r: Results, at: Callable, **where) -> PerSeed:
+    """Mean accuracy of the sets with backtracking at one of the tests."""
+    return average(at(r, kind, ACC, **where) for kind in RETURNING)
+
+
+def early_share(r: Results, steps: int) -> PerSeed:
+    """How much of their gain there is after half of the steps."""
+    first, half = mean_at(r, Results.first), mean_at(r, Results.last, step=lambda step: 2 * step <= steps)
+    return (half - first) / (mean_at(r, Results.last) - first)
 
 
 def claims(preset: str) -> list[Claim]:
@@ -139,17 +136,18 @@ def claims(preset: str) -> list[Claim]:
         *(Claim(f"primed: {NAMES[kind]} - unprimed, accuracy after RL", lead(kind, "without", ACC), 0.15)
           for kind in (*RETURNING, "wrong")),
         Claim("primed: mean of the sets with backtracking - base with, accuracy after RL",
-              lambda r: average(r.last(kind, ACC) for kind in RETURNING) - r.last("with", ACC), -0.05),
+              lambda r: mean_at(r, Results.last) - r.last("with", ACC), -0.05),
         Claim("primed: all four - unprimed at equal sampled tokens, accuracy",
               lambda r: at_equal_tokens(r, "all_four", "without"), 0.1),
-        Claim("primed: all four, gain in accuracy by RL", gain("all_four", ACC), 0.1),
-        Claim("primed: all four, share of that gain after half of the steps",
-              lambda r: early_share(r, "all_four", steps), 0.6, no_effect=0.5),
+        Claim("primed: mean of the sets with backtracking, gain in accuracy by RL",
+              lambda r: mean_at(r, Results.last) - mean_at(r, Results.first), 0.1),
+        Claim("primed: share of that gain after half of the steps", lambda r: early_share(r, steps), 0.6,
+              no_effect=0.5),
         Claim("wrong answers - right ones, accuracy after RL", lead("wrong", "all_four", ACC), -0.08),
         *(Claim(f"controls: {NAMES[kind]} - unprimed, accuracy after RL", lead(kind, "without", ACC), 0.1, LESS)
           for kind in CONTROLS),
         Claim("worst set with backtracking - best control, accuracy after RL",
-              lambda r: worst(r, RETURNING) - best(r, CONTROLS), 0.1),
+              lambda r: of_all(min, r, RETURNING) - of_all(max, r, CONTROLS), 0.1),
         Claim("all four: verification after / before RL", counts("verification"), 1.2, no_effect=1),
         Claim("all four: backtracking after / before RL", counts("backtracking"), 1.2, no_effect=1),
         Claim("all four: subgoals after / before RL", counts("subgoals"), 0.7, LESS, 1),
