@@ -178,7 +178,7 @@ def panels(preset: str) -> list[Panel]:
         return Panel(f"Behaviours under RL: {NAMES[arm]}", [Line(arm, name, y=key) for name, key in BEHAVIORS.items()],
                      ylabel="per response, rollouts", smooth=3, ylim=(0, None))  # fmt: skip
 
-    rollouts = {"y": "accuracy", "ylabel": "accuracy of rollouts", "smooth": 3, "ylim": (0, 1)}
+    rollouts = {"y": "accuracy", "ylabel": "accuracy of rollouts", "smooth": 3, "ylim": (0, None)}
     return [
         Panel("Two bases, and priming", of("without", "with", *RETURNING, "wrong"), **rollouts),
         Panel("Controls", of("without", "with", "all_four", *CONTROLS), **rollouts),
