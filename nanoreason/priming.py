@@ -7,7 +7,7 @@
     verification  20 - 6 = 14 , 14 + 5 = 19 no wait 6 * 5 = 30 , 30 + 20 = 50 yes
     subgoals      aim for 14 first : 20 - 6 = 14 , 14 + 5 = 19 wait aim for 30 first : 6 * 5 = 30 , 30 + 20 = 50
     backward      50 - 5 = 45 so make 45 : 20 - 6 = 14 , 14 + 5 = 19 wait 50 - 20 = 30 so make 30 : 6 * 5 = 30 , ...
-    wrong         as all_four, as many attempts; all of them are wrong, and so is the answer
+    wrong         the thoughts of all_four; an answer that would be right has a slip behind its first step
     dots          as many words without meaning as all_four has
     empty         no thought
     forward       the last attempt alone
@@ -43,7 +43,7 @@ class Tried(Protocol):
 def primed(kind: str, tried: Sequence[Tried], target: int, draw: random.Random, largest: int) -> tuple[str, str] | None:
     """(thought, answer) of one of PRIMED, from all attempts in the order in which they are tried.
 
-    The same attempts are made in all sets; no number exceeds `largest`. None if there is no wrong attempt for `wrong`.
+    The same attempts are made in all sets; no number exceeds `largest`. None if `wrong` finds no wrong answer.
     """
     tries = []
     for attempt in tried[:MOST_TRIES]:
@@ -55,16 +55,17 @@ def primed(kind: str, tried: Sequence[Tried], target: int, draw: random.Random, 
         return "", answer
     if kind == "forward":
         return answer, answer
-    if kind == "wrong":
-        tries = [attempt for attempt in tried if attempt.value != target][: len(tries)]
-        if not tries:
-            return None
-        answer = tries[-1].text
     said = []
     for attempt in tries:
         verdict = f" {'yes' if attempt.value == target else 'no'}" if kind not in WITHOUT_VERDICT else ""
         said.append(f"{plan(kind, attempt.text, target, draw, largest)}{attempt.text}{verdict}")
     thought = " wait ".join(said)
+    if kind == "wrong" and tries[-1].value == target:
+        wrong = [attempt.text for attempt in tried if attempt.value != target]
+        first = f"{answer.partition(' , ')[0]} , "
+        answer = next((text for text in wrong if text.startswith(first)), wrong[0] if wrong else "")
+        if not answer:
+            return None
     return (" ".join(FILLER for _ in thought.split()) if kind == "dots" else thought), answer
 
 
