@@ -135,9 +135,10 @@ def test_every_text_is_in_the_vocabulary_and_what_its_kind_says(kind):
         if kind in ("compare", "mark", "cut"):
             assert problem.prompt.endswith(("<answer>", ":")) and task.reward(problem, problem.solution) == 0.0
             continue
-        assert is_well_formed(problem.solution) and metrics["found/lost"] == 0
+        is_wrong = kind == "wrong"  # whatever its thought has found
+        assert is_well_formed(problem.solution) and metrics["found/lost"] == metrics["found"] * is_wrong
         assert metrics["attempts/legal"] == metrics["attempts"] and metrics["verdicts/right"] == metrics["verdicts"]
-        assert task.reward(problem, problem.solution) >= metrics["found"]
+        assert task.reward(problem, problem.solution) >= metrics["found"] * (not is_wrong)
         assert metrics["thinking/length"] <= 401
         assert (
             kind not in ("short", "long", "more")

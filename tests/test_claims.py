@@ -11,7 +11,7 @@ import pytest
 
 from nanoreason.__main__ import SECTIONS
 from nanoreason.evaluate import control
-from nanoreason.experiments import apr, l1, longcot, r1, s1, sos, star, traces
+from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
 from nanoreason.experiments.results import Results
@@ -275,9 +275,32 @@ def apr_world(s: int) -> list[dict]:
     return lines
 
 
+def behaviors_world(s: int) -> list[dict]:
+    """With s = 1 backtracking in the base or in the primer is what RL needs, with s = -1 it is what RL cannot use."""
+    same = {behaviors.GREEDY: 0.1, behaviors.LENGTH: 60, "accuracy": 0.3, "eval/verdicts": 4, "eval/waits": 3,
+            "eval/subgoals": 1, "eval/backward": 1, "verdicts": 4, "waits": 3, "subgoals": 1, "backward": 1,
+            "num_tokens": (0, 40000)}  # fmt: skip
+    up, low = (0.4, 0.7) if s > 0 else (0.4, 0.15), 0.1 if s > 0 else 0.4
+    arms = {kind: {behaviors.ACC: up} for kind in behaviors.RETURNING}
+    arms["all_four"] |= {"eval/verdicts": (4, 4 + 2 * s), "eval/waits": (3, 3 + 2 * s),
+                         "eval/subgoals": (1, 1 - 0.8 * s), "eval/backward": (1, 1 - 0.8 * s)}  # fmt: skip
+    arms |= {kind: {behaviors.ACC: (low, 0.5 - 0.35 * s)} for kind in behaviors.CONTROLS}
+    arms["wrong"] = {behaviors.ACC: 0.65 if s > 0 else 0.05}
+    arms["without"] = {behaviors.ACC: (0.1, 0.2 if s > 0 else 0.35), "num_tokens": (0, 20000)}
+    arms["with"] = {behaviors.ACC: (0.15, 0.6 if s > 0 else 0.3), behaviors.GREEDY: 0.2 - 0.1 * s}
+    steps = behaviors.PRESETS["cpu"].rl.steps
+    lines = [line for arm, metrics in arms.items() for line in course(arm, same | metrics, steps)]
+    for line in lines:  # most of the gain comes early; with s = -1 late
+        if line["arm"] in behaviors.RETURNING:
+            way = line["step"] / steps
+            line[behaviors.ACC] = up[0] + (up[1] - up[0]) * (way**0.5 if s > 0 else way**2)
+    return lines
+
+
 WORLDS = {
     "apr": apr_world,
     "base": base_world,
+    "behaviors": behaviors_world,
     "star": star_world,
     "r1": r1_world,
     "longcot": longcot_world,
@@ -404,6 +427,15 @@ def test_the_claims_of_longcot_on_its_own_bases_meet_their_opposites_too():
         judged = [claim.judge(Results(lines)) for claim in longcot.claims("conditions")]
         assert {line["name"] for line in judged if line["passed"] != expected} == set()
     assert longcot.extra(Results(lines), "conditions")["conditions"].keys() == {"capacity", "base quality"}
+
+
+def test_primed_and_unprimed_are_compared_at_as_many_sampled_tokens():
+    other = [{"arm": "without", "seed": 0, "step": s, "num_tokens": 30 * s, behaviors.ACC: 0.1} for s in (0, 5, 10)]
+    for each, expected in ((100, 0.0), (60, 0.4), (61, 0.0), (30, 0.7), (10, 0.7)):  # 300 tokens are there to spend
+        primed = [{"arm": "a", "seed": 0, "step": s, "num_tokens": each * s, behaviors.ACC: accuracy}
+                  for s, accuracy in ((0, 0.1), (5, 0.5), (10, 0.8))]  # fmt: skip
+        found = behaviors.at_equal_tokens(Results([*other, *primed]), "a", "without")
+        assert found[0] == pytest.approx(expected)
 
 
 def test_what_is_lost_since_the_best_is_nothing_while_accuracy_rises():

@@ -216,3 +216,33 @@ def test_sos_learns_from_the_same_problems_in_the_same_order():
     assert differing(arms["sos_pg_model"].settings, arms["sos_apa_model"].settings) <= {
         "algorithm", *(f"algorithm.{field.name}" for field in dataclasses.fields(ALGORITHMS["apa"]))
     }  # fmt: skip
+
+
+def test_behaviors_primes_the_base_without_them_on_the_same_problems_with_one_thing_different():
+    arms = arms_of("behaviors")
+    assert arms["base-without"].base == arms["base-with"].base == "base"
+    assert differing(arms["base-without"].settings, arms["base-with"].settings) == {"task.shares", "steps"}
+    primed = {name: arm for name, arm in arms.items() if name.startswith("primed-")}
+    assert len(primed) == 9 and {arm.base for arm in primed.values()} == {"base-without"}
+    for name, arm in primed.items():
+        assert differing(primed["primed-all_four"].settings, arm.settings) <= {"task.shares"}
+        assert str(arm.settings.task.shares) == f"{name.removeprefix('primed-')}:1.0"
+    rl = {name: arm for name, arm in arms.items() if arm.recipe == "grpo"}
+    assert {name: arm.base for name, arm in rl.items()} == {
+        "without": "base-without", "with": "base-with", **{name.removeprefix("primed-"): name for name in primed}
+    }  # fmt: skip
+    assert all(differing(rl["without"].settings, arm.settings) == set() for arm in rl.values())
+
+
+def test_the_bases_of_behaviors_see_as_many_tokens_and_only_one_of_them_a_verdict_on_its_own_attempt():
+    arms = arms_of("behaviors")
+    tokens = {}
+    for name in ("base-without", "base-with"):
+        settings = arms[name].settings
+        problems = [settings.task.problem("count", i) for i in range(3000)]
+        words = [len(p.solution.split()) + 1 for p in problems]
+        tokens[name] = settings.steps * sum(words) / len(words)
+        own = [p for p in problems if p.info["form"] not in ("compare", "mark")]
+        judged = sum(settings.task.metrics(p, p.solution)["verdicts"] > 0 for p in own)
+        assert (judged > 0) == (name == "base-with") and judged < 0.2 * len(problems)
+    assert tokens["base-with"] == pytest.approx(tokens["base-without"], rel=0.05)

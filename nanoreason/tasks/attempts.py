@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 from nanoreason.countdown import Numbers, apply, check_operations, same_answer
+from nanoreason.priming import PRIMED, primed
 from nanoreason.prompts import ANSWER, CLOSE, END, OPEN, TAGS, asked, extract_answer, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Positive, Range, Share
@@ -290,12 +291,22 @@ def mark(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     return Problem(prompt, "", said, {"numbers": posed.numbers, "target": posed.target, "form": "mark"})
 
 
+def priming(kind: str, task: Attempts, posed: Posed, draw: random.Random) -> Problem:
+    """A thought with some of the four cognitive behaviours and no others; the same index is the same problem and the
+    same attempts in all of PRIMED."""
+    found = primed(kind, shuffled(posed, draw), posed.target, draw, task.largest)
+    return posed.problem(tagged(*found) if found else "", kind)
+
+
 def attempt_tokens(inputs: int) -> int:
     """An attempt, its verdict and the wait behind it: 13 with three inputs, 19 with four."""
     return 6 * inputs - 5
 
 
-PLAIN = {"guess": guess, "one": one, "blind": blind, "short": short, "long": long}  # the problem, as it is
+PLAIN = {  # the problem, as it is
+    "guess": guess, "one": one, "blind": blind, "short": short, "long": long,
+    **{kind: functools.partial(priming, kind) for kind in PRIMED},
+}  # fmt: skip
 KINDS: dict[str, Callable[[Attempts, Posed, random.Random], Problem]] = {
     **PLAIN, "cut": cut, "asked": asked_length, "more": more, "compare": compare, "mark": mark,
 }  # fmt: skip
@@ -320,7 +331,7 @@ class Attempts(Task):
     operations: str = "+-*"  # of + - * /
     largest: Annotated[int, Range(1, 9999)] = 60  # no value exceeds it; so many number tokens, and 0
     chance: tuple[Share, Share] = (0.0, 1.0)  # only problems of which so many of the attempts are right
-    shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
+    shares: Mixture = SOLUTIONS  # how many are guess, one, blind, ..., mark (KINDS)
     right_guess: Share = 0.3  # chance that a guess is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
