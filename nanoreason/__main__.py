@@ -36,6 +36,7 @@ SECTIONS = {
     "star": "STaR with and without rationalization against direct answers, on digit addition",
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
+    "zoo": "one recipe of RL on bases that differ, difficulty, format rewards, short SFT, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
     "apr": "threads that spawn and join against one thread, on Countdown by attempts",

@@ -1,0 +1,293 @@
+"""SimpleRL-Zoo (Zeng et al., 2025) in miniature: one recipe of zero RL on bases that differ, on Countdown by attempts.
+
+The bases differ in family, width, depth and in what they were pretrained on (FAMILIES below); the shipped one is the
+largest. BASE stands for each of their names:
+
+    BASE, BASE-rl        pretraining (600 to 1,000 steps of Muon); GRPO on three numbers up to 12, reward 1 if right
+    WEAK-easy, -hard     the same RL on three numbers up to 6, on four numbers; and STRONG-easy, STRONG-hard
+    LOOSE-format, ...    the reward is 1 if right and .1 more in the format (format), or -1 out of it (strict), on the
+                         base that often leaves the format out and on one that keeps it
+    short-N, short-N-rl  fine-tuning on worked solutions without a search for N steps; RL on that
+
+All are tested on the same held-out problems, three numbers up to 12. As in the paper the clip ratio is the share of
+responses that reach the window, and the stopped length the mean length of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nanoreason.experiments.base import shared
+from nanoreason.experiments.figure import Line, Panel, shades
+from nanoreason.experiments.results import (
+    LESS,
+    Arm,
+    Claim,
+    PerSeed,
+    Results,
+    average,
+    gain,
+    growth,
+    lead,
+    rank_correlation,
+)
+from nanoreason.learn import Algorithm
+from nanoreason.recipes import grpo, sft
+from nanoreason.rewards import Accuracy, Format, Strict
+from nanoreason.run import Schedule
+from nanoreason.tasks import Attempts, HardAttempts
+from nanoreason.tasks.attempts import Mixture
+
+COMMON = Mixture.parse("guess:.15,one:.15,long:.42,compare:.15,more:.13")
+# without tags as often as with them; and a language that has no words for a verdict
+TAGLESS = Mixture.parse("bare:.4,guess:.1,long:.25,compare:.15,more:.1")
+UNJUDGED = Mixture.parse("guess:.2,unjudged:.6,compare:.2")
+
+SHIPPED, WEAK, LOOSE, FIRM, OTHER = "qwen3-96", "qwen2-48", "llama-64-tagless", "qwen3-64", "qwen3-64-unjudged"
+SHORT = FIRM  # the base that is fine-tuned on short solutions
+# what a base has of its own, beside COMMON; the first number of its name is its width
+BASES: dict[str, dict] = {
+    "llama-32": dict(family="llama", width=32, layers=2),
+    WEAK: dict(family="qwen2", width=48, layers=2),
+    "qwen3-48-deep": dict(family="qwen3", width=48, layers=4),
+    FIRM: dict(family="qwen3", width=64, layers=2),
+    LOOSE: dict(family="llama", width=64, layers=2, task=Attempts(shares=TAGLESS, longest=200)),
+    OTHER: dict(family="qwen3", width=64, layers=2, task=Attempts(shares=UNJUDGED, longest=200)),
+}
+LEVELS = {"easy": Attempts(max_input=6), "hard": HardAttempts()}  # the medium one is the common test's
+REWARDS = {"format": (Accuracy(), Format(0.1)), "strict": (Strict(),)}
+
+
+@dataclass(frozen=True)
+class Preset:
+    pretrain: sft.SftConfig
+    rl: grpo.GrpoConfig  # what all RL has in common
+    samples: int  # of each held-out problem when a base and what RL made of it are tested: pass@k up to here
+    short: tuple[int, int]  # steps of fine-tuning on short solutions
+
+
+# DIFFERS from the paper: one update per rollout instead of four, no KL term (1e-4 there) and no entropy bonus, which
+# 20 steps do not need. As there: the mean over all tokens, advantages divided by the group's deviation, no format term.
+RL = grpo.GrpoConfig(
+    task=Attempts(), rewards=(Accuracy(),), algorithm=Algorithm(average="token"), steps=20, prompts=8, group_size=16,
+    max_new_tokens=Schedule(256), lr=3e-4, warmup=2, preflight=0, save_every=20, eval_every=0, eval_task=Attempts(),
+    eval_problems=40, eval_samples=8,
+)  # fmt: skip
+PRETRAIN = sft.SftConfig(
+    task=Attempts(shares=COMMON, longest=200), context=320, optimizer="muon", lr=5e-3, steps=700, rows_per_step=32,
+    save_every=100, eval_problems=0,
+)  # fmt: skip
+PRESETS = {
+    "cpu": Preset(PRETRAIN, RL, samples=32, short=(20, 100)),
+    "tiny": Preset(
+        replace(PRETRAIN, steps=2, rows_per_step=4, warmup=1),
+        replace(RL, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(48), warmup=1, eval_problems=2,
+                eval_samples=2),
+        samples=4, short=(1, 2),
+    ),
+    "gpu": Preset(
+        replace(PRETRAIN, steps=1600, rows_per_step=128, lr=3e-3, micro_tokens=65536),
+        replace(RL, steps=80, prompts=64, lr=2e-4, micro_tokens=65536, eval_problems=232),
+        samples=64, short=(100, 500),
+    ),
+}  # fmt: skip
+
+
+def arms(preset: str, seed: int) -> list[Arm]:
+    """The bases and RL on each; then data of other difficulty, other rewards, and short solutions before RL."""
+    chosen = PRESETS[preset]
+    tune = sft.SftConfig(task=Attempts(shares=Mixture.parse("guess:1"), right_guess=1.0), lr=1e-3, warmup=2,
+                         rows_per_step=32, eval_problems=0, optimizer="adamw")  # fmt: skip
+
+    def rl(arm: str, base: str, **settings) -> Arm:
+        return Arm(arm, "grpo", replace(chosen.rl, **settings), base, cost=chosen.rl.steps * 10)
+
+    own = [Arm(name, "sft", replace(chosen.pretrain, **settings)) for name, settings in BASES.items()]
+    short = [
+        arm
+        for steps in chosen.short
+        for arm in (
+            Arm(f"short-{steps}", "sft", replace(tune, steps=steps), SHORT),
+            rl(f"short-{steps}-rl", f"short-{steps}"),
+        )
+    ]
+    return [
+        replace(shared(preset, seed), name=SHIPPED),
+        *own,
+        *(rl(f"{base}-rl", base, eval_samples=chosen.samples) for base in names()),
+        *(rl(f"{base}-{level}", base, task=task) for base in (WEAK, SHIPPED) for level, task in LEVELS.items()),
+        *(rl(f"{base}-{name}", base, rewards=rewards) for base in (LOOSE, FIRM) for name, rewards in REWARDS.items()),
+        *short,
+    ]
+
+
+def names() -> list[str]:
+    """All bases, from small to large."""
+    return [*BASES, SHIPPED]
+
+
+# -------------------------------------------------------------------------------------------------------- claims
+
+ACC, LENGTH, STOPPED, CUT = "eval/pass@1", "eval/mean_length", "eval/stopped_length", "eval/clipped_ratio"
+VERDICTS, ATTEMPTS, RETRIES, FORMAT = "eval/verdicts", "eval/attempts", "eval/waits", "eval/format"
+GAINED = 0.05  # of accuracy: a base that gains so much
+
+
+def bases_that_gain(r: Results) -> PerSeed:
+    """How many of the bases gain GAINED or more; only where all of them were measured."""
+    gains = [gain(f"{base}-rl", ACC)(r) for base in names()]
+    return r.per_seed(lambda s: sum(g[s] >= GAINED for g in gains) if all(s in g for g in gains) else None)
+
+
+def verification(r: Results, arm: str, at: Callable = Results.last) -> PerSeed:
+    """Of the attempts of a response, how many have a verdict, and one that is true; 0 where nothing is tried."""
+    found, tried = at(r, arm, "eval/verdicts/right"), at(r, arm, ATTEMPTS)
+    return PerSeed({s: found[s] / tried[s] if tried[s] else 0.0 for s in tried if s in found})
+
+
+def length_is_verification(r: Results) -> PerSeed:
+    """The rank correlation, over the bases, of the growth of length and the growth of verification."""
+    arms = [f"{base}-rl" for base in names()]
+    longer = [growth(arm, LENGTH)(r) for arm in arms]
+    verified = [verification(r, arm) - verification(r, arm, Results.first) for arm in arms]
+    return r.per_seed(
+        lambda s: (
+            rank_correlation([v[s] for v in longer], [v[s] for v in verified])
+            if all(s in v for v in [*longer, *verified])
+            else None
+        )
+    )
+
+
+def over_bases(number: Callable[[Results, str], PerSeed]) -> Callable[[Results], PerSeed]:
+    return lambda r: average(number(r, f"{base}-rl") for base in names())
+
+
+def claims(preset: str) -> list[Claim]:
+    chosen = PRESETS[preset]
+    few, most = (f"short-{steps}-rl" for steps in chosen.short)
+    k, first = f"eval/pass@{chosen.samples}", Results.first
+
+    def unpaid(base: str, reward: str):
+        """What RL for right answers alone ends with more than with a reward for the format."""
+        return lead(f"{base}-rl", f"{base}-{reward}", ACC)
+
+    return [
+        Claim(f"zero RL: bases of {len(names())} that gain {GAINED:g} or more", bases_that_gain, 4.5, no_effect=3.5),
+        Claim("zero RL: gain in accuracy, mean of the bases", over_bases(lambda r, arm: gain(arm, ACC)(r)), 0.1),
+        Claim("length is not verification: rank correlation of their growth over the bases", length_is_verification,
+              0.5, LESS, no_effect=0.8),
+        Claim("length without verdicts: the unjudged language, length after / before", growth(f"{OTHER}-rl", LENGTH),
+              1.2, no_effect=1),
+        Claim("length without verdicts: the unjudged language, verdicts per response",
+              lambda r: r.last(f"{OTHER}-rl", VERDICTS), 0.2, LESS),
+        Claim("difficulty: weak base, gain on four numbers' data", gain(f"{WEAK}-hard", ACC), 0.03, LESS),
+        Claim("difficulty: weak base, fitting - too hard data, final accuracy", lead(f"{WEAK}-rl", f"{WEAK}-hard", ACC),
+              0.05),
+        Claim("difficulty: strong base, gain on four numbers' data", gain(f"{SHIPPED}-hard", ACC), 0.1),
+        Claim("difficulty: strong base, too easy / fitting data, final length",
+              lambda r: r.last(f"{SHIPPED}-easy", LENGTH) / r.last(f"{SHIPPED}-rl", LENGTH), 0.9, LESS, no_effect=1),
+        Claim("format: base without tags, no - strict reward, final accuracy", unpaid(LOOSE, "strict"), 0.05),
+        Claim("format: base with tags, no - strict reward, final accuracy", unpaid(FIRM, "strict"), 0.05, LESS),
+        Claim("short SFT: most - none, accuracy before RL", lead(most, f"{SHORT}-rl", ACC, first), 0.03),
+        Claim("short SFT: most - none, accuracy after RL", lead(most, f"{SHORT}-rl", ACC), -0.05, LESS),
+        Claim("short SFT: most - few, accuracy after RL", lead(most, few, ACC), -0.03, LESS),
+        Claim("short SFT: most - none, attempts after RL", lead(most, f"{SHORT}-rl", ATTEMPTS), -1.0, LESS),
+        Claim(f"pass@{chosen.samples}: after - before RL, mean of the bases",
+              over_bases(lambda r, arm: gain(arm, k)(r)), 0.03),
+    ]  # fmt: skip
+
+
+def extra(results: Results, preset: str) -> dict:
+    """What every arm came to, before and after its RL, each seed."""
+    shown = {"accuracy": ACC, "tokens": LENGTH, "stopped length": STOPPED, "at the window": CUT, "format": FORMAT,
+             "attempts": ATTEMPTS, "verdicts": VERDICTS, "retries": RETRIES, "new": "eval/attempts/new"}  # fmt: skip
+    shown |= {f"pass@{k}": f"eval/pass@{k}" for k in (1, 2, 4, 8, 16, 32, 64)[1:]}
+    arms = [arm for arm in results.arms if results.last(arm, ACC)]
+    numbers = results.table(shown, arms)
+    for arm in arms:
+        before = {f"{name} before": results.first(arm, key).rounded() for name, key in shown.items()}
+        numbers[arm] |= {name: value for name, value in before.items() if value}
+        numbers[arm]["verification before"] = verification(results, arm, Results.first).rounded()
+        numbers[arm]["verification"] = verification(results, arm).rounded()
+    return numbers
+
+
+# -------------------------------------------------------------------------------------------------------- figure
+
+
+def colored(ending: str = "-rl") -> list[Line]:
+    return [Line(f"{base}{ending}", base, color) for base, color in zip(names(), shades(len(names())), strict=True)]
+
+
+def panels(preset: str) -> list[Panel]:
+    """Top: the paper's four curves of every base. Bottom: before and after, pass@k, difficulty, format, short SFT."""
+    chosen, most = PRESETS[preset], max(PRESETS[preset].short)
+    share = {"ylim": (-0.02, 1.02), "smooth": 5}
+    bars = [Line(line.arm, base.replace("-", "\n"), line.color)
+            for base, line in zip(names(), colored(), strict=True)]  # fmt: skip
+
+    def at(r: Results, line: Line, key: Callable) -> PerSeed:
+        return key(r, line.arm, ACC)
+
+    def pass_at(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
+        """(k, pass@k), mean of the bases, before or after their RL."""
+        points = []
+        for k in (1, 2, 4, 8, 16, 32, 64):
+            value = average(line.where["at"](r, f"{base}-rl", f"{key}@{k}") for base in names())
+            if value:
+                points.append((k, value.mean if seed is None else value[seed]))
+        return points
+
+    def verified(r: Results, line: Line, key: str, seed: int | None) -> list[tuple[float, float]]:
+        """(step, share of the attempts with a true verdict)."""
+        true, tried = (r.curve(line.arm, name, seed) for name in ("verdicts/right", "attempts"))
+        return [(step, true[step] / tried[step]) for step in true if tried[step]]
+
+    def levels(base: str, style: str) -> list[Line]:
+        ends = {"easy": ("three numbers up to 6", "C2"), "rl": ("up to 12", "C0"), "hard": ("four up to 9", "C3")}
+        return [Line(f"{base}-{end}", f"{base}: {label}", color, style=style) for end, (label, color) in ends.items()]
+
+    def rewards(base: str, style: str) -> list[Line]:
+        ends = {"rl": ("right answers alone", "C0"), "format": ("format + .1", "C1"), "strict": ("no format: -1", "C3")}
+        return [Line(f"{base}-{end}", f"{base}: {label}", color, style=style) for end, (label, color) in ends.items()]
+
+    few = min(chosen.short)
+    return [
+        Panel("Accuracy", colored(), "accuracy", ylabel="accuracy of rollouts", **share),
+        Panel("Length", colored(), "completions/mean_length", ylabel="tokens per response", smooth=5, ylim=(0, None)),
+        Panel("Clip ratio: share at the window", colored(), "completions/clipped_ratio", ylabel="share of responses",
+              smooth=5, ylim=(-0.01, None)),
+        Panel("Verification", colored(), points=verified, ylabel="share of attempts with a true verdict", **share),
+        Panel("Held-out accuracy, before and after RL", bars, {"base": Results.first, "after RL": Results.last},
+              kind="bar", bars=at, ylim=(0, 1), ylabel="accuracy"),
+        Panel("pass@k, mean of the bases", [Line("rl", "after RL", "C0", where={"at": Results.last}),
+              Line("base", "bases", "C7", where={"at": Results.first})], "eval/pass", points=pass_at, xscale="log",
+              xlabel="k", marker="o", ylim=(0, 1), ylabel="pass@k on held-out problems"),
+        Panel("Difficulty of the data (tested on three numbers up to 12)",
+              [replace(line, label=line.label.replace(": ", ":\n").replace("numbers ", ""))
+               for base in (WEAK, SHIPPED) for line in levels(base, "-")],
+              {"base": Results.first, "after RL": Results.last}, kind="bar", bars=at, ylim=(0, 1), ylabel="accuracy"),
+        Panel("Stopped length", colored(), "completions/mean_terminated_length", ylabel="tokens of those that stopped",
+              smooth=5, ylim=(0, None)),
+        Panel("Rewards for the format: accuracy", [*rewards(LOOSE, "-"), *rewards(FIRM, "--")], "accuracy",
+              ylabel="accuracy of rollouts", **share),
+        Panel("Rewards for the format: length", [*rewards(LOOSE, "-"), *rewards(FIRM, "--")], "completions/mean_length",
+              ylabel="tokens per response", smooth=5, ylim=(0, None)),
+        Panel(f"RL behind short SFT ({SHORT}): accuracy", [Line(f"{SHORT}-rl", "no SFT", "C0"),
+              Line(f"short-{few}-rl", f"{few} steps", "C1"), Line(f"short-{most}-rl", f"{most} steps", "C3")],
+              "accuracy", ylabel="accuracy of rollouts", **share),
+        Panel(f"RL behind short SFT ({SHORT}): length", [Line(f"{SHORT}-rl", "no SFT", "C0"),
+              Line(f"short-{few}-rl", f"{few} steps", "C1"), Line(f"short-{most}-rl", f"{most} steps", "C3")],
+              "completions/mean_length", ylabel="tokens per response", smooth=5, ylim=(0, None)),
+    ]  # fmt: skip
+
+
+def caption(preset: str) -> str:
+    chosen = PRESETS[preset]
+    return (
+        f"Zero RL on {len(names())} bases, preset {preset}: GRPO, {chosen.rl.steps} steps of {chosen.rl.prompts} x "
+        f"{chosen.rl.group_size} responses, window {chosen.rl.max_new_tokens.first}. Curves over steps are means of 5 "
+        f"neighbours; held-out: {chosen.rl.eval_problems} problems at temperature 1."
+    )
