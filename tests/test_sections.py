@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from nanoreason.__main__ import SECTIONS
-from nanoreason.experiments import l1
+from nanoreason.experiments import l1, zoo
 from nanoreason.experiments.reproduce import jobs_of, main, section_of
 from nanoreason.experiments.results import Arm
 from nanoreason.learn import ALGORITHMS
 from nanoreason.recipes import grpo
-from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Noisy, Overlong
+from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Format, Lcpo, Noisy, Overlong, Strict
 from nanoreason.run import RunConfig, check_settings, flatten
 from nanoreason.tasks import Attempts
 from nanoreason.tasks.attempts import Mixture, attempt_tokens
@@ -151,6 +151,34 @@ def test_longcots_own_bases_differ_in_width_or_in_long_thoughts_and_see_as_many_
         words = [len(task.problem("count", i).solution.split()) + 1 for i in range(3000)]
         tokens.append(sum(words) / len(words) * bases[name].steps)
     assert max(tokens) < 1.1 * min(tokens)
+
+
+def test_zoo_has_one_recipe_for_bases_that_differ_and_controls_that_differ_in_one_thing():
+    arms = arms_of("zoo")
+    bases = {name: arms[name].settings for name in zoo.BASES}
+    assert {b.family for b in bases.values()} == {"llama", "qwen2", "qwen3"}
+    assert {b.width for b in bases.values()} | {96} == {32, 48, 64, 96} and {b.layers for b in bases.values()} > {2}
+    assert len({str(b.task.shares) for b in bases.values()}) == 3
+    for name, base in bases.items():
+        assert name.split("-")[:2] == [base.family, str(base.width)]
+    assert len(zoo.names()) == 7 and all(arms[f"{base}-rl"].base == base for base in zoo.names())
+    recipe = arms[f"{zoo.SHIPPED}-rl"].settings
+    for base in zoo.BASES:
+        assert differing(arms[f"{base}-rl"].settings, recipe) == set()
+    for base in (zoo.WEAK, zoo.SHIPPED):
+        easy, hard = (arms[f"{base}-{level}"].settings for level in ("easy", "hard"))
+        assert hard.task.inputs == 4 and easy.task.chance[0] > recipe.task.chance[0]
+        assert easy.eval_task == hard.eval_task == recipe.eval_task  # whatever is practised, the test is the same
+        assert arms[f"{base}-easy"].base == arms[f"{base}-hard"].base == base
+    for base in (zoo.LOOSE, zoo.FIRM):
+        rewards = {end: arms[f"{base}-{end}"].settings.rewards for end in ("rl", "format", "strict")}
+        assert rewards == {"rl": (Accuracy(),), "format": (Accuracy(), Format(0.1)), "strict": (Strict(),)}
+    few, most = zoo.PRESETS["cpu"].short
+    assert differing(arms[f"short-{few}"].settings, arms[f"short-{most}"].settings) == {"steps"}
+    assert arms[f"short-{most}"].settings.task.right_guess == 1.0 and arms[f"short-{most}"].base == zoo.SHORT
+    for seed in (0, 3, 4):
+        shipped = arms_of("zoo", seed=seed)[zoo.SHIPPED].settings
+        assert shipped.base == f"data/checkpoints/attempts-{seed % 4}" and not shipped.steps
 
 
 def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():

@@ -39,10 +39,11 @@ from nanoreason.run import Schedule
 from nanoreason.tasks import Attempts, HardAttempts
 from nanoreason.tasks.attempts import Mixture
 
-COMMON = Mixture.parse("guess:.15,one:.15,long:.42,compare:.15,more:.13")
+TASK = Attempts(max_input=9, targets=(10, 40), longest=160)
+COMMON = Mixture.parse("guess:.2,long:.35,compare:.3,mark:.15")
 # without tags as often as with them; and a language that has no words for a verdict
-TAGLESS = Mixture.parse("bare:.4,guess:.1,long:.25,compare:.15,more:.1")
-UNJUDGED = Mixture.parse("guess:.2,unjudged:.6,compare:.2")
+TAGLESS = Mixture.parse("bare:.35,guess:.05,long:.2,compare:.3,mark:.1")
+UNJUDGED = Mixture.parse("guess:.2,unjudged:.45,compare:.35")
 
 SHIPPED, WEAK, LOOSE, FIRM, OTHER = "qwen3-96", "qwen2-48", "llama-64-tagless", "qwen3-64", "qwen3-64-unjudged"
 SHORT = FIRM  # the base that is fine-tuned on short solutions
@@ -52,10 +53,10 @@ BASES: dict[str, dict] = {
     WEAK: dict(family="qwen2", width=48, layers=2),
     "qwen3-48-deep": dict(family="qwen3", width=48, layers=4),
     FIRM: dict(family="qwen3", width=64, layers=2),
-    LOOSE: dict(family="llama", width=64, layers=2, task=Attempts(shares=TAGLESS, longest=200)),
-    OTHER: dict(family="qwen3", width=64, layers=2, task=Attempts(shares=UNJUDGED, longest=200)),
+    LOOSE: dict(family="llama", width=64, layers=2, task=replace(TASK, shares=TAGLESS)),
+    OTHER: dict(family="qwen3", width=64, layers=2, task=replace(TASK, shares=UNJUDGED)),
 }
-LEVELS = {"easy": Attempts(max_input=6), "hard": HardAttempts()}  # the medium one is the common test's
+LEVELS = {"easy": replace(TASK, chance=(0.14, 1.0)), "hard": HardAttempts()}
 REWARDS = {"format": (Accuracy(), Format(0.1)), "strict": (Strict(),)}
 
 
@@ -70,12 +71,12 @@ class Preset:
 # DIFFERS from the paper: one update per rollout instead of four, no KL term (1e-4 there) and no entropy bonus, which
 # 20 steps do not need. As there: the mean over all tokens, advantages divided by the group's deviation, no format term.
 RL = grpo.GrpoConfig(
-    task=Attempts(), rewards=(Accuracy(),), algorithm=Algorithm(average="token"), steps=20, prompts=8, group_size=16,
-    max_new_tokens=Schedule(256), lr=3e-4, warmup=2, preflight=0, save_every=20, eval_every=0, eval_task=Attempts(),
+    task=TASK, rewards=(Accuracy(),), algorithm=Algorithm(average="token"), steps=20, prompts=8, group_size=16,
+    max_new_tokens=Schedule(256), lr=3e-4, warmup=2, preflight=0, save_every=20, eval_every=0, eval_task=TASK,
     eval_problems=40, eval_samples=8,
 )  # fmt: skip
 PRETRAIN = sft.SftConfig(
-    task=Attempts(shares=COMMON, longest=200), context=320, optimizer="muon", lr=5e-3, steps=700, rows_per_step=32,
+    task=replace(TASK, shares=COMMON), context=320, optimizer="muon", lr=5e-3, steps=1000, rows_per_step=16,
     save_every=100, eval_problems=0,
 )  # fmt: skip
 PRESETS = {
@@ -97,11 +98,17 @@ PRESETS = {
 def arms(preset: str, seed: int) -> list[Arm]:
     """The bases and RL on each; then data of other difficulty, other rewards, and short solutions before RL."""
     chosen = PRESETS[preset]
-    tune = sft.SftConfig(task=Attempts(shares=Mixture.parse("guess:1"), right_guess=1.0), lr=1e-3, warmup=2,
+    tune = sft.SftConfig(task=replace(TASK, shares=Mixture.parse("guess:1"), right_guess=1.0), lr=1e-3, warmup=2,
                          rows_per_step=32, eval_problems=0, optimizer="adamw")  # fmt: skip
 
     def rl(arm: str, base: str, **settings) -> Arm:
-        return Arm(arm, "grpo", replace(chosen.rl, **settings), base, cost=chosen.rl.steps * 10)
+        return Arm(
+            arm,
+            "grpo",
+            replace(chosen.rl, **settings),
+            base,
+            cost=chosen.rl.steps * 10 + settings.get("eval_samples", 0),
+        )
 
     own = [Arm(name, "sft", replace(chosen.pretrain, **settings)) for name, settings in BASES.items()]
     short = [
