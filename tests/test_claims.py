@@ -142,17 +142,17 @@ def zoo_world(s: int) -> list[dict]:
         accuracy = (0.2, 0.6) if s > 0 else (0.2, 0.15)
         arms[f"{base}-rl"] = {zoo.ACC: accuracy, k: (0.5, 0.5 + 0.2 * s), zoo.LENGTH: (60, 65 + 5 * i)}
     arms[f"{zoo.OTHER}-rl"] |= {zoo.VERDICTS: 4 - 4 * (s > 0), zoo.LENGTH: (60, 60 + 30 * s)}
-    arms[f"{zoo.SHIPPED}-rl"][zoo.LENGTH] = (60, 95)
+    arms[f"{zoo.SHARED}-rl"][zoo.LENGTH] = (60, 95)
     for base in zoo.names():
         longer = arms[f"{base}-rl"][zoo.LENGTH][1] - 60
         arms[f"{base}-rl"]["eval/verdicts/right"] = (3, 3 - s * longer / 50)
     arms |= {
         f"{zoo.WEAK}-easy": {}, f"{zoo.WEAK}-hard": {zoo.ACC: (0.2, 0.2) if s > 0 else (0.2, 0.6)},
-        f"{zoo.SHIPPED}-easy": {zoo.LENGTH: (60, 95 - 30 * s)},
-        f"{zoo.SHIPPED}-hard": {zoo.ACC: (0.3, 0.4 + 0.2 * s)},
-        f"{zoo.LOOSE}-format": {}, f"{zoo.FIRM}-format": {},
+        f"{zoo.SHARED}-easy": {zoo.LENGTH: (60, 95 - 30 * s)},
+        f"{zoo.SHARED}-hard": {zoo.ACC: (0.3, 0.4 + 0.2 * s)},
+        f"{zoo.LOOSE}-format": {}, f"{zoo.SHARED}-format": {},
         f"{zoo.LOOSE}-strict": {zoo.ACC: (0.2, 0.3)},
-        f"{zoo.FIRM}-strict": {zoo.ACC: (0.2, 0.6) if s > 0 else (0.2, 0.05)},
+        f"{zoo.SHARED}-strict": {zoo.ACC: (0.2, 0.6) if s > 0 else (0.2, 0.05)},
         few: {zoo.ACC: (0.25, 0.5 if s > 0 else 0.1)},
         most: {zoo.ACC: (0.3, 0.35) if s > 0 else (0.1, 0.6), zoo.ATTEMPTS: 5 - 3 * s},
     }  # fmt: skip

@@ -1,16 +1,17 @@
 """SimpleRL-Zoo (Zeng et al., 2025) in miniature: one recipe of zero RL on bases that differ, on Countdown by attempts.
 
-The bases differ in family, width, depth and in what they were pretrained on (FAMILIES below); the shipped one is the
-largest. BASE stands for each of their names:
+Three bases from random weights differ in family, width and depth (FAMILY-WIDTH); the largest, qwen3-96, is the one that
+all sections on attempts share; three more are that one, pretrained further on another mixture: `guesses` seldom thinks,
+`tagless` often leaves the tags out, `unjudged` makes attempts and says no verdicts. With BASE for each of these names:
 
-    BASE, BASE-rl        pretraining (600 to 1,000 steps of Muon); GRPO on three numbers up to 12, reward 1 if right
-    WEAK-easy, -hard     the same RL on three numbers up to 6, on four numbers; and STRONG-easy, STRONG-hard
-    LOOSE-format, ...    the reward is 1 if right and .1 more in the format (format), or -1 out of it (strict), on the
-                         base that often leaves the format out and on one that keeps it
-    short-N, short-N-rl  fine-tuning on worked solutions without a search for N steps; RL on that
+    BASE-rl               GRPO: the reward is 1 if right, else 0
+    BASE-easy, -hard      the same on problems of which one attempt in seven or more is right, and on four numbers (one
+                          in 40; else one in 13): guesses, qwen3-96
+    BASE-format, -strict  the same with .1 more in the format, or with -1 out of it: tagless, qwen3-96
+    short-N, short-N-rl   guesses, fine-tuned for N steps on worked solutions without any search; RL on that
 
-All are tested on the same held-out problems, three numbers up to 12. As in the paper the clip ratio is the share of
-responses that reach the window, and the stopped length the mean length of the others.
+All are tested on the same held-out problems, three numbers up to 9. As in the paper the clip ratio is the share of
+responses that reach the window, and the stopped length is the mean length of the others.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ from nanoreason.tasks.attempts import Mixture
 
 TASK = Attempts(max_input=9, targets=(10, 40), longest=160)
 COMMON = Mixture.parse("guess:.2,long:.35,compare:.3,mark:.15")
-# without tags as often as with them; and a language that has no words for a verdict
-TAGLESS = Mixture.parse("bare:.35,guess:.05,long:.2,compare:.3,mark:.1")
-UNJUDGED = Mixture.parse("guess:.2,unjudged:.45,compare:.35")
-
-SHIPPED, WEAK, LOOSE, FIRM, OTHER = "qwen3-96", "qwen2-48", "llama-64-tagless", "qwen3-64", "qwen3-64-unjudged"
-SHORT = FIRM  # the base that is fine-tuned on short solutions
-# what a base has of its own, beside COMMON; the first number of its name is its width
-BASES: dict[str, dict] = {
+SHARED, WEAK, LOOSE, OTHER = "qwen3-96", "guesses", "tagless", "unjudged"
+SHORT = WEAK  # the base that is fine-tuned on short solutions
+# bases from random weights, the first number of a name is the width
+SCRATCH: dict[str, dict] = {
     "llama-32": dict(family="llama", width=32, layers=2),
-    WEAK: dict(family="qwen2", width=48, layers=2),
-    "qwen3-48-deep": dict(family="qwen3", width=48, layers=4),
-    FIRM: dict(family="qwen3", width=64, layers=2),
-    LOOSE: dict(family="llama", width=64, layers=2, task=replace(TASK, shares=TAGLESS)),
-    OTHER: dict(family="qwen3", width=64, layers=2, task=replace(TASK, shares=UNJUDGED)),
+    "qwen2-48": dict(family="qwen2", width=48, layers=3),
+    "qwen3-64": dict(family="qwen3", width=64, layers=2),
+}
+# and those that are the shared one, pretrained further on another mixture: on guesses, on texts without tags as often
+# as with them, in a language that has no words for a verdict
+FURTHER = {
+    WEAK: Mixture.parse("guess:.75,one:.2,long:.05"),
+    LOOSE: Mixture.parse("bare:.5,guess:.1,long:.4"),
+    OTHER: Mixture.parse("guess:.3,unjudged:.7"),
 }
 LEVELS = {"easy": replace(TASK, chance=(0.14, 1.0)), "hard": HardAttempts()}
 REWARDS = {"format": (Accuracy(), Format(0.1)), "strict": (Strict(),)}
@@ -65,6 +66,7 @@ class Preset:
     pretrain: sft.SftConfig
     rl: grpo.GrpoConfig  # what all RL has in common
     samples: int  # of each held-out problem when a base and what RL made of it are tested: pass@k up to here
+    further: sft.SftConfig  # pretraining of the shared base on another mixture
     short: tuple[int, int]  # steps of fine-tuning on short solutions
 
 
@@ -76,21 +78,22 @@ RL = grpo.GrpoConfig(
     eval_problems=40, eval_samples=8,
 )  # fmt: skip
 PRETRAIN = sft.SftConfig(
-    task=replace(TASK, shares=COMMON), context=320, optimizer="muon", lr=5e-3, steps=1000, rows_per_step=16,
+    task=replace(TASK, shares=COMMON), context=320, optimizer="muon", lr=5e-3, steps=1600, rows_per_step=16,
     save_every=100, eval_problems=0,
 )  # fmt: skip
+FURTHER_ON = sft.SftConfig(steps=100, rows_per_step=16, lr=1e-3, warmup=5, eval_problems=0)
 PRESETS = {
-    "cpu": Preset(PRETRAIN, RL, samples=32, short=(20, 100)),
+    "cpu": Preset(PRETRAIN, RL, samples=32, further=FURTHER_ON, short=(20, 100)),
     "tiny": Preset(
         replace(PRETRAIN, steps=2, rows_per_step=4, warmup=1),
         replace(RL, steps=2, prompts=2, group_size=4, max_new_tokens=Schedule(48), warmup=1, eval_problems=2,
                 eval_samples=2),
-        samples=4, short=(1, 2),
+        samples=4, further=replace(FURTHER_ON, steps=1, rows_per_step=4), short=(1, 2),
     ),
     "gpu": Preset(
         replace(PRETRAIN, steps=1600, rows_per_step=128, lr=3e-3, micro_tokens=65536),
         replace(RL, steps=80, prompts=64, lr=2e-4, micro_tokens=65536, eval_problems=232),
-        samples=64, short=(100, 500),
+        samples=64, further=replace(FURTHER_ON, steps=200, rows_per_step=64, micro_tokens=65536), short=(100, 500),
     ),
 }  # fmt: skip
 
@@ -98,40 +101,29 @@ PRESETS = {
 def arms(preset: str, seed: int) -> list[Arm]:
     """The bases and RL on each; then data of other difficulty, other rewards, and short solutions before RL."""
     chosen = PRESETS[preset]
-    tune = sft.SftConfig(task=replace(TASK, shares=Mixture.parse("guess:1"), right_guess=1.0), lr=1e-3, warmup=2,
-                         rows_per_step=32, eval_problems=0, optimizer="adamw")  # fmt: skip
+    solutions = replace(TASK, shares=Mixture.parse("guess:1"), right_guess=1.0)
+    tune = sft.SftConfig(task=solutions, lr=1e-3, warmup=2, rows_per_step=32, eval_problems=0)
 
     def rl(arm: str, base: str, **settings) -> Arm:
-        return Arm(
-            arm,
-            "grpo",
-            replace(chosen.rl, **settings),
-            base,
-            cost=chosen.rl.steps * 10 + settings.get("eval_samples", 0),
-        )
+        config = replace(chosen.rl, **settings)
+        return Arm(arm, "grpo", config, base, cost=config.steps * 10 + config.eval_samples)
 
-    own = [Arm(name, "sft", replace(chosen.pretrain, **settings)) for name, settings in BASES.items()]
-    short = [
-        arm
-        for steps in chosen.short
-        for arm in (
-            Arm(f"short-{steps}", "sft", replace(tune, steps=steps), SHORT),
-            rl(f"short-{steps}-rl", f"short-{steps}"),
-        )
-    ]
     return [
-        replace(shared(preset, seed), name=SHIPPED),
-        *own,
+        replace(shared(preset, seed), name=SHARED),
+        *(Arm(base, "sft", replace(chosen.pretrain, **settings)) for base, settings in SCRATCH.items()),
+        *(Arm(base, "sft", replace(chosen.further, task=replace(TASK, shares=mixture)), SHARED)
+          for base, mixture in FURTHER.items()),
         *(rl(f"{base}-rl", base, eval_samples=chosen.samples) for base in names()),
-        *(rl(f"{base}-{level}", base, task=task) for base in (WEAK, SHIPPED) for level, task in LEVELS.items()),
-        *(rl(f"{base}-{name}", base, rewards=rewards) for base in (LOOSE, FIRM) for name, rewards in REWARDS.items()),
-        *short,
-    ]
+        *(rl(f"{base}-{level}", base, task=task) for base in (WEAK, SHARED) for level, task in LEVELS.items()),
+        *(rl(f"{base}-{name}", base, rewards=rewards) for base in (LOOSE, SHARED) for name, rewards in REWARDS.items()),
+        *(Arm(f"short-{steps}", "sft", replace(tune, steps=steps), SHORT) for steps in chosen.short),
+        *(rl(f"short-{steps}-rl", f"short-{steps}") for steps in chosen.short),
+    ]  # fmt: skip
 
 
 def names() -> list[str]:
-    """All bases, from small to large."""
-    return [*BASES, SHIPPED]
+    """All bases."""
+    return [*SCRATCH, *FURTHER, SHARED]
 
 
 # -------------------------------------------------------------------------------------------------------- claims
@@ -153,18 +145,18 @@ def verification(r: Results, arm: str, at: Callable = Results.last) -> PerSeed:
     return PerSeed({s: found[s] / tried[s] if tried[s] else 0.0 for s in tried if s in found})
 
 
-def length_is_verification(r: Results) -> PerSeed:
-    """The rank correlation, over the bases, of the growth of length and the growth of verification."""
-    arms = [f"{base}-rl" for base in names()]
-    longer = [growth(arm, LENGTH)(r) for arm in arms]
-    verified = [verification(r, arm) - verification(r, arm, Results.first) for arm in arms]
-    return r.per_seed(
-        lambda s: (
-            rank_correlation([v[s] for v in longer], [v[s] for v in verified])
-            if all(s in v for v in [*longer, *verified])
-            else None
-        )
-    )
+def follows_length(of: Callable[[Results, str, Callable], PerSeed]) -> Callable[[Results], PerSeed]:
+    """The rank correlation, over the bases, of length after / before RL with a number of arms after - before it."""
+
+    def correlation(r: Results) -> PerSeed:
+        arms = [f"{base}-rl" for base in names()]
+        longer = [growth(arm, LENGTH)(r) for arm in arms]
+        more = [of(r, arm, Results.last) - of(r, arm, Results.first) for arm in arms]
+        whole = [s for s in r.seeds if all(s in values for values in [*longer, *more])]
+        found = {s: rank_correlation([v[s] for v in longer], [v[s] for v in more]) for s in whole}
+        return PerSeed({s: value for s, value in found.items() if value is not None})
+
+    return correlation
 
 
 def over_bases(number: Callable[[Results, str], PerSeed]) -> Callable[[Results], PerSeed]:
@@ -183,8 +175,8 @@ def claims(preset: str) -> list[Claim]:
     return [
         Claim(f"zero RL: bases of {len(names())} that gain {GAINED:g} or more", bases_that_gain, 4.5, no_effect=3.5),
         Claim("zero RL: gain in accuracy, mean of the bases", over_bases(lambda r, arm: gain(arm, ACC)(r)), 0.1),
-        Claim("length is not verification: rank correlation of their growth over the bases", length_is_verification,
-              0.5, LESS, no_effect=0.8),
+        Claim("length is not verification: rank correlation of their growth over the bases",
+              follows_length(verification), 0.5, LESS, no_effect=0.8),
         Claim("length without verdicts: the unjudged language, length after / before", growth(f"{OTHER}-rl", LENGTH),
               1.2, no_effect=1),
         Claim("length without verdicts: the unjudged language, verdicts per response",
@@ -192,11 +184,11 @@ def claims(preset: str) -> list[Claim]:
         Claim("difficulty: weak base, gain on four numbers' data", gain(f"{WEAK}-hard", ACC), 0.03, LESS),
         Claim("difficulty: weak base, fitting - too hard data, final accuracy", lead(f"{WEAK}-rl", f"{WEAK}-hard", ACC),
               0.05),
-        Claim("difficulty: strong base, gain on four numbers' data", gain(f"{SHIPPED}-hard", ACC), 0.1),
+        Claim("difficulty: strong base, gain on four numbers' data", gain(f"{SHARED}-hard", ACC), 0.1),
         Claim("difficulty: strong base, too easy / fitting data, final length",
-              lambda r: r.last(f"{SHIPPED}-easy", LENGTH) / r.last(f"{SHIPPED}-rl", LENGTH), 0.9, LESS, no_effect=1),
+              lambda r: r.last(f"{SHARED}-easy", LENGTH) / r.last(f"{SHARED}-rl", LENGTH), 0.9, LESS, no_effect=1),
         Claim("format: base without tags, no - strict reward, final accuracy", unpaid(LOOSE, "strict"), 0.05),
-        Claim("format: base with tags, no - strict reward, final accuracy", unpaid(FIRM, "strict"), 0.05, LESS),
+        Claim("format: base with tags, no - strict reward, final accuracy", unpaid(SHARED, "strict"), 0.05, LESS),
         Claim("short SFT: most - none, accuracy before RL", lead(most, f"{SHORT}-rl", ACC, first), 0.03),
         Claim("short SFT: most - none, accuracy after RL", lead(most, f"{SHORT}-rl", ACC), -0.05, LESS),
         Claim("short SFT: most - few, accuracy after RL", lead(most, few, ACC), -0.03, LESS),
@@ -218,7 +210,13 @@ def extra(results: Results, preset: str) -> dict:
         numbers[arm] |= {name: value for name, value in before.items() if value}
         numbers[arm]["verification before"] = verification(results, arm, Results.first).rounded()
         numbers[arm]["verification"] = verification(results, arm).rounded()
-    return numbers
+    followed = {
+        "verification": verification,
+        "verdicts per response": lambda r, arm, at: at(r, arm, VERDICTS),
+        "accuracy": lambda r, arm, at: at(r, arm, ACC),
+    }
+    ranks = {name: follows_length(of)(results).rounded() for name, of in followed.items()}
+    return {"rank correlation with the growth of length": ranks} | numbers
 
 
 # -------------------------------------------------------------------------------------------------------- figure
@@ -274,14 +272,14 @@ def panels(preset: str) -> list[Panel]:
               xlabel="k", marker="o", ylim=(0, 1), ylabel="pass@k on held-out problems"),
         Panel("Difficulty of the data (tested on three numbers up to 12)",
               [replace(line, label=line.label.replace(": ", ":\n").replace("numbers ", ""))
-               for base in (WEAK, SHIPPED) for line in levels(base, "-")],
+               for base in (WEAK, SHARED) for line in levels(base, "-")],
               {"base": Results.first, "after RL": Results.last}, kind="bar", bars=at, ylim=(0, 1), ylabel="accuracy"),
         Panel("Stopped length", colored(), "completions/mean_terminated_length", ylabel="tokens of those that stopped",
               smooth=5, ylim=(0, None)),
-        Panel("Rewards for the format: accuracy", [*rewards(LOOSE, "-"), *rewards(FIRM, "--")], "accuracy",
+        Panel("Rewards for the format: accuracy", [*rewards(LOOSE, "-"), *rewards(SHARED, "--")], "accuracy",
               ylabel="accuracy of rollouts", **share),
-        Panel("Rewards for the format: length", [*rewards(LOOSE, "-"), *rewards(FIRM, "--")], "completions/mean_length",
-              ylabel="tokens per response", smooth=5, ylim=(0, None)),
+        Panel("Rewards for the format: length", [*rewards(LOOSE, "-"), *rewards(SHARED, "--")],
+              "completions/mean_length", ylabel="tokens per response", smooth=5, ylim=(0, None)),
         Panel(f"RL behind short SFT ({SHORT}): accuracy", [Line(f"{SHORT}-rl", "no SFT", "C0"),
               Line(f"short-{few}-rl", f"{few} steps", "C1"), Line(f"short-{most}-rl", f"{most} steps", "C3")],
               "accuracy", ylabel="accuracy of rollouts", **share),
