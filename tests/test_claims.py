@@ -140,7 +140,7 @@ def zoo_world(s: int) -> list[dict]:
     arms: dict[str, dict] = {}
     for i, base in enumerate(zoo.names()):
         accuracy = (0.2, 0.6) if s > 0 else (0.2, 0.15)
-        arms[f"{base}-rl"] = {zoo.ACC: accuracy, k: (0.5, 0.5 + 0.2 * s), zoo.LENGTH: (60, 65 + 5 * i)}
+        arms[f"{base}-rl"] = {zoo.ACC: accuracy, zoo.EIGHT: (0.5, 0.5 + 0.2 * s), zoo.LENGTH: (60, 65 + 5 * i)}
     arms[f"{zoo.OTHER}-rl"] |= {zoo.VERDICTS: 4 - 4 * (s > 0), zoo.LENGTH: (60, 60 + 30 * s)}
     arms[f"{zoo.SHARED}-rl"][zoo.LENGTH] = (60, 95)
     for base in zoo.names():
@@ -154,13 +154,14 @@ def zoo_world(s: int) -> list[dict]:
         f"{zoo.LOOSE}-strict": {zoo.ACC: (0.2, 0.3)},
         f"{zoo.SHARED}-strict": {zoo.ACC: (0.2, 0.6) if s > 0 else (0.2, 0.05)},
         few: {zoo.ACC: (0.25, 0.5 if s > 0 else 0.1)},
+        "four-before": {k: 0.4}, "four-after": {k: 0.4 + 0.2 * s},
         most: {zoo.ACC: (0.3, 0.35) if s > 0 else (0.1, 0.6), zoo.ATTEMPTS: 5 - 3 * s},
     }  # fmt: skip
-    same = {zoo.ACC: 0.3, k: 0.6, zoo.LENGTH: 60, zoo.STOPPED: 50, zoo.CUT: 0.1, zoo.FORMAT: 0.9, zoo.VERDICTS: 4,
-            "eval/verdicts/right": 4, zoo.ATTEMPTS: 5, zoo.RETRIES: 4, "accuracy": 0.3, "attempts": 5,
+    same = {zoo.ACC: 0.3, zoo.EIGHT: 0.5, k: 0.6, zoo.LENGTH: 60, zoo.STOPPED: 50, zoo.CUT: 0.1, zoo.FORMAT: 0.9,
+            zoo.VERDICTS: 4, "eval/verdicts/right": 4, zoo.ATTEMPTS: 5, zoo.RETRIES: 4, "accuracy": 0.3, "attempts": 5,
             "verdicts/right": 4, "completions/mean_length": 60, "completions/clipped_ratio": 0.1,
             "completions/mean_terminated_length": 50}  # fmt: skip
-    same |= {f"eval/pass@{n}": 0.3 + 0.05 * n for n in (2, 4, 8)}
+    same |= {f"eval/pass@{n}": 0.3 + 0.05 * n for n in (2, 4)}
     return [line for arm, metrics in arms.items() for line in course(arm, same | metrics)]
 
 

@@ -176,6 +176,9 @@ def test_zoo_has_one_recipe_for_bases_that_differ_and_controls_that_differ_in_on
     for base in (zoo.LOOSE, zoo.SHARED):
         rewards = {end: arms[f"{base}-{end}"].settings.rewards for end in ("rl", "format", "strict")}
         assert rewards == {"rl": (Accuracy(),), "format": (Accuracy(), Format(0.1)), "strict": (Strict(),)}
+    before, after = arms["four-before"], arms["four-after"]
+    assert differing(before.settings, after.settings) == set() and before.settings.steps == 0
+    assert (before.base, after.base) == (zoo.SHARED, f"{zoo.SHARED}-rl") and before.settings.task.inputs == 4
     few, most = zoo.PRESETS["cpu"].short
     assert differing(arms[f"short-{few}"].settings, arms[f"short-{most}"].settings) == {"steps"}
     assert arms[f"short-{most}"].settings.task.right_guess == 1.0 and arms[f"short-{most}"].base == zoo.SHORT
