@@ -79,7 +79,7 @@ RL = grpo.GrpoConfig(
     eval_problems=40, eval_samples=8,
 )  # fmt: skip
 PRETRAIN = sft.SftConfig(
-    task=replace(TASK, shares=COMMON), context=320, optimizer="muon", lr=5e-3, steps=1200, rows_per_step=16,
+    task=replace(TASK, shares=COMMON), context=320, optimizer="muon", lr=5e-3, steps=2000, rows_per_step=16,
     save_every=100, eval_problems=0,
 )  # fmt: skip
 FURTHER_ON = sft.SftConfig(steps=100, rows_per_step=16, lr=1e-3, warmup=5, eval_problems=0)
