@@ -37,6 +37,7 @@ SECTIONS = {
     "r1": "R1-Zero, R1's pipeline, distillation and five losses, on Countdown by attempts",
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
     "behaviors": "the four cognitive behaviours: bases with and without, priming, RL, on Countdown by attempts",
+    "zoo": "one recipe of RL on bases that differ, difficulty, format rewards, short SFT, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
     "apr": "threads that spawn and join against one thread, on Countdown by attempts",

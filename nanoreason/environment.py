@@ -336,8 +336,8 @@ def lenient_accuracy(task: Task, scored: list[Scored]) -> float:
 
 def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = REPEAT_N) -> dict[str, float]:
     """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, accuracy_lenient,
-    mean_length, format, clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its
-    modes accuracy/MODE/N."""
+    mean_length, stopped_length (of those that ended by themselves), format, clipped_ratio, repetition, what the task
+    counts, and by difficulty N accuracy/N and of its modes accuracy/MODE/N."""
     groups = [scored[i : i + k] for i in range(0, len(scored), k)]
     right = [sum(one.right for one in group) for group in groups]
     metrics = {f"pass@{n}": mean([pass_at_k(k, c, n) for c in right]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}
@@ -350,6 +350,7 @@ def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = RE
         metrics["format"] = mean([is_well_formed(one.text) for one in scored])
     metrics |= {
         "mean_length": mean([one.tokens for one in scored]),
+        "stopped_length": mean([one.tokens for one in scored if one.row.stop_reason != "length"]),
         "clipped_ratio": mean([one.row.stop_reason == "length" for one in scored]),
         "repetition": mean([repeated_share(one.row.response, repeat_n) for one in scored]),
         **task_metrics(scored),

@@ -11,7 +11,7 @@ import pytest
 
 from nanoreason.__main__ import SECTIONS
 from nanoreason.evaluate import control
-from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces
+from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces, zoo
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
 from nanoreason.experiments.results import Results
@@ -130,6 +130,39 @@ def longcot_from_own_bases(s: int) -> dict[str, dict]:
         arms[f"width-{width}"] = {}
         arms[f"width-{width}-rl"] = {longcot.ACC: (0.1, 0.2) if s > 0 else (0.2, 0.7)}
     return arms
+
+
+def zoo_world(s: int) -> list[dict]:
+    """With s = 1 all bases gain, the longer a base grows the less it verifies, and the rest is as in the paper; with
+    s = -1 none gains and what grows verifies."""
+    k = f"eval/pass@{zoo.PRESETS['cpu'].samples}"
+    few, most = (f"short-{steps}-rl" for steps in zoo.PRESETS["cpu"].short)
+    arms: dict[str, dict] = {}
+    for i, base in enumerate(zoo.names()):
+        accuracy = (0.2, 0.6) if s > 0 else (0.2, 0.15)
+        arms[f"{base}-rl"] = {zoo.ACC: accuracy, zoo.EIGHT: (0.5, 0.5 + 0.2 * s), zoo.LENGTH: (60, 65 + 5 * i)}
+    arms[f"{zoo.OTHER}-rl"] |= {zoo.VERDICTS: 4 - 4 * (s > 0), zoo.LENGTH: (60, 60 + 30 * s)}
+    arms[f"{zoo.SHARED}-rl"][zoo.LENGTH] = (60, 95)
+    for base in zoo.names():
+        longer = arms[f"{base}-rl"][zoo.LENGTH][1] - 60
+        arms[f"{base}-rl"]["eval/verdicts/right"] = (3, 3 - s * longer / 50)
+    arms |= {
+        f"{zoo.WEAK}-easy": {}, f"{zoo.WEAK}-hard": {zoo.ACC: (0.2, 0.2) if s > 0 else (0.2, 0.6)},
+        f"{zoo.SHARED}-easy": {zoo.LENGTH: (60, 95 - 30 * s)},
+        f"{zoo.SHARED}-hard": {zoo.ACC: (0.3, 0.4 + 0.2 * s)},
+        f"{zoo.LOOSE}-format": {}, f"{zoo.SHARED}-format": {},
+        f"{zoo.LOOSE}-strict": {zoo.ACC: (0.2, 0.3)},
+        f"{zoo.SHARED}-strict": {zoo.ACC: (0.2, 0.6) if s > 0 else (0.2, 0.05)},
+        few: {zoo.ACC: (0.25, 0.5 if s > 0 else 0.1)},
+        "four-before": {k: 0.4}, "four-after": {k: 0.4 + 0.2 * s},
+        most: {zoo.ACC: (0.3, 0.35) if s > 0 else (0.1, 0.6), zoo.ATTEMPTS: 5 - 3 * s},
+    }  # fmt: skip
+    same = {zoo.ACC: 0.3, zoo.EIGHT: 0.5, k: 0.6, zoo.LENGTH: 60, zoo.STOPPED: 50, zoo.CUT: 0.1, zoo.FORMAT: 0.9,
+            zoo.VERDICTS: 4, "eval/verdicts/right": 4, zoo.ATTEMPTS: 5, zoo.RETRIES: 4, "accuracy": 0.3, "attempts": 5,
+            "verdicts/right": 4, "completions/mean_length": 60, "completions/clipped_ratio": 0.1,
+            "completions/mean_terminated_length": 50}  # fmt: skip
+    same |= {f"eval/pass@{n}": 0.3 + 0.05 * n for n in (2, 4)}
+    return [line for arm, metrics in arms.items() for line in course(arm, same | metrics)]
 
 
 def s1_world(s: int) -> list[dict]:
@@ -307,6 +340,7 @@ WORLDS = {
     "s1": s1_world,
     "l1": l1_world,
     "sos": sos_world,
+    "zoo": zoo_world,
 }
 
 
@@ -485,3 +519,23 @@ def test_waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens():
     # 120 tokens: two samples, .6; 200 tokens: four would do, but two are better. That it may stop at once counts not
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1")[0] == pytest.approx((0.2 + 0.1) / 2)
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1", "best")[0] == pytest.approx((0.4 + 0.3) / 2)
+
+
+def test_bases_are_counted_only_where_all_of_them_were_measured():
+    def of(gains: list[float]) -> Results:
+        return Results(
+            {"arm": f"{base}-rl", "seed": 0, "step": step, zoo.ACC: 0.25 + (gained if step else 0.0)}
+            for base, gained in zip(zoo.names(), gains, strict=False)
+            for step in (0, 20)
+        )
+
+    assert zoo.bases_that_gain(of([0.0625, 0.0625, 0.03125, 0.0, -0.25, 0.5, 0.0625])) == {0: 4}
+    assert zoo.bases_that_gain(of([0.5] * 6)) == {}  # one is missing
+
+
+def test_verification_is_the_share_of_attempts_with_a_true_verdict():
+    def of(tried: float, true: float) -> Results:
+        return Results([{"arm": "a", "seed": 0, "step": 1, zoo.ATTEMPTS: tried, "eval/verdicts/right": true}])
+
+    assert zoo.verification(of(8, 6), "a") == {0: 0.75}
+    assert zoo.verification(of(0, 0), "a") == {0: 0.0}  # a guess verifies nothing

@@ -210,6 +210,12 @@ def blind(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     return posed.problem(tagged(tried, tried), "blind")
 
 
+def bare(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
+    """The steps of a guess without any tags: a right one is accepted, but it is not in the format."""
+    right = draw.random() < task.right_guess
+    return posed.problem(draw.choice(posed.right if right else posed.attempts).text, "bare")
+
+
 def short(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """Attempts, and soon no more."""
     return posed.problem(free_thought(task, posed, draw, shuffled(posed, draw), task.give_up[0]), "short")
@@ -218,6 +224,12 @@ def short(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
 def long(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """Attempts until one says yes, or nearly so."""
     return posed.problem(free_thought(task, posed, draw, shuffled(posed, draw), task.give_up[1]), "long")
+
+
+def unjudged(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
+    """A long thought without a word of verdict: that it ends behind a right attempt is all that one can read of it."""
+    said, answer = thought(shuffled(posed, draw), posed.target, draw, give_up=task.give_up[1], most=task.most(posed))
+    return posed.problem(in_tags([judged.rsplit(" ", 1)[0] for judged in said], answer), "unjudged")
 
 
 def cut(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
@@ -304,7 +316,7 @@ def attempt_tokens(inputs: int) -> int:
 
 
 PLAIN = {  # the problem, as it is
-    "guess": guess, "one": one, "blind": blind, "short": short, "long": long,
+    "guess": guess, "bare": bare, "one": one, "blind": blind, "short": short, "long": long, "unjudged": unjudged,
     **{kind: functools.partial(priming, kind) for kind in PRIMED},
 }  # fmt: skip
 KINDS: dict[str, Callable[[Attempts, Posed, random.Random], Problem]] = {
@@ -331,8 +343,8 @@ class Attempts(Task):
     operations: str = "+-*"  # of + - * /
     largest: Annotated[int, Range(1, 9999)] = 60  # no value exceeds it; so many number tokens, and 0
     chance: tuple[Share, Share] = (0.0, 1.0)  # only problems of which so many of the attempts are right
-    shares: Mixture = SOLUTIONS  # how many are guess, one, blind, ..., mark (KINDS)
-    right_guess: Share = 0.3  # chance that a guess is right on purpose
+    shares: Mixture = SOLUTIONS  # of each of KINDS, such as guess, short, long
+    right_guess: Share = 0.3  # chance that a guess, in tags or bare, is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
     insist: Share = 0.05  # how many thoughts do so again and again, as if they were kept from ending
