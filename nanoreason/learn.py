@@ -152,6 +152,7 @@ def group_advantages(groups: list[list[float]], divide_by: str = "group") -> lis
     """
     if divide_by not in ("group", "batch", "none"):
         raise ValueError(f"cannot divide advantages by {divide_by!r}: use group, batch or none")
+    # <exercise advantages>
     everything = [reward for group in groups for reward in group]
     advantages: list[list[float]] = []
     for group in groups:
@@ -162,6 +163,7 @@ def group_advantages(groups: list[list[float]], divide_by: str = "group") -> lis
         std = 1.0 if divide_by == "none" else statistics.pstdev(group if divide_by == "group" else everything)
         advantages.append([(r - mean) / std for r in group])
     return advantages
+    # </exercise advantages>
 
 
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
