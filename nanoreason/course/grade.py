@@ -35,14 +35,15 @@ from nanoreason.course.sheet import (
     check_answer,
     public_part,
     regions,
-    solution,
     with_regions,
 )
 from nanoreason.rollout import seed_of
+from nanoreason.run import table
 
 MOST_REPLY = 8 << 20  # bytes
 MOST_FILE = 4 << 20  # bytes of a source file of a submission
 START_SECONDS = 60.0  # to import torch, on half a core
+FORGED = "your code wrote into the grader's channel"
 MEGABYTES = 384  # of memory beyond what the imports take
 
 
@@ -139,6 +140,7 @@ class Worker:
     """A process with an answer in it, and the `call` that asks it."""
 
     def __init__(self, tree: Path, exercise: Exercise, seconds: float):
+        self.number = 0  # of the request: an answer to no request is none
         self.deadline = time.monotonic() + START_SECONDS + seconds
         to_worker, self.requests = os.pipe()
         self.replies, from_worker = os.pipe()
@@ -158,12 +160,14 @@ class Worker:
         self.deadline = time.monotonic() + seconds
 
     def __call__(self, name: str, *arguments: Any, **named: Any) -> Any:
-        self.send([name, arguments, named])
+        self.number += 1
+        self.send([self.number, name, arguments, named])
         reply = self.receive()
+        if reply.get("number") != self.number or not reply.keys() & {"value", "error"}:
+            self.stop()
+            raise Unanswered(FORGED)
         if "error" in reply:
             raise Unanswered(f"{reply['error']} ({reply.get('where', '')})")
-        if "value" not in reply:
-            raise Unanswered("your code wrote into the grader's channel")
         return reply["value"]
 
     def send(self, request: Any) -> None:
@@ -194,7 +198,8 @@ class Worker:
         except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
-            raise Unanswered("your code wrote into the grader's channel")
+            self.stop()
+            raise Unanswered(FORGED)
         return reply
 
     def stop(self) -> None:
@@ -234,21 +239,26 @@ def allowed_seconds(exercise: Exercise) -> float:
 
 
 def run_checks(exercise: Exercise, answers: list[list[str]], seed: int, only_public: bool = False) -> list[Verdict]:
-    """Every check on these answers. When the worker is gone the next check gets a new one, twice at most."""
+    """Every check on these answers, within `allowed_seconds` together. When the worker is gone the next check gets a
+    new one, twice at most."""
     checks = exercise.checks()[: len(exercise.public) if only_public else None]
     verdicts: list[Verdict] = []
+    left = allowed_seconds(exercise)
     try:
         for _ in range(3):
-            with examined(exercise, answers, allowed_seconds(exercise)) as call:
+            with examined(exercise, answers, left) as call:
                 for name, check in checks[len(verdicts) :]:
                     verdicts.append(verdict(name, check, call, seed_of(seed, exercise.name, name)))
                     if call.process.poll() is not None:
                         break
-            if len(verdicts) == len(checks):
+                left = call.deadline - time.monotonic()
+            if len(verdicts) == len(checks) or left <= 0:
                 break
     except (Unanswered, ValueError) as error:
         verdicts += [Verdict(name, False, str(error)) for name, _ in checks[len(verdicts) :]]
-    return verdicts + [Verdict(name, False, "not run: the process ended before") for name, _ in checks[len(verdicts) :]]
+    return verdicts + [
+        Verdict(name, False, "not run: the process or its time ended before") for name, _ in checks[len(verdicts) :]
+    ]
 
 
 def verdict(name: str, check, call: Call, seed: int) -> Verdict:
@@ -295,9 +305,10 @@ def gradescope(results: list[Graded]) -> dict[str, Any]:
 
 
 def as_table(results: list[Graded]) -> str:
-    from nanoreason.run import table
+    def row(one: Graded) -> list[str]:
+        passed = sum(verdict.passed for verdict in one.verdicts)
+        points = f"{one.score:g} / {one.exercise.points}"
+        return [one.exercise.id, points, f"{passed} of {len(one.verdicts)}", f"{one.seconds:.1f} s"]
 
-    rows = [[one.exercise.id, f"{one.score:g} / {one.exercise.points}",
-             f"{sum(v.passed for v in one.verdicts)} of {len(one.verdicts)}", f"{one.seconds:.1f} s"] for one in results]  # fmt: skip
     total = f"{sum(one.score for one in results):g} / {sum(one.exercise.points for one in results)}"
-    return table(["exercise", "points", "checks", "time"], [*rows, ["total", total, "", ""]])
+    return table(["exercise", "points", "checks", "time"], [*map(row, results), ["total", total, "", ""]])

@@ -21,11 +21,15 @@ import os
 import sys
 
 NOBODY = 65534
-REFUSED = ("subprocess.", "socket.", "ctypes.", "shutil.", "ftplib.", "http.", "urllib.", "winreg.", "pty.", "resource.",
-           "signal.pthread_kill", "sys.addaudithook", "sys.settrace", "sys.setprofile", "webbrowser.", "sqlite3.")  # fmt: skip
-REFUSED_OS = ("exec", "fork", "forkpty", "kill", "killpg", "posix_spawn", "spawn", "startfile", "system", "remove",
-              "rename", "rmdir", "mkdir", "link", "symlink", "truncate", "chmod", "chown", "unlink", "putenv", "unsetenv",
-              "setxattr", "chflags", "lockf")  # fmt: skip
+REFUSED = (
+    "subprocess.", "socket.", "ctypes.", "shutil.", "ftplib.", "http.", "urllib.", "winreg.", "pty.", "resource.",
+    "signal.pthread_kill", "sys.addaudithook", "sys.settrace", "sys.setprofile", "webbrowser.", "sqlite3.",
+)  # fmt: skip
+REFUSED_OS = (
+    "exec", "fork", "forkpty", "kill", "killpg", "posix_spawn", "spawn", "startfile", "system", "remove", "rename",
+    "rmdir", "mkdir", "link", "symlink", "truncate", "chmod", "chown", "unlink", "putenv", "unsetenv", "setxattr",
+    "chflags", "lockf",
+)  # fmt: skip
 MOST_ERROR = 400  # characters
 
 
@@ -90,19 +94,20 @@ def main() -> None:
     give_up_rights()
     limit(seconds, megabytes)
     refuse(tuple(sorted(roots)))
+    dumps = json.dumps
     replies.write('{"ready": true}\n')
     replies.flush()
     for line in requests:
-        name, arguments, named = json.loads(line)
+        number, name, arguments, named = json.loads(line)
         try:
-            answer = {"value": calls[name](*arguments, **named)}
-            said = json.dumps(answer)
+            said = dumps({"number": number, "value": calls[name](*arguments, **named)})
         except BaseException as error:  # whatever it raises is its answer
             frames, place = [], error.__traceback__
             while place is not None:
                 frames.append(f"line {place.tb_lineno} of {os.path.basename(place.tb_frame.f_code.co_filename)}")
                 place = place.tb_next
-            said = json.dumps({"error": f"{type(error).__name__}: {error}"[:MOST_ERROR], "where": frames[-1]})
+            error = f"{type(error).__name__}: {error}"[:MOST_ERROR]
+            said = dumps({"number": number, "error": error, "where": frames[-1]})
         replies.write(said + "\n")
         replies.flush()
 

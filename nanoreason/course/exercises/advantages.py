@@ -65,7 +65,9 @@ def drawn(draw: random.Random):
 def hidden_moments(call, draw):
     """Of each group the advantages have mean 0 and mean square 1"""
     groups = [[draw.gauss(0, 3) for _ in range(draw.randint(2, 7))] for _ in range(6)]
-    for group in call("advantages", groups):
+    found = call("advantages", groups)
+    close([[0.0 * a for a in group] for group in found], [[0.0] * len(group) for group in groups])
+    for group in found:
         assert abs(sum(group)) < 1e-9 and math.isclose(sum(a * a for a in group) / len(group), 1, rel_tol=1e-9)
 
 
@@ -82,14 +84,19 @@ def hidden_batch(call, draw):
 def hidden_affine(call, draw):
     """Rewards times 3 plus 5 have the same advantages"""
     groups = [[draw.random() for _ in range(4)] for _ in range(3)]
-    close(call("advantages", [[3 * r + 5 for r in group] for group in groups]), call("advantages", groups), 1e-7)
+    found = call("advantages", groups)
+    close(call("advantages", [[3 * r + 5 for r in group] for group in groups]), found, 1e-7)
+    ranks = [[sorted(values).index(value) for value in values] for values in (*groups, *found)]
+    assert ranks[:3] == ranks[3:], "a larger reward must have a larger advantage"
 
 
 def hidden_groups_are_independent(call, draw):
-    """A group's advantages do not depend on the other groups, nor on the order of its rewards"""
+    """A group's advantages do not depend on the other groups, nor on the order of its rewards; their sum is 0"""
     groups = [[draw.random() for _ in range(5)] for _ in range(4)]
-    close([call("advantages", [group])[0] for group in groups], call("advantages", groups))
-    close(call("advantages", [group[::-1] for group in groups]), [a[::-1] for a in call("advantages", groups)])
+    found = call("advantages", groups)
+    close([call("advantages", [group])[0] for group in groups], found)
+    close(call("advantages", [group[::-1] for group in groups]), [a[::-1] for a in found])
+    assert all(abs(sum(group)) < 1e-9 for group in found)
 
 
 def hidden_noise(call, draw):
