@@ -1,7 +1,9 @@
 """The course: regions, the sheet, and an autograder that hostile submissions gain nothing from."""
 
+import dataclasses
 import json
 import os
+import shutil
 import textwrap
 import time
 import zipfile
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nanoreason.course import grade, sheet
+from nanoreason.__main__ import main
+from nanoreason.course import bundle, grade, make, pack, sheet
+from nanoreason.recipes import grpo_minimal
 
 ADVANTAGES = sheet.load("advantages")
 
@@ -161,7 +165,7 @@ HOSTILE = {
     "reads the solution": ["return open('SOLUTION').read()"],
     "connects": ["import socket", "socket.create_connection(('127.0.0.1', 80))"],
     "writes into the channel": ["import os", "for fd in range(3, 64):", "    try:",
-                                "        os.write(fd, b'{\"value\": 1}\\n' * 9)", "    except OSError:", "        pass"],
+                                "        os.write(fd, b'{}\\n' * 9)", "    except OSError:", "        pass"],
     "patches json": ["import json", "json.dumps = lambda *a, **k: '{\"value\": true}'", "return groups"],
     "patches torch and math": ["import math, torch", "math.isclose = lambda *a, **k: True",
                                "torch.allclose = lambda *a, **k: True", "return groups"],
@@ -265,3 +269,166 @@ def test_the_worker_gets_the_calls_but_no_check_that_is_hidden(tmp_path):
     assert not (tmp_path / "nanoreason/course").exists()
     assert "hidden" not in (tmp_path / "exercise.py").read_text()
     assert textwrap.dedent("""def advantages(""") in (tmp_path / "exercise.py").read_text()
+
+
+# ----------------------------------------------------------------------------------------------------------- the trees
+
+
+def test_the_starter_tree_holds_stubs_statements_and_public_tests_alone(tmp_path):
+    make.make(tmp_path / "hw", [ADVANTAGES], "ada", check=False)
+    starter = tmp_path / "hw/starter"
+    text = (starter / "nanoreason/learn.py").read_text()
+    assert sheet.regions(text, "advantages") == ['raise NotImplementedError("exercise advantages")\n']
+    assert not (starter / "nanoreason/course").exists()
+    everything = "".join(path.read_text() for path in starter.rglob("*.py")) + (starter / "HANDOUT.md").read_text()
+    assert "def hidden_" not in everything and "statistics.pstdev(group if" not in everything
+    assert "group of one" in (starter / "exercises/05_advantages.md").read_text()
+    assert f"--seed {bundle.number_of('ada', 'grpo')}" in (starter / "HANDOUT.md").read_text()
+    assert make.failing_tests(starter) == {"05_advantages": len(ADVANTAGES.public)}
+    (one,) = grade.grade(starter, [ADVANTAGES], seed=1)
+    assert one.score == 0
+    # the instructor's tree grades, and its own source is a full answer
+    instructor = tmp_path / "hw/instructor"
+    assert (instructor / "nanoreason/course/exercises/advantages.py").exists()
+    assert grade.grade(instructor, [ADVANTAGES], seed=1)[0].score == ADVANTAGES.points
+    with pytest.raises(ValueError, match="there already"):
+        make.make(tmp_path / "hw", [ADVANTAGES], "ada", check=False)
+
+
+def test_make_refuses_what_its_checks_do_not_hold(tmp_path, monkeypatch):
+    """A check that catches nothing, a solution that fails, a stub that passes: each is named."""
+
+    def lax(call):
+        """Anything is right"""
+
+    def strict(call, draw):
+        """Nothing is right"""
+        raise AssertionError("never")
+
+    broken = dataclasses.replace(
+        ADVANTAGES, public=(lax,), hidden=(strict,), wrong={"zeros": ADVANTAGES.wrong["zeros"]}
+    )
+    monkeypatch.setattr(make, "failing_tests", lambda tree: {"05_advantages": 3})
+    found = list(make.faults([broken]))
+    assert any("the solution fails: Nothing is right" in one for one in found)
+    loose = dataclasses.replace(broken, hidden=())
+    found = list(make.faults([loose]))
+    assert found == ["advantages: no check catches the wrong answer: zeros"]
+    monkeypatch.setattr(make, "failing_tests", lambda tree: {"07_kl": 2})
+    other = dataclasses.replace(ADVANTAGES, name="kl", number=7)
+    assert list(make.entangled(ADVANTAGES, [ADVANTAGES, other])) == [
+        "advantages: 3 of its public tests pass without an answer",
+        "kl: 2 of its public tests need advantages, but NEEDS does not say so",
+    ]
+    assert list(make.entangled(ADVANTAGES, [dataclasses.replace(other, needs=("advantages",))])) == []
+    with pytest.raises(ValueError, match="no check catches"):
+        monkeypatch.setattr(make, "faults", lambda exercises: ["no check catches it"])
+        make.make(tmp_path / "new", [ADVANTAGES], "ada")
+    assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A run exercise of seconds."""
+    short = dataclasses.replace(
+        bundle.RUNS["grpo_minimal"], gained=-0.5,
+        config=lambda number: dataclasses.replace(bundle.minimal(number), steps=3, prompts=4, group_size=4),
+    )  # fmt: skip
+    before, bundle.RUNS["grpo_minimal"] = bundle.RUNS["grpo_minimal"], short
+    tested, bundle.TESTED = bundle.TESTED, 12
+    yield short
+    bundle.RUNS["grpo_minimal"], bundle.TESTED = before, tested
+
+
+@pytest.fixture(scope="module")
+def run_folder(asked, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    grpo_minimal.run(dataclasses.replace(bundle.config_of("grpo_minimal", "ada"), out=str(folder)))
+    return folder
+
+
+def changed(folder: Path, out: Path, name: str = "", change=lambda text: text) -> Path:
+    """A bundle of the run with one file changed before it was bundled."""
+    copy = out / "copy"
+    shutil.copytree(folder, copy)
+    if name:
+        (copy / name).write_text(change((copy / name).read_text()))
+    pack.bundle(copy, out / "run.zip")
+    return out / "run.zip"
+
+
+def why(path: Path, salt: str = "ada") -> list[str]:
+    return [reason for _, reason in bundle.examine(path, "grpo_minimal", salt, seed=1) if reason]
+
+
+def test_an_honest_bundle_has_all_points(run_folder, tmp_path):
+    path = changed(run_folder, tmp_path)
+    assert why(path) == []
+    result = bundle.graded(path, "grpo_minimal", "ada", seed=1)["tests"][0]
+    assert result["score"] == result["max_score"] and result["status"] == "passed"
+
+
+def in_samples(change):
+    def apply(text: str) -> str:
+        lines = [json.loads(line) for line in text.splitlines()]
+        change(lines)
+        return "".join(json.dumps(line) + "\n" for line in lines)
+
+    return apply
+
+
+@pytest.mark.parametrize("name, change, reason", [
+    ("config.json", lambda text: text.replace('"steps": 3', '"steps": 4'), "steps is 4, not 3"),
+    ("metrics.jsonl", lambda text: "".join(text.splitlines(keepends=True)[1:]), "steps 1 to 3"),
+    ("metrics.jsonl", lambda text: text.replace('"reward": ', '"reward": 1e999, "x": '), "no number"),
+    ("metrics.jsonl", in_samples(lambda lines: [line.update(reward=9.0) for line in lines]), "the log says reward"),
+    ("samples.jsonl", in_samples(lambda lines: lines[0].update(right=1.0 - lines[0]["right"])), "a verdict is wrong"),
+    ("samples.jsonl", in_samples(lambda lines: [line.update(prompt="1+1") for line in lines[:4]]), "not the problem"),
+    ("samples.jsonl", in_samples(lambda lines: lines[0].update(advantage=5.0)), "advantages do not follow"),
+    ("samples.jsonl", in_samples(lambda lines: lines.pop(0)), "has 3 responses"),
+    ("samples.jsonl", in_samples(lambda lines: lines.clear()), "no samples"),
+    ("samples.jsonl", lambda text: "[]\n", "damaged"),
+])  # fmt: skip
+def test_what_was_changed_in_a_run_is_found(run_folder, tmp_path, name, change, reason):
+    found = why(changed(run_folder, tmp_path, name, change))
+    assert any(reason in one for one in found), found
+
+
+def test_another_students_run_another_policy_and_no_bundle_are_found(run_folder, tmp_path, asked):
+    path = changed(run_folder, tmp_path / "a")
+    assert any("seed is" in one for one in why(path, "ben"))
+    assert bundle.graded(path, "grpo_minimal", "ben")["tests"][0]["score"] == 0
+    other = tmp_path / "b"
+    shutil.copytree(run_folder, other / "run")
+    shutil.rmtree(other / "run/policy")
+    shutil.copytree("data/checkpoints/attempts-0", other / "run/policy")
+    pack.bundle(other / "run", other / "run.zip")
+    assert any("shape" in one or "size" in one for one in why(other / "run.zip"))
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "c.zip", "w") as torn:
+        for name in archive.namelist():
+            torn.writestr(name, archive.read(name) + (b" " if name == "metrics.jsonl" else b""))
+    assert any("changed after" in one for one in why(tmp_path / "c.zip"))
+    (tmp_path / "text.zip").write_text("x")
+    assert any("no bundle" in one for one in why(tmp_path / "text.zip"))
+    with pytest.raises(ValueError, match="holds no policy"):
+        pack.bundle(tmp_path, tmp_path / "d.zip")
+    with pytest.raises(ValueError, match="no run exercise"):
+        bundle.config_of("nothing", "ada")
+
+
+def test_a_policy_that_learnt_nothing_has_no_points_for_it(run_folder, tmp_path, monkeypatch, asked):
+    monkeypatch.setitem(bundle.RUNS, "grpo_minimal", dataclasses.replace(asked, gained=0.9))
+    assert any("before" in one and "after" in one for one in why(changed(run_folder, tmp_path)))
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert main(["course", "grade", str(tmp_path / "nothing")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["course", "make", "--out", str(tmp_path / "x"), "--exercises", "grop"]) == 2
+    assert "grpo" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["course", "--help"])
+    assert "bundle" in capsys.readouterr().out

@@ -35,11 +35,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     flags = parser().parse_args(argv)
     # What is imported here loads torch; --help does not wait for it.
-    from nanoreason.course import bundle, grade, make, sheet
+    from nanoreason.course import bundle, grade, make, pack, sheet
     from nanoreason.run import say, write_json
 
     if flags.command == "bundle":
-        say(bundle.bundle(flags.run, flags.out))
+        say(pack.bundle(flags.run, flags.out))
         return 0
     exercises = [sheet.load(name) for name in (flags.exercises.split(",") if flags.exercises else sheet.SHEET)]
     if flags.command == "make":

@@ -1,6 +1,4 @@
-"""Run exercises: a run folder in one file, and a grader that believes nothing which it can recompute.
-
-    python -m nanoreason course bundle RUN --out run.zip        config, metrics, samples, policy and their hashes
+"""Run exercises: a run folder in one file (`pack.py`), and a grader that believes nothing which it can recompute.
 
 The settings of a run follow from the salt, so that two students' curves differ. What is recomputed of a bundle: that
 the run was asked for, that its log is whole, each sampled response's problem, verdict and advantage, and what the
@@ -20,16 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoreason.checkpoint import existing, load_checkpoint
+from nanoreason.checkpoint import load_checkpoint
+from nanoreason.course.pack import LOGS, MOST_BYTES, POLICY
 from nanoreason.environment import judge, sample
 from nanoreason.learn import group_advantages
 from nanoreason.recipes import grpo, grpo_minimal
 from nanoreason.rollout import Problem, seed_of
 from nanoreason.run import FREE, RunConfig, Schedule, flatten, pick_device, read_json, read_jsonl
 
-MOST_BYTES = 32 << 20  # of a file in a bundle
-LOGS = ("config.json", "metrics.jsonl", "samples.jsonl")
-POLICY = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 TESTED = 150  # problems that the policy is tested on
 PARTS = 6  # of what `examine` asks
 
@@ -97,29 +93,7 @@ def command_of(name: str, salt: str) -> str:
     return f"python train.py {name}{f' --preset {preset}' if preset != 'cpu' else ''}{flags} --out runs/{name}"
 
 
-# ------------------------------------------------------------------------------------------------------------ bundling
-
-
-def bundle(run: Path, out: Path) -> str:
-    """Writes the zip file; returns what is in it. ValueError where the folder holds no finished run."""
-    policy = existing(run / "policy")
-    if policy is None:
-        raise ValueError(f"{run} holds no policy: is it the folder of a run that has ended?")
-    files = {name: run / name for name in LOGS} | {f"policy/{name}": policy / name for name in POLICY}
-    contents = {}
-    for name, path in files.items():
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        contents[name] = path.read_bytes()
-        if len(contents[name]) > MOST_BYTES:
-            raise ValueError(f"{path} is larger than {MOST_BYTES >> 20} MB")
-    hashes = {name: hashlib.blake2b(raw, digest_size=16).hexdigest() for name, raw in contents.items()}
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, raw in contents.items():
-            archive.writestr(name, raw)
-        archive.writestr("bundle.json", json.dumps({"recipe": json.loads(contents["config.json"]).get("recipe"),
-                                                    "hashes": hashes}, indent=2))  # fmt: skip
-    return f"{out}: {len(contents)} files, {out.stat().st_size / 2**20:.1f} MB"
+# ----------------------------------------------------------------------------------------------------------- unpacking
 
 
 def unpacked(path: Path, folder: Path) -> None:

@@ -141,6 +141,7 @@ def write_starter(tree: Path, exercises: list[Exercise], stubbed: list[Exercise]
         for file, answers in zip(exercise.files, stub(exercise), strict=True):
             path = tree / "nanoreason" / file
             path.write_text(with_regions(path.read_text(encoding="utf-8"), exercise.name, answers), encoding="utf-8")
+    shutil.copy(PACKAGE / "course/pack.py", tree / "bundle.py")
     for folder in ("exercises", "tests"):
         (tree / folder).mkdir()
     # pytest's settings of this project name folders that students do not have
@@ -197,7 +198,7 @@ Your number is `{salt}`: the settings follow from it.
 
 {runs}
 
-Hand in the zip that `python -m nanoreason bundle RUN --out run.zip` makes of a run's folder.
+Hand in the zip that `python bundle.py RUN --out run.zip` makes of a run's folder.
 """
 
 
