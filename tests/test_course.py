@@ -209,8 +209,9 @@ def test_a_process_that_an_answer_left_behind_is_gone(monkeypatch):
         os.kill(pid, 0)
 
 
-def test_what_one_check_breaks_the_next_does_not_feel():
+def test_what_one_check_breaks_the_next_does_not_feel(monkeypatch):
     """An answer that ends the process on one input only fails there: the next check gets a new worker."""
+    monkeypatch.setattr(grade, "allowed_seconds", lambda exercise: 120.0)  # whatever else the machine does
     lines = sheet.solution(ADVANTAGES)[0][0]
     fatal = f"if divide_by == 'none':\n    import os\n    os._exit(1)\n{lines}"
     failed = [verdict for verdict in said(written(fatal)) if not verdict.passed]

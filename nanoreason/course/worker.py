@@ -35,20 +35,22 @@ MOST_ERROR = 400  # characters
 
 def limit(seconds: int, megabytes: int) -> None:
     """What the system enforces; not every system can."""
-    with contextlib.suppress(ImportError):
+    try:
         import resource
+    except ImportError:
+        return
 
-        def lower(name: str, value: int) -> None:
-            with contextlib.suppress(AttributeError, ValueError, OSError):
-                resource.setrlimit(getattr(resource, name), (value, value))
+    def lower(name: str, value: int) -> None:
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            resource.setrlimit(getattr(resource, name), (value, value))
 
-        lower("RLIMIT_CPU", seconds)
-        lower("RLIMIT_FSIZE", 0)
-        lower("RLIMIT_CORE", 0)
-        lower("RLIMIT_NOFILE", 64)
-        with contextlib.suppress(OSError), open("/proc/self/statm") as file:  # Linux: on top of what is mapped already
-            lower("RLIMIT_AS", int(file.read().split()[0]) * resource.getpagesize() + megabytes * 2**20)
-        lower("RLIMIT_NPROC", 0 if os.getuid() else 1)
+    lower("RLIMIT_CPU", seconds)
+    lower("RLIMIT_FSIZE", 0)
+    lower("RLIMIT_CORE", 0)
+    lower("RLIMIT_NOFILE", 64)
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:  # Linux: on top of what is mapped already
+        lower("RLIMIT_AS", int(file.read().split()[0]) * resource.getpagesize() + megabytes * 2**20)
+    lower("RLIMIT_NPROC", 0 if os.getuid() else 1)
 
 
 def give_up_rights() -> None:
