@@ -179,6 +179,7 @@ class Worker:
                     raise Unanswered("your code took too long")
                 data = data[os.write(self.requests, data[:4096]) :]
         except OSError:
+            self.stop()
             raise Unanswered("your code ended the process") from None
 
     def receive(self) -> dict[str, Any]:
@@ -188,6 +189,7 @@ class Worker:
                 raise Unanswered("your code took too long")
             new = os.read(self.replies, 1 << 16)
             if not new:
+                self.stop()
                 raise Unanswered("your code ended the process (or used more memory or time than it may)")
             self.rest += new
             if len(self.rest) > MOST_REPLY:
