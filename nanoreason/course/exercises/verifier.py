@@ -17,16 +17,15 @@ return a bool.
 - The answer solves the problem if at the end the target is left, and nothing else.
 
 `check_expression(numbers, target, answer)`: the answer is one expression such as `4*(9-3)`, with intermediates that
-may be negative or fractions. `safe_arithmetic(answer)` returns (its exact value, the list of the numbers in it), or None
-where the text is no such expression. It is right if its value is the target and it holds exactly the inputs, each as
-often as it was given, in any order.
+may be negative or fractions. `safe_arithmetic(answer)` returns (its exact value, the list of the numbers in it), or
+None where the text is no such expression. It is right if its value is the target and it holds exactly the inputs, each
+as often as it was given, in any order.
 
 Both: an answer of more than `MAX_ANSWER` characters is wrong, before any other work is done on it
 (`safe_arithmetic` sees to that by itself). `numbers` must not be changed.
 """
 
 import itertools
-import random
 
 PART = "Verifiable rewards"
 POINTS = 4
@@ -38,9 +37,9 @@ HINTS = (
     "Compare multisets: sorted lists, not sets.",
 )
 BUG = (
-    "Verifiers in wide use evaluate the answer with Python's `eval`, which runs whatever the model wrote and takes `**` "
-    "and `//` for arithmetic (verl PR#7607, reported as a vulnerability); others took an empty answer for a right one "
-    "(Visual-RFT#176)."
+    "Verifiers in wide use evaluate the answer with Python's `eval`, which runs whatever the model wrote and takes "
+    "`**` and `//` for arithmetic (verl PR#7607, reported as a vulnerability); others took an empty answer for a right "
+    "one (Visual-RFT#176)."
 )
 
 
