@@ -29,7 +29,7 @@ HINTS = (
 )
 BUG = (
     "A KL term of the wrong sign was copied from project to project, and maximized the KL (ToolRL#52); and the "
-    "gradient of an unbiased estimate is not the gradient of what it estimates (NeMo-RL PR#2506): that of k1 has mean 0."
+    "gradient of an unbiased estimate is not that of what it estimates (NeMo-RL PR#2506): the one of k1 has mean 0."
 )
 
 
