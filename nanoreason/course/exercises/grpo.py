@@ -24,7 +24,7 @@ import math
 
 PART = "R1"
 POINTS = 6
-SECONDS = 12
+SECONDS = 4
 FILES = ("recipes/grpo_minimal.py",)
 HINTS = (
     "exp(logprobs - logprobs.detach()) is 1 everywhere and has the gradient of logprobs.",
@@ -32,9 +32,9 @@ HINTS = (
     "The loss is 0 because the advantages of a group have mean 0 and every ratio is 1; watch the reward and grad_norm.",
 )
 BUG = (
-    "'The loss starts at 0' is the most frequent question about GRPO (open-r1#239, trl#3452). It is algebra, unless the "
-    "ratio is of the policy with itself without a detached copy: then the gradient is 0 too, and the log looks alive "
-    "while no weight moves (mlx-lm-lora#55)."
+    "'The loss starts at 0' is the most frequent question about GRPO (open-r1#239, trl#3452). It is algebra, unless "
+    "the ratio is of the policy with itself without a detached copy: then the gradient is 0 too, and the log looks "
+    "alive while no weight moves (mlx-lm-lora#55)."
 )
 
 
@@ -71,7 +71,7 @@ def letters(rewarded):
 
 
 def step(seed, prompts, group_size, number=7, rewarded=(0.0, 1.0), lr=0.5):
-    """One step with an optimizer that only looks on: [groups of rows, metrics, gradient, learning rates of its steps]"""
+    """One step with an optimizer that only looks on: [groups of rows, metrics, gradient, learning rates of steps]"""
     import torch
 
     from nanoreason.model import Transformer, small_config
@@ -223,7 +223,7 @@ WRONG = {
     ),
     "averaged over tokens": ('token_weights(rows, "sequence")', 'token_weights(rows, "token")'),
     "greedy": ("group_size=G,", "group_size=G, temperature=0.0,"),
-    "only the first group learns": ("for group in groups for row in group]", "for group in groups[:1] for row in group]"),
+    "only the first group learns": ("in groups for row in group]", "in groups[:1] for row in group]"),
     "zeros": "return logprobs * 0\n",
     "imitation of everything": "return -logprobs\n",
 }  # fmt: skip

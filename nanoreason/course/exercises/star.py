@@ -27,8 +27,8 @@ SECONDS = 2
 FILES = ("recipes/star.py",)
 HINTS = (
     "Keep the list of failed problems: the second attempt's responses come in the same order, so zip them.",
-    "`demonstration(tokenizer, one.row.problem, ...)` is right in the first attempt. In the second that problem has the "
-    "hint in its prompt.",
+    "`demonstration(tokenizer, one.row.problem, ...)` is right in the first attempt. In the second that problem has "
+    "the hint in its prompt.",
 )
 BUG = (
     "Traces stored with their hint teach to copy the answer from the prompt, and no test has one; filters that ask for "
@@ -163,15 +163,15 @@ def hidden_extremes(call, draw):
 
 
 WRONG = {
-    "the hint is learnt": ("demonstration(tokenizer, problem, task.clean", "demonstration(tokenizer, one.row.problem, task.clean"),
+    "the hint is learnt": ("(tokenizer, problem, task", "(tokenizer, one.row.problem, task"),
     "what was solved is rationalized too": ("for one in scored if not one.right]", "for one in scored]"),
     "wrong traces are kept": ("for one in scored if one.right]", "for one in scored]"),
     "a filter on the format": ("for one in scored if one.right]", 'for one in scored if "</scratch>" in one.text]'),
     "wrong second traces are kept": ("strict=False)\n    if one.right", "strict=False)"),
     "partly right is right": ("for one in scored if one.right]", "for one in scored if one.verdict > 0]"),
     "second traces under other problems": ("zip(failed, second", "zip(problems, second"),
-    "what follows the answer is learnt": ("demonstration(tokenizer, problem, task.clean(one.text))", "demonstration(tokenizer, problem, one.text)"),
-    "a retry at the first temperature": ("attempt(failed, config.retry_temperature,", "attempt(failed, config.temperature,"),
+    "what follows the answer is learnt": ("(tokenizer, problem, task.clean(", "(tokenizer, problem, ("),
+    "a retry at the first temperature": ("attempt(failed, config.retry_temp", "attempt(failed, config.temp"),
     "a hint although it should be a retry": ("attempt(failed,", "attempt([task.hint(problem) for problem in failed],"),
     "nothing": 'return [], [], attempt(problems, config.temperature, "sample")\n',
     "everything as its first attempt": """
