@@ -24,7 +24,7 @@ import math
 
 PART = "R1"
 POINTS = 6
-SECONDS = 4
+SECONDS = 5
 FILES = ("recipes/grpo_minimal.py",)
 HINTS = (
     "exp(logprobs - logprobs.detach()) is 1 everywhere and has the gradient of logprobs.",
