@@ -86,6 +86,8 @@ def main() -> None:
     sys.path.insert(0, tree)
     sys.dont_write_bytecode = True
     requests, replies = os.fdopen(read, "r", encoding="utf-8"), os.fdopen(write, "w", encoding="utf-8")
+    import secrets  # noqa: F401  numpy's first generator asks for it, when the interpreter's files may be out of reach
+
     import torch
 
     torch.set_num_threads(1)
