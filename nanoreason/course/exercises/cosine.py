@@ -12,8 +12,8 @@ Write two methods in `rewards.py`:
   off if `self.row.stop_reason` is `"length"`, however short it is: the context may end before the limit does. One that
   ends by itself with its last allowed token (L + margin = L_max) counts too. `self.tokens` is L, `self.limit` is L_max.
 - `Cosine.__call__(scored)`: `self.exceed` where the response exceeds, with `self.margin`, **right or wrong**; else the
-  wave, with (r_0, r_L) = `self.right` for a right response and `self.wrong` for any other one. `scored.right` says which
-  it is (a verdict of less than 1 is not right), `scored.tokens` is L and `scored.limit` is L_max.
+  wave, with (r_0, r_L) = `self.right` for a right response and `self.wrong` for any other one. `scored.right` says
+  which it is (a verdict of less than 1 is not right), `scored.tokens` is L and `scored.limit` is L_max.
 
 With the default values a short right answer (2) is worth more than a long one (1), a long wrong one (0) costs less than
 a short one (-10), and being cut off costs 10: think on where you do not know, but come to an end.
@@ -31,9 +31,9 @@ HINTS = (
     "Ask whether the response exceeds before anything else: a right answer that was cut off is no exception.",
 )
 BUG = (
-    "The paper's own appendix defines CosFn(t, T, low, high) and its text calls it with (r_0, r_L), which exchanges the "
-    "ends; TRL's documentation had a reward that minimised what it claimed to maximise (trl#2714). A run whose responses "
-    "reach the limit without a word in the reward collapses (open-r1#363: after 50 steps, at 1024 tokens)."
+    "The paper's own appendix defines CosFn(t, T, low, high) and its text calls it with (r_0, r_L), which exchanges "
+    "the ends; TRL's documentation had a reward that minimised what it claimed to maximise (trl#2714). A run whose "
+    "responses reach the limit without a word in the reward collapses (open-r1#363: after 50 steps, at 1024 tokens)."
 )
 
 
@@ -137,8 +137,8 @@ def hidden_half_right(call, draw: random.Random):
 
 CUT = "if scored.exceeds(self.margin):\n    return self.exceed\n"
 WRONG = {
-    "the ends exchanged, as in the paper's appendix": ("return end + (start - end) *", "return start + (end - start) *"),
-    "a right answer at the limit keeps its reward": (CUT, CUT.replace("self.margin):", "self.margin) and not scored.right:")),
+    "the ends exchanged, as the appendix has it": ("return end + (start - end) *", "return start + (end - start) *"),
+    "a right answer at the limit keeps its reward": (CUT, CUT.replace("):", ") and not scored.right:")),
     "a line": ("(1 + math.cos(math.pi * scored.tokens / scored.limit)) / 2", "(1 - scored.tokens / scored.limit)"),
     "a whole wave": ("math.pi * scored", "2 * math.pi * scored"),
     "what the context cuts is not cut": ('self.row.stop_reason == "length" or ', ""),

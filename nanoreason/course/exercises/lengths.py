@@ -28,8 +28,8 @@ HINTS = (
     "clip(x, 0, 1) is `min(1.0, max(0.0, x))`; what is clipped is the whole of alpha * (N - n) + delta.",
 )
 BUG = (
-    'Readers of L1 could not tell whether its "length" is the thinking or the whole response (L1#23; its code counts the '
-    "whole response): a reward and a plot that count differently show control that is off by the answer. Its code also "
+    'Readers of L1 could not tell whether its "length" is the thinking or the whole response (L1#23; its code counts '
+    "the whole response): a reward and a plot that count differently are off by the answer. Its code also "
     "scales Max into [-1, 1] before it halves it, which doubles alpha against the paper."
 )
 
@@ -140,7 +140,10 @@ WRONG = {
     "the thinking alone is counted": ("- scored.tokens", '- scored.text.partition("</think>")[0].count(" a")'),
     "the prompt is counted": ("- scored.tokens", "- len(scored.row.tokens)"),
     "exact: only too long costs": ("abs(spare)", "max(0, -spare)"),
-    "exact: nothing for wrong answers": ("float(scored.right) - self.alpha * abs(spare)", "scored.right * (1 - self.alpha * abs(spare))"),
+    "exact: nothing for wrong answers": (
+        "float(scored.right) - self.alpha * abs(spare)",
+        "scored.right * (1 - self.alpha * abs(spare))",
+    ),
     "max: too short costs, too long does not": ("self.alpha * spare + self", "-self.alpha * spare + self"),
     "max: without delta": (" + self.delta", ""),
     "max for wrong answers too": (" if scored.right else 0.0", ""),
