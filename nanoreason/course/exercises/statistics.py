@@ -149,6 +149,8 @@ def hidden_majority_of_subsets(call, draw):
         found = call("maj_at_k", answers, right, k, 4000, seed)
         close(found, sum(every) / len(every), f"for k={k} of {answers}, {right}", 0.05)  # 6 deviations at least
         assert found == call("maj_at_k", answers, right, k, 4000, seed), "another value with the same seed"
+    found = call("maj_at_k", ["1", "2", "2", "2"], [True, False, False, False], 3, seed=draw.randint(0, 999))
+    assert found == 0, "three different of 1 2 2 2 never vote 1"
 
 
 def hidden_interval_of_a_share(call, draw):
