@@ -104,6 +104,8 @@ def public_cut(call):
     found = call("think", words("a b a a a a a a c </answer>"), 3, line_end="\n", announce="Final Answer:")
     expect(found, "«<think>» a b a «\n» «</think>» «<answer>» «Final» «Answer:» c </answer>", 0, True)
     assert found["tokens"] == 3, f"{found['tokens']} tokens of thinking instead of 3"
+    found = call("think", words("a \n b a c </answer>"), 2, line_end="\n")  # it ends in a line end already
+    expect(found, "«<think>» a \n «</think>» «<answer>» c </answer>", 0, True)
 
 
 def public_wait(call):
@@ -150,7 +152,7 @@ def simulated(tape, budget, waits, word, line_end, announce):
 
 def hidden_random_tapes(call, draw):
     """Random models, budgets, waits and words: token by token what the rules say"""
-    for _ in range(60):
+    for _ in range(40):
         pool = ["a", "b", "c", "\n", "</think>", "</think>", "EOS", "</answer>"]
         tape = [[draw.choice(pool), "d"] for _ in range(draw.randint(3, 20))]
         how = {"budget": draw.randint(1, 14), "waits": draw.choice((0, 1, 2, 9))}
@@ -167,8 +169,7 @@ def hidden_random_tapes(call, draw):
 
 def hidden_stubborn(call, draw):
     """A model that wants to close at every token: it waits as often as asked, or until the budget holds no more"""
-    for waits in (0, 3, 50):
-        budget = draw.randint(9, 20)
+    for waits, budget in ((0, 9), (3, draw.randint(9, 20)), (50, 11), (50, 12), (50, draw.randint(9, 20))):
         found = call("think", [["</think>", "d"]] * 60, budget, waits)
         wanted = min(waits, budget // 2)
         assert found["waits"] == wanted, f"{found['waits']} waits instead of {wanted} (budget {budget})"

@@ -44,9 +44,9 @@ HINTS = (
 )
 BUG = (
     "Parallel thinking looks free if only the parent's tokens are counted, and slower than it is if all are: a "
-    "comparison at equal budget must say whether it means sequential or total tokens. The released code only counts its "
-    "longest single sequence, in a function that nothing calls. A scheduler's own mistakes: to join when the first "
-    "child has ended, and to believe a child that was cut."
+    "comparison at equal budget must say whether it means sequential or total tokens. The released code counts its "
+    "longest single sequence alone, in a function that nothing calls. A scheduler's own mistakes: to join when the "
+    "first child has ended, and to believe a child that was cut."
 )
 
 

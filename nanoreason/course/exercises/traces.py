@@ -6,8 +6,10 @@ the target. Write five regions of `search.py`, around its compact language of on
 
     E 9 - 3 = 6 > 4 6     Explore: an operation is tried here, and leaves the numbers 4 6
     G 0 0                 Generate: what was explored last becomes the node (0, 0), a child of the root (0,)
-    M 0 0                 Move: on, or back, to a node            S 4 6 | 9 - 3 = 6     State: what is left there, and how
-    X   W                 Check: the leaf explored last is not, is, the target             N     Exhausted: nothing is left
+    M 0 0                 Move: on, or back, to a node
+    S 4 6 | 9 - 3 = 6     State: what is left at the current node, and the operations that led there
+    X   W                 Check: the leaf that was explored last is not, is, the target
+    N                     Exhausted: nothing is left to try
 
 1. `_compact(events)` yields the text of each event that is said, `_COMPACT[type(event)](event).rstrip()`. Depth first
    says where it is after every leaf, although it never left: a `Move` to the current node is not said, nor is a `State`
@@ -38,7 +40,6 @@ current `Node`, `child` the one explored last from here or None, `wrong` the err
    can be wrong.
 """
 
-import random
 from collections import Counter
 
 PART = "Stream of Search"
@@ -146,6 +147,10 @@ def step(a, sign, b, result):
     return f"{a} {sign} {b} = {result}"
 
 
+def listed(numbers):
+    return " ".join(map(str, numbers))
+
+
 def spelled(events):
     """The text, by a second writer, and the events that are said."""
     here, stays, said, kept = [0], False, [], []
@@ -156,12 +161,14 @@ def spelled(events):
         if stays and name in ("Move", "State"):
             continue
         kept.append(event)
-        numbers = {"Explore": 1, "Generate": 0, "Move": 0, "State": 1}.get(name)
-        text = "" if numbers is None else " ".join(map(str, fields[numbers]))
-        steps = " , ".join(step(*one) for one in fields[2]) if name == "State" else ""
-        said.append({"Explore": lambda: f"E {step(*fields[0])} > {text}", "Generate": lambda: f"G {text}",
-                     "Move": lambda: f"M {text}", "State": lambda: f"S {text} | {steps}".rstrip(),
-                     "Check": lambda: "XW"[fields[2]], "Exhausted": lambda: "N"}[name]())  # fmt: skip
+        if name == "Explore":
+            said.append(f"E {step(*fields[0])} > {listed(fields[1])}")
+        elif name in ("Generate", "Move"):
+            said.append(f"{name[0]} {listed(fields[0])}")
+        elif name == "State":
+            said.append(f"S {listed(fields[1])} | {' , '.join(step(*one) for one in fields[2])}".rstrip())
+        else:
+            said.append("N" if name == "Exhausted" else "XW"[fields[2]])
     return " ".join(said), kept
 
 
