@@ -109,7 +109,7 @@ def run(tree, order, budget=300, context=400, own_budget=True):
     told = [tokenizer.decode([t]) if drawn else f"«{tokenizer.decode([t])}»"
             for t, drawn in zip(root.response, root.loss_mask[1:], strict=True) if t != tokenizer.eos_id]  # fmt: skip
     return {"counted": root.counted, "text": " ".join(told), "cut": root.stop_reason == "length",
-            "rounds": [[one.start, one.end, one.join] for one in threads.of[root].rounds]}  # fmt: skip
+            "joins": [[one.start, one.end, one.join] for one in threads.of[root].rounds]}  # fmt: skip
 
 
 CALLS = (run,)
@@ -131,7 +131,7 @@ def public_clocks(call):
     """8 tokens, two children of 5 and 9, then 4: 21 sequential tokens of 26 in all"""
     found = call("run", thread(4, 3, blocks=[[thread(4), thread(8)]]), 0)
     expect(found, sequential_tokens=21, total_tokens=26, children=2, rounds=1, child_tokens=7, cut_children=0)
-    assert [one[:2] for one in found["rounds"]] == [[8, 17]], f"start and end of the round: {found['rounds']}"
+    expect(found, joins=[[8, 17, "t1 none t2 none"]])
 
 
 def public_join(call):
@@ -197,7 +197,7 @@ def hidden_joins(call, draw):
             clock = start + max(child["say"][0] for child in block) + 3  # found, its word, EOS
             wanted.append([start, clock, " ".join(f"t{name + k} {block[k - 1]['found']}" for k in (1, 2, 3, 4))])
             name += 4
-        expect(call("run", thread(1, 2, 1, blocks=blocks), order), children=8, rounds=wanted)
+        expect(call("run", thread(1, 2, 1, blocks=blocks), order), children=8, joins=wanted)
 
 
 def hidden_equal_children(call, draw):

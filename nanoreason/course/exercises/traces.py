@@ -202,7 +202,7 @@ def hidden_nonsense(call, draw):
         "\0",
     ]
     for text in bad:
-        kinds = {one[0] for one in call("read", f"M 0 {text}", 24)[1:]}
+        kinds = {one[0] for one in call("read", f"M 0 {text}", 24)}
         assert "Unreadable" in kinds, f"{text!r} is read as {kinds}"
     assert call("read", "W X G 0 1", 7)[-1] == ["Generate", [0, 1], 7, [], None], "G before any E"
     assert call("read", "T 24 : 4 9 3\nW", 7) == [["State", 24, [4, 9, 3], []], ["Check", None, 7, True]]
@@ -278,6 +278,9 @@ WRONG = {
     "what is left must stand in order": ("sorted([*rest, result]) != sorted(left)", "[*rest, result] != list(left)"),
     "any node can be moved to": ("if path not in reading.tree:", "if False:"),
     "the last statement decides": ("not wrong and child.valid", "not wrong"),
-    "the whole trace must be valid": ("not wrong and child.valid", "child.valid and not any(reading.errors.values())"),
+    "the whole trace must be valid": (
+        "not wrong and child.valid",
+        "not wrong and child.valid and not any(reading.errors.values())",
+    ),
     "a claim is believed": ("if not claim or equal != (value == target):", "if not claim:"),
 }
