@@ -188,14 +188,18 @@ def hidden_trees(call, draw):
 
 
 def hidden_joins(call, draw):
-    """A parent waits for all of its children, not for the first nor for the last of the block"""
+    """A parent waits for all of its children, whichever is the last, and believes no child that was cut"""
     for order in range(12):
-        blocks = [[thread(draw.randint(1, 20), found=draw.choice("xyz")) for _ in range(4)] for _ in range(2)]
+        blocks = [
+            [thread(draw.randint(1, 20), found=draw.choice("xyz"), cut=draw.random() < 0.3) for _ in range(4)]
+            for _ in range(2)
+        ]
         wanted, clock, name = [], 0, 0
         for said, block in zip((1, 2), blocks, strict=True):
             start = clock + said + 6  # spawn, four names, join
-            clock = start + max(child["say"][0] for child in block) + 3  # found, its word, EOS
-            wanted.append([start, clock, " ".join(f"t{name + k} {block[k - 1]['found']}" for k in (1, 2, 3, 4))])
+            clock = start + max(measured(child)[0] for child in block)
+            words = ["none" if child["cut"] else child["found"] for child in block]
+            wanted.append([start, clock, " ".join(f"t{name + k} {words[k - 1]}" for k in (1, 2, 3, 4))])
             name += 4
         expect(call("run", thread(1, 2, 1, blocks=blocks), order), children=8, joins=wanted)
 
