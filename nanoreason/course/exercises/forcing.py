@@ -124,7 +124,7 @@ def public_not_at_once(call):
 ENDS = ("</think>", "EOS")
 
 
-def simulated(tape, budget, waits, word, line_end, announce):
+def secret_simulation(tape, budget, waits, word, line_end, announce):
     """What must come out, from the rules alone: (response, waits, cut)."""
 
     def at(i):
@@ -158,7 +158,7 @@ def hidden_random_tapes(call, draw):
         how = {"budget": draw.randint(1, 14), "waits": draw.choice((0, 1, 2, 9))}
         how |= {"word": draw.choice(("wait", "hmm wait", "")), "line_end": draw.choice(("", "\n"))}
         how |= {"announce": draw.choice(("", "Final Answer:"))}
-        wanted = simulated(tape, **how)
+        wanted = secret_simulation(tape, **how)
         found = call("think", tape, **how)
         expect(found, *wanted)
         assert found["tokens"] <= how["budget"], f"{found['tokens']} tokens of thinking with {how}"

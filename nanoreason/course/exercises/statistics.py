@@ -120,7 +120,7 @@ def votes(draw, n):
     return answers, [answer == truth for answer in answers]
 
 
-def won(answers, right):
+def secret_won(answers, right):
     """Of one subset, in another way: each voter's share of the top."""
     voters = [(answer, answers.count(answer)) for answer in answers if answer is not None]
     top = max([count for _, count in voters], default=0)
@@ -132,7 +132,7 @@ def hidden_majority_of_all(call, draw):
     """k = n: the majority of all, whatever the order of the answers and the seed"""
     for _ in range(40):
         answers, right = votes(draw, draw.randint(1, 8))
-        wanted = won(answers, right)
+        wanted = secret_won(answers, right)
         close(
             call("maj_at_k", answers, right, len(answers), seed=draw.randint(0, 99)), wanted, f"of {answers}, {right}"
         )
@@ -146,7 +146,7 @@ def hidden_majority_of_subsets(call, draw):
     """k < n: near the mean over all subsets of k, and the same again with the same seed"""
     for k in (1, 2, 3):
         answers, right = votes(draw, 6)
-        every = [won([answers[i] for i in subset], [right[i] for i in subset])
+        every = [secret_won([answers[i] for i in subset], [right[i] for i in subset])
                  for subset in itertools.combinations(range(6), k)]  # fmt: skip
         seed = draw.randint(0, 999)
         found = call("maj_at_k", answers, right, k, 4000, seed)

@@ -155,7 +155,7 @@ def grown(draw, depth):
     return thread(*say, blocks=blocks, found=draw.choice((None, *"xyz")), cut=draw.random() < 0.3)
 
 
-def measured(tree, start=0):
+def secret_measure(tree, start=0):
     """(its clock when it ends, tokens of each thread, itself first, empty blocks), from the tree alone."""
     own, clock, below, empty = 0, start, [], 0
     for i, say in enumerate(tree["say"]):
@@ -163,7 +163,7 @@ def measured(tree, start=0):
         said = say + (2 * bool(tree["found"]) + (not tree["cut"]) if last else 2 + len(tree["blocks"][i]))
         own, clock = own + said, clock + said
         if not last:
-            children = [measured(child, clock) for child in tree["blocks"][i]]
+            children = [secret_measure(child, clock) for child in tree["blocks"][i]]
             clock = max([clock, *(child[0] for child in children)])
             below += [tokens for child in children for tokens in child[1]]
             empty += (not children) + sum(child[2] for child in children)
@@ -178,7 +178,7 @@ def hidden_trees(call, draw):
     """Threads of threads, in any order of their ends: every count, from the tree alone"""
     for _ in range(25):
         tree = {**grown(draw, 3), "cut": False}
-        clock, tokens, empty = measured(tree)
+        clock, tokens, empty = secret_measure(tree)
         wanted = {"sequential_tokens": clock, "total_tokens": sum(tokens), "children": len(tokens) - 1,
                   "rounds": len(tree["blocks"]), "empty_rounds": empty, "cut_children": cut_in(tree),
                   "child_tokens": sum(tokens[1:]) / max(1, len(tokens) - 1)}  # fmt: skip
@@ -197,7 +197,7 @@ def hidden_joins(call, draw):
         wanted, clock, name = [], 0, 0
         for said, block in zip((1, 2), blocks, strict=True):
             start = clock + said + 6  # spawn, four names, join
-            clock = start + max(measured(child)[0] for child in block)
+            clock = start + max(secret_measure(child)[0] for child in block)
             words = ["none" if child["cut"] else child["found"] for child in block]
             wanted.append([start, clock, " ".join(f"t{name + k} {words[k - 1]}" for k in (1, 2, 3, 4))])
             name += 4
@@ -210,7 +210,7 @@ def hidden_equal_children(call, draw):
     for _ in range(4):
         chain = thread(draw.randint(1, 5), draw.randint(1, 5), blocks=[[chain]])
     found = call("run", chain, 0)
-    expect(found, sequential_tokens=sum(measured(chain)[1]), total_tokens=sum(measured(chain)[1]))
+    expect(found, sequential_tokens=sum(secret_measure(chain)[1]), total_tokens=sum(secret_measure(chain)[1]))
     found = call("run", thread(1, 1, blocks=[[thread(size) for _ in range(n)]]), draw.randint(0, 99))
     expect(found, sequential_tokens=3 + n + size + 1 + 2, total_tokens=3 + n + n * (size + 1) + 2)
 

@@ -151,7 +151,7 @@ def listed(numbers):
     return " ".join(map(str, numbers))
 
 
-def spelled(events):
+def secret_spelling(events):
     """The text, by a second writer, and the events that are said."""
     here, stays, said, kept = [0], False, [], []
     for event in events:
@@ -179,7 +179,7 @@ def hidden_round_trip(call, draw):
         found = call("searched", numbers, target, strategy, draw.randint(0, 99))
         if len(found["text"]) > 200_000:
             continue
-        text, kept = spelled(found["events"])
+        text, kept = secret_spelling(found["events"])
         assert found["text"] == text, f"{strategy} of {numbers}, {target}: another text"
         assert call("read", text, target) == kept, f"{strategy} of {numbers}, {target}: read as other events"
         judged = call("judge", numbers, target, text)
@@ -211,7 +211,7 @@ def hidden_nonsense(call, draw):
         assert not call("judge", [9, 4, 3], 24, text)["solved"], f"{text!r} solves 9 4 3 24"
 
 
-def legal(a, sign, b, result):
+def secret_legal(a, sign, b, result):
     right = {"+": a + b, "*": a * b, "-": a - b, "/": a / b if b else None}[sign]
     return result == right and (sign in "+*" or a >= b)
 
@@ -228,7 +228,7 @@ def hidden_explorations(call, draw):
         if draw.random() < 0.3:
             left[draw.randrange(len(left))] = draw.randint(1, 4)
         left = draw.sample(left, len(left)) + [1] * (draw.random() < 0.1)
-        wanted = {} if legal(a, sign, b, result) else {"arithmetic": 1}
+        wanted = {} if secret_legal(a, sign, b, result) else {"arithmetic": 1}
         if not (taken <= have and have - taken + Counter([result]) == Counter(left)):
             wanted["other"] = 1
         text = f"E {step(a, sign, b, result)} > {' '.join(map(str, left))} N"
