@@ -2,7 +2,8 @@
 
 An exercise is one module of `exercises/`. Its docstring is the statement; PART, POINTS, SECONDS, FILES, HINTS, BUG and
 NEEDS say about it what `Exercise` holds; functions in CALLS stand between the checks and the code that is examined;
-`public_...` and `hidden_...` are the checks; WRONG are answers that the checks must catch.
+`public_...` and `hidden_...` are the checks; `secret_...` are functions of the hidden ones that know right values,
+which neither a student nor the worker gets; WRONG are answers that the checks must catch.
 
 A region is what stands between `# <exercise NAME>` and `# </exercise NAME>` in the body of one function.
 """
@@ -196,7 +197,7 @@ def public_part(exercise: Exercise) -> str:
     text = inspect.getsource(exercise.module)
     lines, tree = text.splitlines(keepends=True), ast.parse(text)
     for node in tree.body:
-        hidden = isinstance(node, ast.FunctionDef) and node.name.startswith("hidden_")
+        hidden = isinstance(node, ast.FunctionDef) and node.name.startswith(("hidden_", "secret_"))
         secret = isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "WRONG" for t in node.targets)
         if hidden or secret:
             lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
