@@ -9,11 +9,14 @@ Nothing here knows which task it is: a task is an object (`rollout.Task`), rewar
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
+from nanoreason import processes
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.learn import is_zero_variance
 from nanoreason.model import Transformer
@@ -57,8 +60,40 @@ def sample(
         budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
         row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
     sampler = Sampler(policy, tokenizer, stop=stops_of(task), temperature=temperature)
-    generate(sampler, rows, Threads(task, sampler) if task.spawn else None, name=name)
+    own = [row for group in processes.mine(groups) for row in group]
+    generate(sampler, own, Threads(task, sampler) if task.spawn else None, name=name)
+    exchange(groups)
     return groups
+
+
+# What sampling changes in a row, its children aside.
+SAMPLED = ("tokens", "loss_mask", "logprobs", "prompt_len", "seed", "draws", "max_new_tokens", "stop_reason", "counted")
+
+
+def exchange(groups: list[list[Rollout]]) -> None:
+    """Gives every process the rows that the others have sampled of their shares of the groups."""
+    if processes.count() == 1:
+        return
+    own = [[written(row) for row in group] for group in processes.mine(groups)]
+    for rank, said in enumerate(processes.gather(json.dumps(own))):
+        if rank != processes.rank():
+            for group, lines in zip(processes.of_rank(groups, rank), json.loads(said), strict=True):
+                for row, line in zip(group, lines, strict=True):
+                    read_into(row, line)
+
+
+def written(row: Rollout) -> dict[str, Any]:
+    line = {name: getattr(row, name) for name in SAMPLED}
+    return {**line, "prompt": row.problem.prompt, "children": [written(child) for child in row.children]}
+
+
+def read_into(row: Rollout, line: dict[str, Any]) -> Rollout:
+    for name in SAMPLED:
+        setattr(row, name, line[name])
+    for child in line["children"]:  # of its problem no more than the prompt is known here
+        problem = Problem(child["prompt"], row.problem.answer)
+        row.children.append(read_into(Rollout(problem, [], [], [], 0, parent=row), child))
+    return row
 
 
 # --------------------------------------------------------------------------------------------- verdicts and rewards
@@ -301,8 +336,8 @@ def lenient_accuracy(task: Task, scored: list[Scored]) -> float:
 
 def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = REPEAT_N) -> dict[str, float]:
     """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, accuracy_lenient,
-    mean_length, format, clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its
-    modes accuracy/MODE/N."""
+    mean_length, stopped_length (of those that ended by themselves), format, clipped_ratio, repetition, what the task
+    counts, and by difficulty N accuracy/N and of its modes accuracy/MODE/N."""
     groups = [scored[i : i + k] for i in range(0, len(scored), k)]
     right = [sum(one.right for one in group) for group in groups]
     metrics = {f"pass@{n}": mean([pass_at_k(k, c, n) for c in right]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}
@@ -315,6 +350,7 @@ def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = RE
         metrics["format"] = mean([is_well_formed(one.text) for one in scored])
     metrics |= {
         "mean_length": mean([one.tokens for one in scored]),
+        "stopped_length": mean([one.tokens for one in scored if one.row.stop_reason != "length"]),
         "clipped_ratio": mean([one.row.stop_reason == "length" for one in scored]),
         "repetition": mean([repeated_share(one.row.response, repeat_n) for one in scored]),
         **task_metrics(scored),

@@ -12,6 +12,7 @@ Column t of every (B, T) tensor is about `tokens[:, t]`; `token_logprobs` is the
 from __future__ import annotations
 
 import functools
+import json
 import math
 import random
 import statistics
@@ -22,6 +23,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
+from nanoreason import processes
 from nanoreason.model import Transformer
 from nanoreason.optim import OPTIMIZERS, Optimizer
 from nanoreason.rollout import Batch, Rollout, seed_of
@@ -463,7 +465,8 @@ def update(
     entropy_coef   subtracts this much of the entropy from each token's loss and returns "entropy"; 0 only measures it
     measure        more per-token values to return, as means over loss tokens (names that end in /max: as maxima)
 
-    A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched.
+    A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched. Of several
+    processes each is given all rows and computes the gradients of some micro-batches.
     """
     if not 0 <= lr < math.inf:  # NaN is in no range
         raise ValueError(f"the learning rate is {lr}: it must be a number from 0 on")
@@ -479,7 +482,7 @@ def update(
     optimizer.zero_grad()
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
-    for indices in micro_batches([len(row.tokens) for row in rollouts], micro_tokens):
+    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
         batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)
         logprobs, entropy = logprobs_and_entropy(
             model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef is not None
@@ -499,6 +502,7 @@ def update(
         values = {} if measure is None else measure(logprobs.detach(), batch)
         for name, value in (values | ({} if entropy_coef is None else {"entropy": entropy.detach()})).items():
             measured.setdefault(name, []).append(value[batch.loss_mask].float())
+    sum_gradients(model)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not torch.isfinite(grad_norm):
         longest = max(rollouts, key=lambda row: len(row.tokens))
@@ -507,11 +511,30 @@ def update(
             f"Lower the learning rate ({lr}); the longest sample has prompt {longest.problem.prompt[:60]!r}"
         )
     optimizer.step(lr)
-    metrics = {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": sum(sum(row.loss_mask) for row in rollouts)}
-    for name, parts in measured.items():
-        values = torch.cat(parts)
-        metrics[name] = (values.max() if name.endswith("/max") else values.mean()).item()
-    return metrics
+    total, means = over_processes(total, {name: torch.cat(parts) for name, parts in measured.items()})
+    tokens = sum(sum(row.loss_mask) for row in rollouts)
+    return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": tokens, **means}
+
+
+def sum_gradients(model: Transformer) -> None:
+    """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
+    if processes.count() == 1:
+        return
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.add_up([parameter.grad for parameter in model.parameters()])
+
+
+def over_processes(loss: float, measured: dict[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
+    """The sum of the losses, and the mean (of .../max: the largest) of the values that all processes have measured."""
+    own = {name: [values.sum().item(), values.max().item(), len(values)] for name, values in measured.items()}
+    losses, found = zip(*(json.loads(said) for said in processes.gather(json.dumps([loss, own]))), strict=True)
+    means = {}
+    for name in {name: None for of in found for name in of}:
+        sums, largest, counts = zip(*(of[name] for of in found if name in of), strict=True)
+        means[name] = max(largest) if name.endswith("/max") else sum(sums) / sum(counts)
+    return sum(losses), means
 
 
 @torch.no_grad()
@@ -520,14 +543,17 @@ def compute_logprobs(
 ) -> list[list[float]]:
     """The log-probs that `model` gives to the sampled tokens of each row, 0 at the others."""
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
-    scores: list[list[float]] = [[] for _ in rollouts]
-    for indices in micro_batches([len(row.tokens) for row in rollouts], micro_tokens):
+    scores: dict[int, list[float]] = {}
+    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
         rows = [rollouts[i] for i in indices]
         batch = collate(rows, [weights[i] for i in indices], model.device)
         found = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)
         for i, values in zip(indices, found.tolist(), strict=True):
             scores[i] = values[: len(rollouts[i].tokens)]
-    return scores
+    if processes.count() == 1:
+        return [scores[i] for i in range(len(rollouts))]
+    everywhere = [json.loads(said) for said in processes.gather(json.dumps(scores))]  # its keys are texts
+    return [next(of[key] for of in everywhere if key in of) for key in map(str, range(len(rollouts)))]
 
 
 def fit(

@@ -70,6 +70,16 @@ class Format:
 
 
 @dataclass(frozen=True)
+class Strict:
+    """The verdict, but -1 for a response that is not in the format, even if it is right (SimpleRL-Zoo, 2503.18892)."""
+
+    weight: float = 1.0
+
+    def __call__(self, scored: Scored) -> float:
+        return scored.verdict if is_well_formed(scored.text) else -1.0
+
+
+@dataclass(frozen=True)
 class Noisy:
     """The verdict of a verifier that errs: some wrong answers pass, some right ones do not; cut at the limit: 0.
 
@@ -284,6 +294,7 @@ class Metric:
 REWARDS = {
     "accuracy": Accuracy,
     "format": Format,
+    "strict": Strict,
     "noisy": Noisy,
     "overlong": Overlong,
     "classic": Classic,

@@ -279,6 +279,10 @@ def test_samples_are_counted_by_problem_vote_and_difficulty():
     assert "accuracy/long/0" not in metrics and "words/0" not in metrics
     assert metrics["words"] == (4 + 3 + 6) / 12 and metrics["clipped_ratio"] == 1 / 12
     assert metrics["mean_length"] == (8 + 7 + 10) / 12 and "format" not in metrics
+    assert metrics["stopped_length"] == pytest.approx((8 + 7 + 10 - len(rows[-1].response)) / 11)
+    for row in rows:
+        row.stop_reason = "length"
+    assert sampled_metrics(TASK, judge(TASK, WORDS, [rows]), 4)["stopped_length"] == 0  # none stopped
 
 
 def test_votes_are_the_tasks_answers_so_wordings_of_one_answer_vote_together():

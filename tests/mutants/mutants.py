@@ -525,8 +525,8 @@ MUTANTS = [
     ),
     Mutant(
         "every minibatch the same rows", "recipes/grpo.py",
-        "minibatch = order[part :: config.updates_per_rollout]",
-        "minibatch = order[:: config.updates_per_rollout]",
+        "roots = order[part :: config.updates_per_rollout]",
+        "roots = order[:: config.updates_per_rollout]",
         GRPO + "every_epoch_deals_all_rows_out_once_in_a_new_order",
     ),
     Mutant(
@@ -763,8 +763,8 @@ MUTANTS = [
     ),
     Mutant(
         "a person is told the search of a drawn problem", "play.py",
-        "right = task.told(problem)",
-        "right = problem.solution",
+        "task.told(row.problem)\n",
+        "row.problem.solution\n",
         PLAY + "without_the_word_in_its_vocabulary_a_model_is_kept_from_stopping_all_the_same",
     ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
@@ -989,8 +989,8 @@ MUTANTS = [
     ),
     Mutant(
         "a second EOS behind a demonstration", "rollout.py",
-        "if not response or response[-1] not in tokenizer.eos_ids:",
-        "if True:",
+        "if ends and (not response or response[-1] not in tokenizer.eos_ids):",
+        "if ends:",
         NUMBERS + "a_demonstration_that_ends_itself_gets_no_second_eos",
     ),
     Mutant(
