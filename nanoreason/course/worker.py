@@ -30,6 +30,12 @@ REFUSED_OS = (
     "rmdir", "mkdir", "link", "symlink", "truncate", "chmod", "chown", "unlink", "putenv", "unsetenv", "setxattr",
     "chflags", "lockf",
 )  # fmt: skip
+# What answers import, and what libraries import late: as nobody the interpreter's files may be out of reach.
+USUAL = (
+    "bisect", "collections", "copy", "dataclasses", "decimal", "enum", "fractions", "functools", "heapq", "itertools",
+    "math", "numbers", "operator", "random", "re", "secrets", "statistics", "string", "textwrap", "time", "typing",
+    "numpy.random", "torch.nn.functional",
+)  # fmt: skip
 MOST_ERROR = 400  # characters
 
 
@@ -66,14 +72,17 @@ def give_up_rights() -> None:
     os.setuid(NOBODY)
 
 
-def refuse(roots: tuple[str, ...]) -> None:
-    """From now on: reading below `roots`, nothing else."""
+def refuse(tree: str, roots: tuple[str, ...]) -> None:
+    """From now on: reading in the tree and below `roots`, where no other copy of the package lies, and nothing else."""
+
+    def may_be_read(path: str) -> bool:
+        return path.startswith(tree) or (path.startswith(roots) and f"{os.sep}nanoreason{os.sep}" not in path)
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "open":
             path, mode, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            if isinstance(path, int) or writes or not os.path.realpath(os.fsdecode(path)).startswith(roots):
+            if isinstance(path, int) or writes or not may_be_read(os.path.realpath(os.fsdecode(path))):
                 raise PermissionError(f"an answer opens no files ({str(path)[-60:]})")
         elif event.startswith(REFUSED) or (event.startswith("os.") and event[3:].startswith(REFUSED_OS)):
             raise PermissionError(f"an answer may not do this ({event})")
@@ -86,18 +95,16 @@ def main() -> None:
     sys.path.insert(0, tree)
     sys.dont_write_bytecode = True
     requests, replies = os.fdopen(read, "r", encoding="utf-8"), os.fdopen(write, "w", encoding="utf-8")
-    import secrets  # noqa: F401  numpy's first generator asks for it, when the interpreter's files may be out of reach
-
     import torch
 
     torch.set_num_threads(1)
     calls = {call.__name__: call for call in importlib.import_module("exercise").CALLS}
-    for name in json.loads(requests.readline())["modules"]:  # what the calls import, while files may still be read
+    for name in (*USUAL, *json.loads(requests.readline())["modules"]):  # what is called, while files may be read
         importlib.import_module(name)
-    roots = {os.path.realpath(path) for path in (tree, sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))}
+    roots = {os.path.realpath(path) + os.sep for path in (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))}
     give_up_rights()
     limit(seconds, megabytes)
-    refuse(tuple(sorted(roots)))
+    refuse(os.path.realpath(tree) + os.sep, tuple(roots))
     dumps = json.dumps
     replies.write('{"ready": true}\n')
     replies.flush()
