@@ -2,7 +2,7 @@
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
 `play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot` and
-`behaviors` show what runs left; `compare` shows what training changed in a policy.
+`behaviors` show what runs left; `compare` shows what training changed in a policy; `course` makes and grades exercises.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SECTIONS = {
     "apr": "threads that spawn and join against one thread, on Countdown by attempts",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
-VIEWS = ("play", "eval", "look", "plot", "behaviors", "compare")  # nanoreason/<name>.py
+VIEWS = ("play", "eval", "look", "plot", "behaviors", "compare", "course")  # nanoreason/<name>.py
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
@@ -55,7 +55,8 @@ USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python -m nanoreason plot RUN [RUN ...] [--metric reward,acc/*] [--out FILE.png] [--csv FILE] [--list]
        python -m nanoreason behaviors RUN|FILE.jsonl [--csv FILE]
        python -m nanoreason compare BASE POLICY [--task ...] [--others copy,reverse] [--picture FILE.png]
-       python -m nanoreason play|eval|look|plot|behaviors|compare --help
+       python -m nanoreason course make|grade|bundle ...
+       python -m nanoreason play|eval|look|plot|behaviors|compare|course --help
 
 recipes
 {recipes}

@@ -58,9 +58,11 @@ def logprobs_and_entropy(
     """
     no_token = model.no_token
     with autocast(tokens.device):
+        # <exercise mask>
         hidden = model.hidden(tokens[:, :-1])  # (B, T-1, D): column t knows tokens[:, :t+1] and is about t+1
         picked = mask[:, 1:]  # (B, T-1)
         hidden, targets = hidden[picked], tokens[:, 1:][picked]  # (M, D), (M,)
+        # </exercise mask>
         if len(targets) * model.config.vocab_size > CHUNK_LOGITS:
             logprobs, entropy = ChunkedHead.apply(hidden, model.lm_head.weight, targets, temperature, no_token)  # (M,)
         else:
@@ -75,8 +77,10 @@ def logprobs_and_entropy(
             logprobs = logprobs.masked_fill(no_token[targets], -torch.inf)
 
     def in_columns(values: torch.Tensor) -> torch.Tensor:
+        # <exercise mask>
         shifted = torch.zeros(picked.shape, device=tokens.device).masked_scatter(picked, values)
         return F.pad(shifted, (1, 0))  # (B, T): nothing predicts the first token
+        # </exercise mask>
 
     return in_columns(logprobs), in_columns(entropy)
 
@@ -154,6 +158,7 @@ def group_advantages(groups: list[list[float]], divide_by: str = "group") -> lis
     """
     if divide_by not in ("group", "batch", "none"):
         raise ValueError(f"cannot divide advantages by {divide_by!r}: use group, batch or none")
+    # <exercise advantages>
     everything = [reward for group in groups for reward in group]
     advantages: list[list[float]] = []
     for group in groups:
@@ -164,6 +169,7 @@ def group_advantages(groups: list[list[float]], divide_by: str = "group") -> lis
         std = 1.0 if divide_by == "none" else statistics.pstdev(group if divide_by == "group" else everything)
         advantages.append([(r - mean) / std for r in group])
     return advantages
+    # </exercise advantages>
 
 
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -178,11 +184,13 @@ def policy_ratio(
 
     "sequence" is GSPO's s = (pi(row) / pi_old(row))^(1 / loss tokens of the row) (GSPO eq. 7), the same in all columns.
     """
+    # <exercise policy_loss>
     log_ratio = logprobs - old_logprobs
     if level == "sequence":
         mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
         log_ratio = mean.expand_as(logprobs)
     return log_ratio.clamp(-20, 20).exp()  # e^89 is inf, and a gradient of 0 * inf would be NaN
+    # </exercise policy_loss>
 
 
 def clipped_policy_loss(
@@ -207,12 +215,14 @@ def clipped_policy_loss(
             detached   -min(ratio, 1 + clip_high) * A * log-prob with the ratio held fixed: it only weighs the gradient,
                        which therefore never stops (CISPO, MiniMax-M1 eq. 4-5; no lower bound)
     """
+    # <exercise policy_loss>
     ratio = policy_ratio(logprobs, old_logprobs, level, mask)
     if level == "detached":
         return -ratio.clamp(max=1 + clip_high).detach() * advantages * logprobs
     ratio = ratio.clamp(max=cap)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+    # </exercise policy_loss>
 
 
 def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str = "k3") -> torch.Tensor:
@@ -221,6 +231,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
     k1 = log p/q is unbiased and may be negative; k2 = (log p/q)^2 / 2 is biased, never negative and has the exact
     gradient of the KL; k3 = q/p - 1 - log q/p is unbiased and never negative, but its gradient is that of KL(q || p).
     """
+    # <exercise kl>
     difference = ref_logprobs - logprobs  # log q/p
     if estimator == "k1":
         return -difference
@@ -229,6 +240,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
     if estimator == "k3":
         difference = difference.clamp(-20, 20)  # as in the ratio
         return difference.expm1() - difference
+    # </exercise kl>
     raise ValueError(f"unknown KL estimator {estimator!r}: use k1, k2 or k3")
 
 
@@ -345,6 +357,7 @@ def token_weights(
     A row counts for its root: a rollout's tokens are those of all its rows. `rollouts` is their number in the step
     where `rows` are not all of it (rows that were cut are left out, and the others count no more for it, as in TRL).
     """
+    # <exercise policy_loss>
     counts: dict[int, int] = {}
     for row in rows:
         counts[id(row.root)] = counts.get(id(row.root), 0) + sum(row.loss_mask)
@@ -360,6 +373,7 @@ def token_weights(
     else:
         raise ValueError(f"unknown average {average!r}: use token, sequence or constant")
     return [[each[id(row.root)] * counted for counted in row.loss_mask] for row in rows]
+    # </exercise policy_loss>
 
 
 # -------------------------------------------------------------------------------------------------------- batches

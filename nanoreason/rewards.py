@@ -44,7 +44,9 @@ class Scored:
 
         A response that ends by itself with its last allowed token counts too: one token more would have been cut.
         """
+        # <exercise cosine>
         return self.row.stop_reason == "length" or self.tokens + margin >= self.limit
+        # </exercise cosine>
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,12 @@ class Cosine:
     margin: Annotated[int, Range(0)] = 0  # tokens before the limit that count as reaching it
 
     def __call__(self, scored: Scored) -> float:
+        # <exercise cosine>
         if scored.exceeds(self.margin):
             return self.exceed
         start, end = self.right if scored.right else self.wrong
         return end + (start - end) * (1 + math.cos(math.pi * scored.tokens / scored.limit)) / 2
+        # </exercise cosine>
 
 
 @dataclass(frozen=True)
@@ -182,10 +186,12 @@ class Lcpo:
         info = scored.row.problem.info
         if "target_tokens" not in info:
             raise ValueError("the reward lcpo needs problems whose info has target_tokens: a task in asked_length")
+        # <exercise lengths>
         spare = info["target_tokens"] - scored.tokens
         if info.get("kind", "exact") == "max":
             return min(1.0, max(0.0, self.alpha * spare + self.delta)) if scored.right else 0.0
         return float(scored.right) - self.alpha * abs(spare)
+        # </exercise lengths>
 
 
 # ------------------------------------------------------------------------------------------------------ repetition

@@ -162,24 +162,30 @@ class Rollout:
 
     def sampled(self, token: int, logprob: float) -> None:
         """Append a token that the policy drew."""
+        # <exercise mask>
         self.tokens.append(token)
         self.loss_mask.append(True)
         self.logprobs.append(logprob)
         self.draws += 1
+        # </exercise mask>
 
     def force(self, tokens: list[int]) -> None:
         """Append tokens that the policy did not choose: context, never loss."""
+        # <exercise mask>
         self.tokens += tokens
         self.loss_mask += [False] * len(tokens)
         self.logprobs += [0.0] * len(tokens)
+        # </exercise mask>
 
     def retract(self, count: int = 1) -> None:
         """Take back the last `count` tokens of the response; the prompt cannot be retracted."""
         keep = len(self.tokens) - count
         if count < 0 or keep < self.prompt_len:
             raise ValueError(f"cannot retract {count} tokens: the response has {len(self.tokens) - self.prompt_len}")
+        # <exercise mask>
         del self.tokens[keep:], self.loss_mask[keep:], self.logprobs[keep:]
         self.stop_reason = ""
+        # </exercise mask>
 
     def erase(self, count: int) -> None:
         """Take the last `count` tokens back out of the context, but not out of the loss: they become a child that has

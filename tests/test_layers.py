@@ -18,7 +18,7 @@ LAYERS = {
     "forcing": 4, "threads": 4, "environment": 4, "analysis": 4, "behavior_rules": 2,
     "recipes": 5,
     "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6,
-    "behaviors": 6, "compare": 6,
+    "behaviors": 6, "compare": 6, "course": 6,
     "__main__": 7,
 }  # fmt: skip
 ALONE = ("recipes", "tasks")  # no imports between the modules of these folders
