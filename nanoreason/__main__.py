@@ -1,8 +1,8 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot` and
-`behaviors` show what runs left, `doctor` says why one does not learn; `compare` shows what training changed in a policy.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot` and `behaviors` show what
+runs left, `doctor` says why one does not learn; `compare` shows what training changed in a policy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """python -m nanoreason doctor RUN: why a run of reinforcement learning does not learn.
 
-    metrics, settings and samples of each run -> rules (`doctor_rules.py`) -> at most six findings, the most serious first
+    metrics, settings, samples of each run -> rules (`doctor_rules.py`) -> at most six findings, most serious first
 
 RUN is the folder of a run of grpo or grpo_minimal, or one of `reproduce`: then each such arm and seed is examined, and
 what several seeds of an arm have in common is told once. Each finding has its evidence, from the run's own files, and
@@ -18,7 +18,7 @@ from nanoreason.look import is_run, runs_below
 from nanoreason.run import Parser, read_json, read_jsonl, say
 
 MOST = 6  # findings that are shown
-# What config.json calls the recipes that learn from rewards; the first two in a run's folder, the others in `reproduce`.
+# What config.json calls the recipes that learn from rewards: in a run's folder, and in one of `reproduce`.
 RECIPES = {"GrpoConfig": "grpo", "GrpoMinimalConfig": "grpo_minimal", "grpo": "grpo", "grpo_minimal": "grpo_minimal"}
 
 
@@ -131,6 +131,8 @@ def summary(case: Case) -> str:
 def not_examined(cases: list[Case]) -> str:
     """The rules for which no run has the metrics; "" if there are none."""
     there = {name for case in cases for line in case.lines for name in line}
+    if not any(case.settings.get("algorithm.kl_coef") for case in cases):
+        there.add("kl")  # without a reference there is none
     missing = [f"{name} ({' or '.join(rule.needs)})" for name, rule in RULES.items() if not there & {*rule.needs}]
     return f"not examined, for want of metrics: {', '.join(missing)}" if missing else ""
 
@@ -162,26 +164,37 @@ def about_loss(case: Case) -> str:
     """Why the loss is 0, or is not, and what to look at instead."""
     losses, norms = numbers(case.lines, "loss"), numbers(case.lines, "grad_norm")
     largest = short(max(map(abs, losses))) if losses else "not logged"
-    average = case.settings.get("algorithm.average", "sequence")
-    text = [f"{case.name}: the loss is at most {largest} (its size) over {len(losses)} steps."]
-    if not one_update(case.settings):
-        text += ["There are several updates on a rollout: the ratio leaves 1 after the first of them, and the loss is the "
-                 "mean of -ratio * A on responses that an older policy sampled."]  # fmt: skip
-    elif case.settings.get("algorithm.kl_coef") or case.settings.get("algorithm.entropy_coef"):
-        text += ["There is one update on a rollout: the part of the reward is 0 by algebra, for the ratio is 1 and the "
-                 "advantages of a group have mean 0. What is left is the KL or the entropy with its coefficient."]  # fmt: skip
-    elif average == "sequence":
-        text += ["There is one update on a rollout, so the ratio is 1 and the loss is the mean of -A, in which each "
-                 "response counts alike; the advantages of a group have mean 0. It is 0 by algebra, whatever is "
-                 "learnt. Its gradient is not: that of the mean of -A * log p."]  # fmt: skip
-    else:
-        text += [f"There is one update on a rollout, so the ratio is 1; with --algorithm.average {average} a response "
-                 "counts by its tokens. The loss is the mean of -A * tokens: above 0 where better responses are shorter "
-                 "than worse ones, below where they are longer. It does not say whether anything is learnt."]  # fmt: skip
+    text = [f"{case.name}: the loss is at most {largest} (its size) over {len(losses)} steps.", loss_of(case.settings)]
     if norms:
         dead = sum(norm < 1e-9 for norm in norms)
         text += [f"The gradient is 0 in {dead} of {len(norms)} steps; at most {short(max(norms))} (grad_norm)."]
     return "\n".join([*text, "Watch reward, accuracy, grad_norm, update_ratio: docs/metrics.md#loss"])
+
+
+def loss_of(settings: dict) -> str:
+    """What the loss comes to under these settings, in a sentence or two."""
+    average, more = settings.get("algorithm.average", "sequence"), [
+        name for name in ("kl_coef", "entropy_coef") if settings.get(f"algorithm.{name}")
+    ]  # fmt: skip
+    if settings.get("algorithm.ratio") == "apa":
+        return (
+            "It is the squared distance from where the advantages pull each token: it falls as the policy gets there."
+        )
+    if not one_update(settings):
+        return (
+            "There are several updates on a rollout: from the second on the ratio is not 1, and the loss is the mean "
+            "of -ratio * A over responses that an older policy sampled. It does not say whether anything is learnt."
+        )
+    if more:
+        return (f"There is one update on a rollout, so the ratio is 1; what the loss shows is mostly {' and '.join(more)}: "
+                "the advantages of a group have mean 0.")  # fmt: skip
+    if average == "sequence" and settings.get("algorithm.baseline", "group") == "group":
+        return ("There is one update on a rollout, so the ratio is 1 and the loss is the mean of -A, in which each "
+                "response counts alike; the advantages of a group have mean 0. It is 0 by algebra, whatever is learnt. "
+                "Its gradient is not: that of the mean of -A * log p.")  # fmt: skip
+    return (f"There is one update on a rollout, so the ratio is 1; with --algorithm.average {average} the loss is the "
+            "mean of -A over responses that count by their tokens: above 0 where better ones are shorter, below 0 where "
+            "they are longer. It does not say whether anything is learnt.")  # fmt: skip
 
 
 def examined(folder: Path, cases: list[Case]) -> str:

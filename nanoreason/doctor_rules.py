@@ -3,11 +3,11 @@
     lines of metrics.jsonl, settings of config.json, lines of samples.jsonl -> one rule each -> Finding or None
 
 A rule is a pure function that believes no file: what is missing or no number is left out, and a rule without its
-metrics finds nothing. `RULES` has them in the order of cause before effect, and says which findings a finding explains.
+metrics finds nothing. `RULES` has them in the order of cause before effect, and says what a finding explains.
 
-The thresholds stand between measured runs. Healthy are 150 runs of the sections r1, longcot, l1 and sos (10 to 60 steps,
-learning rate 1e-4 to 3e-4, four seeds) and runs of 12 steps from data/checkpoints/thinking-addition (rate 1e-3); sick
-are the latter, each with one mistake (`tests/test_doctor.py` makes them).
+The thresholds stand between measured runs. Healthy are 150 runs of the sections r1, longcot and l1 (10 to 60 steps,
+learning rate 3e-4, four seeds) and runs of 12 steps from data/checkpoints/thinking-addition (rate 1e-3); sick are the
+latter, each with one mistake (`tests/test_doctor.py` makes them).
 """
 
 from __future__ import annotations
@@ -174,8 +174,9 @@ def not_finite(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
     if not bad:
         return None
     names = ", ".join(dict.fromkeys(name for _, name in bad))
-    return Finding(f"{names} is no finite number", [f"first at step {bad[0][0]}, in {len(bad)} places"],
-                   "look at the step before (look RUN --step N); lower --lr, or --max-grad-norm", bad[0][1])  # fmt: skip
+    evidence = [f"first at step {bad[0][0]}, in {len(bad)} places"]
+    advice = "look at the step before (look RUN --step N); lower --lr, or --max-grad-norm"
+    return Finding(f"{names} is no finite number", evidence, advice, bad[0][1])
 
 
 def mismatch(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
@@ -184,8 +185,11 @@ def mismatch(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
     moved = max(clipped, default=0.0) if one_update(settings) else 0.0
     if off <= MISMATCH and moved == 0:
         return None
-    evidence = [f"log-probs of sampler and learner differ by {short(off)} nats (logp_diff/mean, median of {len(means)} "
-                f"steps), at most {short(max(numbers(lines, 'logp_diff/max'), default=0.0))}"] if means else []  # fmt: skip
+    evidence = []
+    if means:
+        most = short(max(numbers(lines, "logp_diff/max"), default=0.0))
+        evidence.append(f"log-probs of sampler and learner differ by {short(off)} nats (logp_diff/mean, median of "
+                        f"{len(means)} steps), at most {most}")  # fmt: skip
     if moved:
         evidence.append(f"the ratio of the only update of a rollout is 1, but {short(moved)} of the tokens are clipped")
     advice = ("the loss is not about the tokens that were sampled: a mask off by one, another temperature, top-k or "
@@ -333,8 +337,12 @@ def zero_variance(lines: Lines, settings: dict, samples: Lines) -> Finding | Non
 
 
 def dead_gradient(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
-    steps = [line for line in lines if "reward" in line and ("grad_norm" in line or "updates" in line)]
-    dead = [line for line in steps if line.get("updates") == 0 or abs(line.get("grad_norm") or 0.0) < 1e-9]
+    steps = [line for line in lines if "reward" in line and (is_finite(line.get("grad_norm")) or "updates" in line)]
+    dead = [
+        line
+        for line in steps
+        if line.get("updates") == 0 or (is_finite(norm := line.get("grad_norm")) and abs(norm) < 1e-9)
+    ]
     if not steps or len(dead) < DEAD * len(steps):
         return None
     flat = numbers(dead, "frac_reward_zero_std")
@@ -403,8 +411,9 @@ def learning_rate_too_low(lines: Lines, settings: dict, samples: Lines) -> Findi
     steps = numbers(lines, "update_ratio")
     if len(steps) <= SHORT or sum(steps) >= NO_STEPS or learns(lines):
         return None
-    evidence = [f"in {len(steps)} steps the weights moved by {short(100 * sum(steps))} % of their norm at most (sum of "
-                "update_ratio); runs that learn: 1.5 % or more", *ends(lines, "reward"), *ends(lines, "kl")]  # fmt: skip
+    moved = f"in {len(steps)} steps the weights moved by at most {short(100 * sum(steps))} % of their norm"
+    evidence = [f"{moved} (sum of update_ratio); runs that learn: 1.5 % or more", *ends(lines, "reward")]
+    evidence += ends(lines, "kl")
     rate = settings.get("lr")
     advice = f"--lr {10 * rate:.1g} (it was {rate:g})" if is_finite(rate) and rate else "raise --lr"
     return Finding("the learning rate is too low: the policy does not move", evidence, advice, "update_ratio")
@@ -443,9 +452,9 @@ RULES = {
     "wrong_sign": Rule(wrong_sign, ("reward",), (*LOST, "kl_blow_up", "learning_rate_too_high")),
     "learning_rate_too_high": Rule(learning_rate_too_high, ("update_ratio",), (*LOST, "kl_blow_up")),
     "kl_blow_up": Rule(kl_blow_up, ("kl",), LOST),
+    "entropy_collapse": Rule(entropy_collapse, ("entropy",), (*NOTHING, "truncation", "no_coverage")),
     "truncation": Rule(truncation, ("completions/clipped_ratio",), (*NOTHING, "no_coverage")),
     "no_coverage": Rule(no_coverage, ("accuracy",), NOTHING),
-    "entropy_collapse": Rule(entropy_collapse, ("entropy",), ("zero_variance",)),
     "reward_without_accuracy": Rule(reward_without_accuracy, ("accuracy",), ("zero_variance", "wrong_grow_longer")),
     "zero_variance": Rule(zero_variance, ("frac_reward_zero_std", "frac_learnt_zero_std"), NOTHING),
     "dead_gradient": Rule(dead_gradient, ("grad_norm", "updates"), ("learning_rate_too_low",)),
