@@ -173,9 +173,9 @@ def about_loss(case: Case) -> str:
 
 def loss_of(settings: dict) -> str:
     """What the loss comes to under these settings, in a sentence or two."""
-    average, more = settings.get("algorithm.average", "sequence"), [
-        name for name in ("kl_coef", "entropy_coef") if settings.get(f"algorithm.{name}")
-    ]  # fmt: skip
+    average = settings.get("algorithm.average", "sequence")
+    more = [name for name in ("kl_coef", "entropy_coef") if settings.get(f"algorithm.{name}")]
+    once = "There is one update on a rollout, so the ratio is 1"
     if settings.get("algorithm.ratio") == "apa":
         return (
             "It is the squared distance from where the advantages pull each token: it falls as the policy gets there."
@@ -183,18 +183,20 @@ def loss_of(settings: dict) -> str:
     if not one_update(settings):
         return (
             "There are several updates on a rollout: from the second on the ratio is not 1, and the loss is the mean "
-            "of -ratio * A over responses that an older policy sampled. It does not say whether anything is learnt."
+            "of -ratio * A over responses of an older policy. It does not say whether anything is learnt."
         )
     if more:
-        return (f"There is one update on a rollout, so the ratio is 1; what the loss shows is mostly {' and '.join(more)}: "
-                "the advantages of a group have mean 0.")  # fmt: skip
+        return f"{once}; the loss shows mostly {' and '.join(more)}, for the advantages of a group have mean 0."
     if average == "sequence" and settings.get("algorithm.baseline", "group") == "group":
-        return ("There is one update on a rollout, so the ratio is 1 and the loss is the mean of -A, in which each "
-                "response counts alike; the advantages of a group have mean 0. It is 0 by algebra, whatever is learnt. "
-                "Its gradient is not: that of the mean of -A * log p.")  # fmt: skip
-    return (f"There is one update on a rollout, so the ratio is 1; with --algorithm.average {average} the loss is the "
-            "mean of -A over responses that count by their tokens: above 0 where better ones are shorter, below 0 where "
-            "they are longer. It does not say whether anything is learnt.")  # fmt: skip
+        return (
+            f"{once} and the loss is the mean of -A, in which each response counts alike; the advantages of a group "
+            "have mean 0. It is 0 by algebra, whatever is learnt. Its gradient is not: that of the mean of -A * log p."
+        )
+    return (
+        f"{once}; with --algorithm.average {average} the loss is the mean of -A over responses that count by their "
+        "tokens: above 0 where better ones are shorter, below 0 where they are longer. It does not say whether anything "
+        "is learnt."
+    )
 
 
 def examined(folder: Path, cases: list[Case]) -> str:

@@ -52,7 +52,8 @@ class Finding(NamedTuple):
 
 
 def is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number of a size that can be reckoned with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def numbers(lines: Lines, name: str) -> list[float]:
