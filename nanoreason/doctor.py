@@ -194,8 +194,8 @@ def loss_of(settings: dict) -> str:
         )
     return (
         f"{once}; with --algorithm.average {average} the loss is the mean of -A over responses that count by their "
-        "tokens: above 0 where better ones are shorter, below 0 where they are longer. It does not say whether anything "
-        "is learnt."
+        "tokens: above 0 where better ones are shorter, below 0 where they are longer. It does not say whether "
+        "anything is learnt."
     )
 
 
