@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from nanoreason.doctor_rules import RULES, SHORT, Finding, curve, findings_of, numbers, one_update, short
+from nanoreason.curves import SHORT, curve, numbers, short
+from nanoreason.doctor_rules import RULES, Finding, findings_of, one_update
 from nanoreason.look import is_run, runs_below
 from nanoreason.run import Parser, read_json, read_jsonl, say
 

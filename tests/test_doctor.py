@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from nanoreason import learn
 from nanoreason.__main__ import main
+from nanoreason.curves import curve, learns, short, unit
 from nanoreason.doctor import MOST, about_loss, case, cases_of, examined, ranked, slug
-from nanoreason.doctor_rules import RULES, curve, findings_of, learns, short, unit
+from nanoreason.doctor_rules import RULES, findings_of
 from nanoreason.learn import Algorithm
 from nanoreason.recipes import grpo, grpo_minimal, sft
 from nanoreason.rewards import Format

@@ -42,9 +42,8 @@ def names_of(row: list[str]) -> list[str]:
 
 def pattern(name: str) -> re.Pattern:
     """Words in capitals stand for anything without a slash."""
-    return re.compile(
-        "".join("[^/]+" if part.isupper() else re.escape(part) for part in re.split(r"\b([A-Z]+)\b", name))
-    )
+    parts = re.split(r"\b([A-Z]+)\b", name)
+    return re.compile("".join("[^/]+" if part.isupper() else re.escape(part) for part in parts))
 
 
 def fits(logged: str, name: str, section: str) -> bool:
@@ -86,8 +85,8 @@ def logged(tmp_path_factory) -> set[str]:
                     how="s1", problems=10, max_new_tokens=40, attempts=1, keep="all"),
         ],
         budget: [
-            replace(budget.PRESETS["tiny"], base=tries, problems=2, budgets=(8,), waits=(1,), longest=8, words=("wait",),
-                    samples=2, methods=tuple(budget.METHODS)),
+            replace(budget.PRESETS["tiny"], base=tries, problems=2, budgets=(8,), waits=(1,), longest=8, samples=2,
+                    words=("wait",), methods=tuple(budget.METHODS)),
         ],
         parallel: [
             replace(parallel.PRESETS["tiny"], base=spawns, problems=2, windows=(8,), widths=(1,), samples=2, alone=1,
