@@ -309,7 +309,9 @@ def reward_without_accuracy(lines: Lines, settings: dict, samples: Lines) -> Fin
     gained = {name: part.rise * weights.get(name.split("/")[1], 1.0) for name, part in parts.items()}
     most = max(gained, key=gained.get, default="reward")
     evidence = [f"reward {curve(lines, 'reward')}, accuracy {accuracy}", *(f"{name} {parts[name]}" for name in parts)]
-    evidence += example(samples, lambda line: line.get("right") != 1 and (line.get("reward") or 0) > 0)
+    evidence += example(
+        samples, lambda line: line.get("right") != 1 and is_finite(line.get("reward")) and line["reward"] > 0
+    )
     advice = (
         "what is rewarded can be had without being right: read `python -m nanoreason look RUN --only wrong`; add "
         "accuracy to --rewards or weigh the rest less (accuracy,format:0.1); is the base ever right (eval BASE)?"
