@@ -129,8 +129,8 @@ def learning_rate_too_high(lines: Lines, settings: dict, samples: Lines) -> Find
     if reward is None or lost < FALL_OF_LARGE_STEPS:
         return None
     largest = max(steps, default=0.0)
-    rose = reward.best - reward.first > RISE * unit(lines)
-    if largest <= LARGE_STEP and not (lost >= FALL and rose and steps and not is_alike(lines)):
+    rose = bool(steps) and reward.best - reward.first > RISE * unit(lines)
+    if largest <= LARGE_STEP and (lost < FALL or not rose or is_alike(lines) or is_far(lines)):
         return None
     evidence = [f"reward {short(reward.best)} at best (step {reward.place + 1} and after), {short(reward.last)} at the "
                 f"end: {short(lost)} standard deviations of a group",

@@ -85,8 +85,8 @@ ONE_DIGIT = dict(base=SUMS, task=Addition((1,), form="direct"), max_new_tokens=S
 LEARNS = {"max_new_tokens": Schedule(48), "steps": 16, "group_size": 16}  # the settings of a good run: .5 to .8
 # (the finding, what is wrong in the code, what is wrong in the settings)
 SICK = {
-    "advantages with the wrong sign": ("wrong_sign", negative_advantages, {}),
-    "a loss with the wrong sign": ("wrong_sign", negative_loss, {}),
+    "advantages with the wrong sign": ("wrong_sign", negative_advantages, {"steps": 8}),
+    "a loss with the wrong sign": ("wrong_sign", negative_loss, {"steps": 8}),
     "a mask off by one": ("mismatch", mask_off_by_one, {"steps": 4}),
     "the learner without the temperature": ("mismatch", no_temperature, {"steps": 4, "temperature": 0.7}),
     "learning rate 3e-2": ("learning_rate_too_high", nothing, {"lr": 3e-2, "steps": 6}),
@@ -205,6 +205,8 @@ def test_what_rose_and_fell_again_in_small_steps_is_told_apart_from_a_wrong_sign
     assert found_in(lines_of(reward=(0.8, 0.6), update_ratio=0.002)) == []  # half a unit is chance
     assert found_in(lines_of(reward=(0.8, 0.1), update_ratio=0.002, entropy=(0.2, 0.01))) == ["entropy_collapse"]
     assert found_in(lines_of(reward=(0.1, 0.8), update_ratio=0.05)) == []  # large steps that help
+    far = [line | {"kl": 0.1 * i} for i, line in enumerate(up_down)]
+    assert found_in(far) == ["kl_blow_up"]  # which says more
 
 
 def test_a_wrong_sign_is_seen_in_the_samples_before_the_reward_falls():
