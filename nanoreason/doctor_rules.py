@@ -20,7 +20,6 @@ from typing import NamedTuple
 from nanoreason.curves import (
     RISE,
     SHORT,
-    SURE,
     Lines,
     curve,
     ends,
@@ -41,7 +40,7 @@ NO_STEPS = 0.002  # sum of update_ratio: whoever learnt moved by .016 or more; r
 MISMATCH = 0.01  # nats: float32 1e-6, bfloat16 .001; without the temperature .017, mask off by one .3
 CUT, ALL_CUT = 0.3, 0.8  # share of truncated responses: healthy runs ended with up to .66, half of them below .15
 NO_PASS = 0.1  # pass@k of the base: .87 or more where RL worked, 0 where nothing was found
-NO_ACCURACY = 0.005  # mean accuracy of the first third of the steps: .01 could still learn, .002 never did
+NO_ACCURACY, RARE = 0.005, 0.015  # mean accuracy of the first third of the steps: .002 never learnt; with NO_PASS, .015
 EQUAL, MANY_EQUAL = 0.9, 0.7  # groups of equal rewards, over the run and at the end: healthy .41, .47; solved .79
 DEAD = 0.5  # share of steps without a gradient: none in healthy runs
 COLLAPSED = 1 / 3  # entropy at the end / at first: healthy .53 or more; with a penalty on entropy .2
@@ -150,7 +149,8 @@ def wrong_sign(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
         mean = statistics.fmean(line["reward"] for line in group)
         return sum((line["reward"] - mean) * line["advantage"] for line in group)
 
-    slopes = [found for found in map(slope, groups_of(samples)) if found]
+    groups = groups_of(samples)
+    slopes = [found for found in map(slope, groups) if found]
     against = sum(found < 0 for found in slopes)
     reward, lost = curve(lines, "reward"), fall(lines)
     falls = reward is not None and lost >= FALL and reward.best - reward.first <= RISE * unit(lines)
@@ -158,7 +158,7 @@ def wrong_sign(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
                 "in steps of ordinary size"] if falls else []  # fmt: skip
     if len(slopes) >= 3 and against >= 0.9 * len(slopes):
         evidence.append(f"in {against} of {len(slopes)} sampled groups the better response has the lower advantage")
-        evidence += example(samples, lambda line: line in max(groups_of(samples), key=lambda g: -slope(g)))
+        evidence += example(min(groups, key=slope), lambda line: line["advantage"] > 0)
     elif not falls or is_far(lines) or is_alike(lines) or max(numbers(lines, "update_ratio"), default=0) > LARGE_STEP:
         return None
     advice = (
@@ -175,7 +175,7 @@ def is_far(lines: Lines) -> bool:
 
 def is_alike(lines: Lines) -> bool:
     entropy = curve(lines, "entropy")
-    return entropy is not None and entropy.last <= COLLAPSED * entropy.first
+    return entropy is not None and 0 < entropy.first and entropy.last <= COLLAPSED * entropy.first
 
 
 def kl_blow_up(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
@@ -222,13 +222,9 @@ def no_coverage(lines: Lines, settings: dict, samples: Lines) -> Finding | None:
             and (k := name.rpartition("@")[2]).isdecimal() and int(k) >= 4 and is_finite(line[name])]  # fmt: skip
     _, name, share = max(base, default=(0, "", 1.0))
     found = [f"{name} of the base: {short(share)}"] if share < NO_PASS else []
-    never = early and statistics.fmean(early) < NO_ACCURACY
-    if (
-        not (never or (found and (not early or statistics.fmean(early) < SURE * NO_ACCURACY)))
-        or max(smooth(values) if values else [0.0]) > 0.1
-    ):
+    if not early or (level := statistics.fmean(early)) >= (RARE if found else NO_ACCURACY) or max(smooth(values)) > 0.1:
         return None
-    found += [f"accuracy of the first {len(early)} steps: {short(statistics.fmean(early))}"] if early else []
+    found += [f"accuracy of the first {len(early)} steps: {short(level)}"]
     advice = ("RL strengthens what is sampled, and nothing right is. Easier problems (--task...), a base that saw "
               "solutions (`train.py sft`, or `train.py star --rationalize`); then `python -m nanoreason eval BASE "
               "--samples 16`: pass@16 should be well above 0")  # fmt: skip
