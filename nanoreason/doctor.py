@@ -48,13 +48,14 @@ def cases_of(folder: Path) -> list[Case]:
         return together(folder)
     if not runs:
         raise ValueError(f"{folder} is no run and has none below it: a run has a config.json and a metrics.jsonl")
-    recipes = {name: str(read_json(place / "config.json").get("recipe")) for name, place in runs.items()}
+    all_settings = {name: read_json(place / "config.json") for name, place in runs.items()}
+    recipes = {name: str(settings.get("recipe")) for name, settings in all_settings.items()}
     if not RECIPES.keys() & recipes.values():
         others = ", ".join(sorted({recipe.removesuffix("Config").lower() for recipe in recipes.values()}))
         raise ValueError(f"{folder}: no run of grpo or grpo_minimal, but of {others}; nothing else learns from rewards")
     single, cases = is_run(folder), []
     for name, place in runs.items():
-        if recipes[name] in RECIPES:
+        if recipes[name] in RECIPES and (single or all_settings[name].get("steps") != 0):  # 0: it only measures
             try:
                 cases += [case_at(place, None if single else name)]
             except ValueError as error:

@@ -337,11 +337,12 @@ def test_a_folder_of_reproduce_tells_each_finding_once_with_its_arm_and_seeds(tm
         run_in(out / f"seed{seed}" / "cut", lines_of(completions__clipped_ratio=0.5 if seed else 0.1))
         run_in(out / f"seed{seed}" / "fine", lines_of(reward=(0.2, 0.8)))
         run_in(out / f"seed{seed}" / "base", [], replace(sft.PRESETS["tiny"]))
+        run_in(out / f"seed{seed}" / "test", [], replace(GOOD, steps=0))
     (out / "config.json").write_text(json.dumps({"section": "r1", "preset": "tiny"}))
     (out / "seed2" / "fine" / "metrics.jsonl").write_text("no JSON\n{}\n")
     assert main(["doctor", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "left out: " in text and "8 runs of 3 arms examined, nothing found in 3" in text
+    assert text.count("left out: ") == 1 and "8 runs of 3 arms examined, nothing found in 3" in text
     first, second = text.split("\n1. ")[1].split("\n2. ")
     assert first.startswith("SERIOUS  fast, seed 0: the learning rate") and "the same in seeds 1, 2" in first
     assert second.startswith("NOTICE   cut, seed 1: responses are cut") and "the same in seeds 2" in second
