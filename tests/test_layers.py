@@ -15,10 +15,10 @@ LAYERS = {
     "model": 1, "optim": 1, "prompts": 1, "arithmetic": 1, "countdown": 1, "search": 1, "search_threads": 1,
     "spawn": 1, "priming": 1, "evaluate": 1,
     "hf_config": 2, "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
-    "forcing": 4, "threads": 4, "environment": 4, "analysis": 4, "behavior_rules": 2,
+    "forcing": 4, "threads": 4, "environment": 4, "analysis": 4, "behavior_rules": 2, "curves": 2, "doctor_rules": 2,
     "recipes": 5,
     "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6,
-    "behaviors": 6, "compare": 6, "course": 6,
+    "behaviors": 6, "compare": 6, "course": 6, "doctor": 6,
     "__main__": 7,
 }  # fmt: skip
 ALONE = ("recipes", "tasks")  # no imports between the modules of these folders

@@ -46,6 +46,7 @@ CLI = "test_cli.py::test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_
 VIEWS = "test_views.py::test_"
 ANALYSIS = "test_analysis.py::test_"
 BEHAVIORS = "test_behavior_rules.py::test_"
+DOCTOR = "test_doctor.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -1438,5 +1439,18 @@ MUTANTS = [
         "what is made forward counts as backward", "behavior_rules.py",
         "if target not in made and (uses or explains):", "if uses or explains:",
         BEHAVIORS + "texts_and_their_opposites",
+    ),
+    # ------------------------------------------------------------------------------------------------- the doctor
+    Mutant(
+        "a gradient that is not logged is taken for 0", "doctor_rules.py",
+        '(is_finite(norm := line.get("grad_norm")) and abs(norm) < 1e-9)',
+        'abs(line.get("grad_norm") or 0.0) < 1e-9',
+        DOCTOR + "a_dead_gradient_is_told_by_its_cause",
+    ),
+    Mutant(
+        "a fall is measured from the first steps, not from the best ones", "curves.py",
+        "return (reward.best - reward.last) / one",
+        "return (reward.first - reward.last) / one",
+        DOCTOR + "what_rose_and_fell_again_in_small_steps_is_told_apart_from_a_wrong_sign",
     ),
 ]  # fmt: skip
