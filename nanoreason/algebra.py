@@ -42,8 +42,8 @@ def is_same_value(a: str, b: str) -> bool | None:
 
     >>> is_same_value(r"\\frac{1}{\\sqrt{2}}", r"\\frac{\\sqrt2}{2}"), is_same_value("x(x+1)", "x^2+x+1")
     (True, False)
-    >>> is_same_value("9**9**9", "1"), is_same_value("sorry", "1")
-    (None, None)
+    >>> is_same_value("9**9**9", "1"), is_same_value("1/0", "1"), is_same_value("2 3", "6")
+    (None, None, None)
     """
     compared = 0
     for point in range(POINTS):
