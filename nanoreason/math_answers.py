@@ -1,6 +1,6 @@
 r"""The answer in a response to a mathematical question, and when two answers are the same; no text is run as code.
 
-    marked_answer("so 9 - 4 = 5\n#### 5")             "5": the answer that is marked, by \boxed{...} or ####
+    marked_answer("so 9 - 4 = 5\n#### 5")             "5": the answer that is marked: \boxed{...}, ####, <answer> tags
     is_same_answer(r"\frac{1}{2}", "0.5")             True: numbers, fractions, percentages, sets, tuples, algebra
 
 Two judges. The strict one wants one marked answer, or a response that is nothing but the answer, with the exact value.
@@ -18,9 +18,10 @@ from fractions import Fraction
 
 from nanoreason.algebra import is_same_value, rational, value_at
 from nanoreason.arithmetic import MAX_ANSWER
+from nanoreason.prompts import ANSWER, END
 
 MAX_ITEMS, MAX_NESTING = 32, 4  # of sets and tuples
-MARK = re.compile(r"\\(?:boxed|fbox)\s*\{|####")
+MARK = re.compile(r"\\(?:boxed|fbox)\s*\{|####|<answer>")
 NUMBER = re.compile(r"(?<![0-9])-?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:\s?/\s?[0-9]+)?%?")
 SAID = re.compile(r"answer(?:\s{1,3}is)?\s{0,3}:?", re.IGNORECASE)
 THOUSANDS = re.compile(r"(-?)([0-9]{1,3}(?:,[0-9]{3})+)((?:\.[0-9]+)?%?)")
@@ -62,7 +63,7 @@ NOTATION = [
 
 
 def marked_answer(response: str) -> str | None:
-    r"""What stands in \boxed{...} or behind ####; where several are marked, they must be the same text.
+    r"""What stands in \boxed{...}, behind #### or in <answer> tags; where several are marked, they must be the same text.
 
     >>> marked_answer(r"\boxed{\frac{1}{2}}"), marked_answer("#### 72\n"), marked_answer(r"\boxed{4} or \boxed{5}")
     ('\\frac{1}{2}', '72', None)
@@ -84,6 +85,9 @@ def marked_at(response: str, mark: re.Match) -> tuple[str, int]:
     if mark[0] == "####":
         line = window.split("\n", 1)[0]
         return (line.strip() if len(line) <= MAX_ANSWER else ""), start + len(line)
+    if mark[0] == ANSWER:
+        end = window.find(END)
+        return (window[:end].strip() if end >= 0 else ""), start + (end + len(END) if end >= 0 else len(window))
     for i, character in enumerate(window):
         if i and window[i - 1] == "\\" and character in "{}":
             continue
@@ -91,6 +95,19 @@ def marked_at(response: str, mark: re.Match) -> tuple[str, int]:
         if not depth:
             return window[:i].strip(), start + i + 1
     return "", start + len(window)
+
+
+def without_boxes(text: str) -> str:
+    r"""What a worked solution says where nothing in it is marked.
+
+    >>> without_boxes(r"so $\boxed{\frac{1}{2}}$, or \boxed{0.5}")
+    'so $\\frac{1}{2}$, or 0.5'
+    """
+    parts, start = [], 0
+    while (mark := MARK.search(text, start)) and (found := marked_at(text, mark))[0]:
+        parts += [text[start : mark.start()], found[0]]
+        start = found[1]
+    return "".join([*parts, text[start:]])
 
 
 def strict_answer(response: str) -> str | None:
