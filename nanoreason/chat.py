@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -22,15 +24,13 @@ TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 def chat_template(files: Mapping[str, bytes]) -> tuple[str, dict[str, str]]:
     """(the template, {bos_token: ..., ...}) of a checkpoint's files by name; ValueError if it has none."""
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", CONFIG):
-        config |= json.loads(files[name]) if name in files else {}
-    template = files[TEMPLATE].decode("utf-8") if TEMPLATE in files else config.get("chat_template")
+    config = object_in(files, "special_tokens_map.json") | object_in(files, CONFIG)
+    template = files[TEMPLATE].decode("utf-8", "replace") if TEMPLATE in files else config.get("chat_template")
     if isinstance(template, list):  # several: [{"name": ..., "template": ...}]
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
         template = named.get("default")
-    if template is None and "chat_template.json" in files:
-        template = json.loads(files["chat_template.json"]).get("chat_template")
+    if template is None:
+        template = object_in(files, "chat_template.json").get("chat_template")
     if not isinstance(template, str) or not template:
         raise ValueError(
             f"the checkpoint has no chat template ({TEMPLATE}, or chat_template in {CONFIG}): it is asked without one "
@@ -44,24 +44,39 @@ def chat_template(files: Mapping[str, bytes]) -> tuple[str, dict[str, str]]:
     return template, tokens
 
 
+def object_in(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """What a JSON file of the checkpoint says, {} where there is none; ValueError if it is damaged."""
+    try:
+        value = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"the checkpoint's {name} holds no JSON object: the file is damaged")
+    return value
+
+
 def render_chat(messages: list[dict[str, str]], template: str, tokens: Mapping[str, str]) -> str:
     """The text of these messages up to where the assistant's answer begins; ValueError says what the template said."""
-    from jinja2 import TemplateError
-
+    made, TemplateError = compiled(template)
     try:
-        return compiled(template).render(messages=messages, add_generation_prompt=True, **tokens)
+        return made.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **tokens)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split())[:200]}") from None
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(template: str) -> Any:
+def compiled(template: str) -> tuple[Any, type[Exception]]:
+    """The template, ready to be rendered, and the class of the errors that are its own."""
     try:
+        if tuple(map(int, re.findall("[0-9]+", version("jinja2"))[:3])) < (3, 1, 6):
+            raise ImportError  # known ways out of its sandbox
         from jinja2 import TemplateError, nodes
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
-        raise ValueError("a chat template needs jinja2: pip install jinja2, or leave `chat` out of the task") from None
+        raise ValueError(
+            "a chat template needs jinja2 3.1.6 or newer: pip install -U jinja2, or leave `chat` out of the task"
+        ) from None
 
     class Generation(Extension):
         """{% generation %}...{% endgeneration %}: marks what a model says; here it is just its text."""
@@ -89,6 +104,6 @@ def compiled(template: str) -> Any:
         "strftime_now": lambda how: datetime.now().strftime(how),
     }
     try:
-        return environment.from_string(template)
+        return environment.from_string(template), TemplateError
     except (TemplateError, RecursionError) as error:
         raise ValueError(f"the checkpoint's chat template is damaged: {' '.join(str(error).split())[:200]}") from None

@@ -18,7 +18,14 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from nanoreason.math_answers import canonical, is_same_answer, lenient_answers, marked_answer, strict_answer, without_boxes
+from nanoreason.math_answers import (
+    canonical,
+    is_same_answer,
+    lenient_answers,
+    marked_answer,
+    strict_answer,
+    without_boxes,
+)
 from nanoreason.problem_files import read_splits, text_of
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Range
