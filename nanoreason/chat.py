@@ -4,9 +4,9 @@
     render_chat([{"role": "user", "content": "What is 2 + 3?"}], template, tokens)
 
 As in `transformers`: chat_template.jinja counts before what tokenizer_config.json says, of several templates the one
-named "default", and a template may use bos_token, eos_token and the other special tokens, add_generation_prompt, tojson,
-raise_exception, strftime_now, break and continue, and {% generation %} blocks. It runs in Jinja's sandbox: it can
-change nothing outside. jinja2 is needed for this alone.
+named "default", and a template may use bos_token, eos_token and the other special tokens, add_generation_prompt,
+tojson, raise_exception, strftime_now, break and continue, and {% generation %} blocks. It runs in Jinja's sandbox: it
+can change nothing outside. jinja2 is needed for this alone.
 """
 
 from __future__ import annotations

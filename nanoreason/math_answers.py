@@ -63,7 +63,7 @@ NOTATION = [
 
 
 def marked_answer(response: str) -> str | None:
-    r"""What stands in \boxed{...}, behind #### or in <answer> tags; where several are marked, they must be the same text.
+    r"""What stands in \boxed{...}, behind #### or in <answer> tags; where several are marked, they must be the same.
 
     >>> marked_answer(r"\boxed{\frac{1}{2}}"), marked_answer("#### 72\n"), marked_answer(r"\boxed{4} or \boxed{5}")
     ('\\frac{1}{2}', '72', None)

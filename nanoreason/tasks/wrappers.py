@@ -1,5 +1,5 @@
-"""Tasks around a task: the same problems in a template, with a number of tokens to think for, without an answer, or
-for a thread that may spawn others.
+"""Tasks around a task: the same problems in a template, as a chat, with a number of tokens to think for, without an
+answer, or for a thread that may spawn others.
 
     --task thinking,asked_length,templated       ThinkingAddition, asked for N tokens, in "User: ... Assistant:"
 
@@ -244,5 +244,6 @@ class Chat(Wrapper):
 
 
 WRAPPERS = {
-    "templated": Templated, "chat": Chat, "asked_length": AskedLength, "unanswerable": Unanswerable, "parallel": Parallel,
+    "templated": Templated, "chat": Chat, "asked_length": AskedLength, "unanswerable": Unanswerable,
+    "parallel": Parallel,
 }  # fmt: skip
