@@ -119,12 +119,10 @@ def strict_answer(response: str) -> str | None:
 
 
 def lenient_answers(response: str) -> list[str]:
-    """What a patient reader may take for the answer: the last mark; else what follows the last "answer is", the last
-    number, and the whole response."""
-    marks = [
-        mark for mark in (response.rfind("\\boxed"), response.rfind("\\fbox"), response.rfind("####")) if mark >= 0
-    ]
-    if marks and (mark := MARK.match(response, max(marks))):
+    """What a patient reader may take for the answer: what the last mark holds; where nothing is marked, what follows the
+    last "answer is", the last number, and the whole response."""
+    start = max(response.rfind(mark) for mark in ("\\boxed", "\\fbox", "####", ANSWER))
+    if start >= 0 and (mark := MARK.match(response, start)):
         content, _ = marked_at(response, mark)
         return [content] if content else []
     said, number = last(SAID, response), last(NUMBER, response)
@@ -160,13 +158,17 @@ def is_same_answer(gold: str, answer: str | None, lenient: bool = False) -> bool
 
 def tidy(text: str) -> str:
     """One notation for what TeX and prose write in many; without spaces, but between words."""
+    text = in_one_notation(text)
+    if found := THOUSANDS.fullmatch(text.replace(" ", "")):
+        text = found[1] + found[2].replace(",", "") + found[3]
+    return text if re.search(r"[a-zA-Z] [a-zA-Z]|[0-9] [0-9]", text) else text.replace(" ", "")
+
+
+def in_one_notation(text: str) -> str:
     text = text.strip().rstrip(".").strip()
     for pattern, by in NOTATION:
         text = pattern.sub(by, text)
-    if found := THOUSANDS.fullmatch(text.replace(" ", "")):
-        text = found[1] + found[2].replace(",", "") + found[3]
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
-    return text if re.search(r"[a-zA-Z] [a-zA-Z]|[0-9] [0-9]", text) else text.replace(" ", "")
+    return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 
 def pieces(text: str, separator: str) -> list[str]:
@@ -251,7 +253,7 @@ def same_leniently(a: str, b: str, gold: str, answer: str) -> bool:
 
 def bare(text: str, written: str) -> str:
     """Without a unit, "x =", percent sign, the brackets of a set or a choice."""
-    if found := UNITS.fullmatch(text) or UNITS.fullmatch(written.replace("\\$", "").replace("$", "").strip(" .")):
+    if found := UNITS.fullmatch(text) or UNITS.fullmatch(in_one_notation(written)):
         text = tidy(found[1])
     text = re.sub(r"^[a-zA-Z]\s*=", "", text).removesuffix("%")
     inside = bracketed(text)

@@ -24,6 +24,7 @@ HOLD_OUT = 10  # one pair in ten is held out
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen").split()  # fmt: skip
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NO_NUMBER_WORD = re.compile(rf"\b(?!(?:{'|'.join([*ONES, *TENS, 'hundred', 'thousand', 'million'])})\b)[a-z]+")
 
 
 def in_words(n: int) -> str:
@@ -91,11 +92,12 @@ class SumsInWords(Task):
         return float(is_same_answer(problem.answer, strict_answer(response)))
 
     def is_right_leniently(self, problem: Problem, response: str) -> bool:
-        number = last(NUMBER, response)
-        said = response.lower().strip(" .!\n").replace(" and ", " ").replace("-", " ")
-        words = in_words(int(problem.answer)).replace("-", " ") if problem.answer.isdecimal() else "\0"
-        is_it = number is not None and is_same_answer(problem.answer, number[0], lenient=True)
-        return self.reward(problem, response) == 1 or is_it or (number is None and f" {said}".endswith(f" {words}"))
+        if self.reward(problem, response) == 1:
+            return True
+        if number := last(NUMBER, response):
+            return is_same_answer(problem.answer, number[0], lenient=True)
+        said = NO_NUMBER_WORD.split(" ".join(re.findall("[a-z]+", response.lower().replace(" and ", " "))))[-1]
+        return said.strip() == in_words(int(problem.answer)).replace("-", " ")
 
     def metrics(self, problem: Problem, response: str) -> dict[str, float]:
         return {"lenient": float(self.is_right_leniently(problem, response)),
