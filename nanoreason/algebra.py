@@ -134,7 +134,9 @@ class Reader:
             if sign := self.take("*", "/"):
                 right = self.factor(depth)
                 value = times(value, right) if sign == "*" else over(value, right)
-            elif self.peek()[0] in ("letter", "word") or self.peek()[1] in ("(", "{"):  # 2x, 3(x+1); never "2 3"
+            elif self.peek()[0] in ("letter", "word") or self.peek()[1] in ("(", "{"):  # 2x, 3(x+1)
+                value = times(value, self.power(depth))
+            elif self.peek()[0] == "number" and self.tokens[self.next - 1][1] == "}":  # 2^{n}3^{n}; never "2 3"
                 value = times(value, self.power(depth))
             else:
                 return value

@@ -119,8 +119,8 @@ def strict_answer(response: str) -> str | None:
 
 
 def lenient_answers(response: str) -> list[str]:
-    """What a patient reader may take for the answer: what the last mark holds; where nothing is marked, what follows the
-    last "answer is", the last number, and the whole response."""
+    """What a patient reader may take for the answer: what the last mark holds; where nothing is marked, what follows
+    the last "answer is", the last number, and the whole response."""
     start = max(response.rfind(mark) for mark in ("\\boxed", "\\fbox", "####", ANSWER))
     if start >= 0 and (mark := MARK.match(response, start)):
         content, _ = marked_at(response, mark)

@@ -26,7 +26,7 @@ def read_splits(folder: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     Read once per process: a folder whose files change in between is still what it was.
     """
     root = Path(folder)
-    if not root.is_dir():
+    if not folder or not root.is_dir():  # "" would be the folder that one happens to be in
         raise ValueError(f"files: {folder or repr('')} is no folder: it must hold train and test files of problems")
     found: dict[str, list[tuple[str, dict[str, Any]]]] = {split: [] for split in SPLITS}
     for path in sorted(path for path in root.rglob("*") if path.suffix in KINDS and path.is_file()):
