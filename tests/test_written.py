@@ -104,11 +104,11 @@ def test_the_answer_of_a_competition_problem_is_its_field_or_the_last_box(tmp_pa
         ("train.jsonl", b"[1]", "line 1 is no JSON object"),
         ("train.jsonl", b"[" * 100_000, "line 1 is no JSON object"),
         ("train.jsonl", b"\xff\xfe", "is not UTF-8 text"),
-        ("train.jsonl", b'{"problem": "x", "solution": "y"}', r"row 1 has no text 'question' \(it has problem, solution\)"),
+        ("train.jsonl", b'{"problem": "x", "solution": "y"}', "no text 'question' .it has problem, solution"),
         ("train.jsonl", b'{"question": "x", "answer": 3}', "row 1 has no text 'answer'"),
         ("train.jsonl", b'{"question": "x", "answer": "it is 3"}', "does not end in #### and a number"),
         ("train.jsonl", b'{"question": "x", "answer": "#### many"}', "does not end in #### and a number"),
-        ("train.jsonl", b'\n{"question": "x", "answer": "#### 3"}\n{"question": " ", "answer": "#### 3"}', "row 2 has no"),
+        ("train.jsonl", b'\n{"question": "x", "answer": "#### 3"}\n{"question": ""}', "row 2 has"),
         ("train-test.jsonl", b"", "says both train and test"),
         ("problems.jsonl", b"{}", "holds no problems"),
     ],
@@ -129,9 +129,11 @@ def test_a_folder_that_is_none_or_lacks_a_split_is_one_line(tmp_path):
     for task in (Math(str(tmp_path)), Math(str(tmp_path), level=(3,))):
         with pytest.raises(ValueError, match="holds no problem of the split train"):
             task.problem("rl-0", 0)
+
+
+def test_a_solution_without_a_box_is_one_line(tmp_path):
+    write(tmp_path / "train.jsonl", [{"problem": "x", "solution": "it is 1"}])
     with pytest.raises(ValueError, match="has no .boxed answer"):
-        write(tmp_path / "train.jsonl", [{"problem": "x", "solution": "it is 1"}])
-        read_splits.cache_clear()
         Math(str(tmp_path)).problem("train", 0)
 
 
@@ -218,11 +220,13 @@ def test_values_are_those_of_floating_point_where_both_exist():
 
 
 def test_identities_hold_and_their_neighbours_do_not():
-    same = [("(a+b)^3", "a^3+3a^2b+3ab^2+b^3"), ("\\frac{x^2-1}{x-1}", "x+1"), ("\\sqrt{x^2}", "x"), ("2^{n}3^{n}", "6^n"),
-            ("(1+i)^2", "2i"), ("\\frac{1}{i}", "-i"), ("\\sqrt{-2}\\sqrt{-3}", "-\\sqrt{6}")]  # fmt: skip
+    same = [("(a+b)^3", "a^3+3a^2b+3ab^2+b^3"), ("\\frac{x^2-1}{x-1}", "x+1"), ("\\sqrt{x^2}", "x"),
+            ("2^{n}3^{n}", "6^n"), ("(1+i)^2", "2i"), ("\\frac{1}{i}", "-i"),
+            ("\\sqrt{-2}\\sqrt{-3}", "-\\sqrt{6}")]  # fmt: skip
     for a, b in same:
         assert is_same_value(a, b) is True and is_same_value(a, f"({b})+1") is False
         assert is_same_value(a, f"({b})*1.000001") is False
-    for nothing in ("", "1+", "(1", "1)", "[1)", "2 3", "a,b", "1=1", "\\sin x", "0^0", "1/(x-x)", "9**9**9", "x^{1/2.5}",
-                    "(\\sqrt2)^{\\sqrt2}", "10^{700}", "\\sqrt{10000019}", "((" * 20 + "1" + "))" * 20):  # fmt: skip
+    for nothing in ("", "1+", "(1", "1)", "[1)", "2 3", "a,b", "1=1", "\\sin x", "0^0", "1/(x-x)", "9**9**9",
+                    "x^{1/2.5}", "(\\sqrt2)^{\\sqrt2}", "10^{700}", "\\sqrt{10000019}",
+                    "((" * 20 + "1" + "))" * 20):  # fmt: skip
         assert is_same_value(nothing, "1") is None, nothing

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from nanoreason.math_answers import MARK, NUMBER, canonical, is_same_answer, last, strict_answer
+from nanoreason.math_answers import NUMBER, canonical, is_same_answer, last, strict_answer
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Range
 from nanoreason.tokenizer import TextTokenizer, byte_tokenizer
@@ -49,6 +49,7 @@ class SumsInWords(Task):
     operation: Literal["plus", "minus", "times", "any"] = "plus"  # any: each as often; a difference is never negative
     numbers: Literal["words", "figures", "both"] = "figures"  # both: half of the questions each
     only: bool = True  # ask for the number only
+    judge: Literal["strict", "lenient"] = "strict"  # whose verdict counts; the other one is measured beside it
 
     def __post_init__(self) -> None:
         if not self.digits:
@@ -87,25 +88,31 @@ class SumsInWords(Task):
         """How many digits the numbers have."""
         return problem.info["digits"]
 
-    def reward(self, problem: Problem, response: str) -> float:
-        """1.0 if the response, or the one answer that it marks, is the number written out."""
-        return float(is_same_answer(problem.answer, strict_answer(response)))
+    def is_right_strictly(self, problem: Problem, response: str) -> bool:
+        """Whether the response, or the one answer that it marks, is the number written out."""
+        return is_same_answer(problem.answer, strict_answer(response))
 
     def is_right_leniently(self, problem: Problem, response: str) -> bool:
-        if self.reward(problem, response) == 1:
+        if self.is_right_strictly(problem, response):
             return True
         if number := last(NUMBER, response):
             return is_same_answer(problem.answer, number[0], lenient=True)
         said = NO_NUMBER_WORD.split(" ".join(re.findall("[a-z]+", response.lower().replace(" and ", " "))))[-1]
         return said.strip() == in_words(int(problem.answer)).replace("-", " ")
 
+    def reward(self, problem: Problem, response: str) -> float:
+        right = self.is_right_strictly if self.judge == "strict" else self.is_right_leniently
+        return float(right(problem, response))
+
     def metrics(self, problem: Problem, response: str) -> dict[str, float]:
-        return {"lenient": float(self.is_right_leniently(problem, response)),
-                "marked": float(MARK.search(response) is not None)}  # fmt: skip
+        """Both verdicts."""
+        return {"strict": float(self.is_right_strictly(problem, response)),
+                "lenient": float(self.is_right_leniently(problem, response))}  # fmt: skip
 
     def answer(self, response: str) -> str | None:
-        found = strict_answer(response)
-        return canonical(found) or None if found else None
+        number = last(NUMBER, response) if self.judge == "lenient" else None
+        found = number[0] if number else strict_answer(response) or response.strip()
+        return canonical(found) or None
 
     def parse(self, text: str) -> Problem:
         """Two numbers and a sign, such as "47 + 38"."""
