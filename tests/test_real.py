@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
@@ -23,15 +23,35 @@ CHATML = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+OWN_REWARD = """
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Written:
+    weight: float = 1.0
+
+    def __call__(self, scored):
+        return float(len(scored.text))
+"""
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A random model of 2 layers in a folder as Qwen2.5-Instruct is published: two tokens end a text, the head is larger
-    than the vocabulary."""
+    """A random model of 2 layers in a folder as Qwen2.5-Instruct is published: its way to cut a text into words, two
+    tokens that end a text, a head that is larger than the vocabulary."""
     folder = tmp_path_factory.mktemp("qwen") / "Qwen2.5-small-random"
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
@@ -52,14 +72,15 @@ def base(tmp_path_factory):
 @pytest.mark.trains
 def test_grpo_runs_from_the_command_line_on_a_folder_of_qwen_and_on_files_of_problems(base, tmp_path, capsys):
     out = tmp_path / "run"
+    (tmp_path / "own.py").write_text(OWN_REWARD)  # accuracy alone teaches a random model nothing
     flags = ("--steps 2 --prompts 2 --group-size 4 --max-new-tokens 12 --preflight 0 --eval-problems 2 --eval-every 1 "
-             "--rewards accuracy,overlong:0.5 --rewards.overlong.share 0.9 --task gsm8k,chat")  # fmt: skip
+             f"--rewards accuracy,{tmp_path / 'own.py'}:Written:0.1 --task gsm8k,chat")  # fmt: skip
     argv = ["grpo", "--base", str(base), "--out", str(out), *flags.split(), "--task.system", "Be brief."]
     assert main(argv) == 0, capsys.readouterr().err
     lines = read_jsonl(out / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]
     assert all({"strict", "lenient", "marked", "acc/0", "acc_lenient/0"} <= line.keys() for line in lines)
-    assert any(line["update_ratio"] > 0 for line in lines)  # random models stop by chance, and that is what is rewarded
+    assert all(line["update_ratio"] > 0 and line["accuracy"] == 0 for line in lines)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, out / "policy"))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
