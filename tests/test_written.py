@@ -12,7 +12,7 @@ from nanoreason.problem_files import read_splits
 from nanoreason.prompts import tagged
 from nanoreason.tasks.sums import SumsInWords, in_words
 from nanoreason.tasks.wrappers import Templated
-from nanoreason.tasks.written import Gsm8k, Math
+from nanoreason.tasks.written import Gsm8k, Math, problems_of
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +155,7 @@ def test_parquet_is_read_where_its_library_is_there(tmp_path):
     assert {task.problem("train", i).answer for i in range(2)} == {"7", "1234"} and len(task.test_problems(9)) == 1
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else")
     read_splits.cache_clear()
+    problems_of.cache_clear()
     with pytest.raises(ValueError, match="is not a readable Parquet file"):
         task.problem("train", 0)
 
