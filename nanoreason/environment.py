@@ -22,7 +22,17 @@ from nanoreason.learn import is_zero_variance
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
-from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of, stops_of
+from nanoreason.rollout import (
+    Problem,
+    Rollout,
+    Task,
+    marked_text,
+    prompt_groups,
+    prompt_row,
+    response_text,
+    seed_of,
+    stops_of,
+)
 from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
 from nanoreason.threads import Threads
@@ -34,15 +44,22 @@ FOLLOWED = 8  # held-out problems of which one response is kept at every test, t
 SAMPLED_GROUPS, SAMPLED_ROWS = 3, 32  # of a logged step: so many groups, but no more than one beyond so many responses
 
 
-def check_words(tokenizer: TextTokenizer, **tasks: Task | None) -> None:
-    """ValueError that names the flag if a policy has no words for what a task asks: before anything is trained."""
+def check_words(tokenizer: TextTokenizer, split: str = "train", **tasks: Task | None) -> None:
+    """ValueError that names the flag if a task has no problems in its split, which is "test" for `eval_task`, or a
+    policy no words for them: before anything is trained."""
     for name, task in tasks.items():
-        if task is not None:
-            try:
-                tokenizer.encode(task.problem("train", 0).prompt)
-            except ValueError as error:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag}: the model does not know the words of its prompts ({error})") from None
+        if task is None:
+            continue
+        flag = name.replace("_", "-")
+        try:
+            problem = task.problem("test" if name == "eval_task" else split, 0)
+        except ValueError as error:
+            raise ValueError(f"--{flag}: {error}") from None
+        try:
+            prompt_row(tokenizer, problem)
+        except ValueError as error:
+            lacks = "has no words for its chats" if "chat" in problem.info else "does not know the words of its prompts"
+            raise ValueError(f"--{flag}: the model {lacks} ({error})") from None
 
 
 def sample(

@@ -226,8 +226,9 @@ def seed_of(*parts: Any) -> int:
 
 
 def prompt_row(tokenizer, problem: Problem, seed: int = 0, max_new_tokens: int | None = None) -> Rollout:
-    """A row that holds only its prompt, ready for `Sampler.submit`."""
-    tokens = tokenizer.encode_prompt(problem.prompt)
+    """A row that holds only its prompt, ready for `Sampler.submit`: as a chat, if info["chat"] is a system message."""
+    chat = problem.info.get("chat")
+    tokens = tokenizer.encode_prompt(problem.prompt) if chat is None else tokenizer.encode_chat(problem.prompt, chat)
     return Rollout(problem, tokens, [False] * len(tokens), [0.0] * len(tokens), len(tokens), seed,
                    max_new_tokens=max_new_tokens)  # fmt: skip
 

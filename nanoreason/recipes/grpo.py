@@ -181,6 +181,8 @@ def run(config: GrpoConfig) -> dict:
     check_config(config)
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     check_words(tokenizer, task=config.task, eval_task=config.eval_task)
+    if config.eval_problems and config.eval_task is None:
+        check_words(tokenizer, "test", task=config.task)
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
