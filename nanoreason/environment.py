@@ -15,11 +15,21 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from nanoreason.evaluate import maj_at_k, pass_at_k
-from nanoreason.learn import is_zero_variance
+from nanoreason.learn import compute_logprobs, is_zero_variance
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
-from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of, stops_of
+from nanoreason.rollout import (
+    Problem,
+    Rollout,
+    Task,
+    marked_text,
+    prompt_groups,
+    response_text,
+    seed_of,
+    stops_of,
+    token_ends,
+)
 from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
 from nanoreason.threads import Threads
@@ -202,7 +212,7 @@ def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
 def log_samples(
     run: Run, step: int, kind: str, task: Task, tokenizer: TextTokenizer, groups: Sequence[list[Rollout]], *,
     count: int = SAMPLED_GROUPS, rewarded: bool = False, verdict: Callable[[Rollout], float] | None = None,
-    **more: str,
+    policy: Transformer | None = None, temperature: float = 1.0, **more: str,
 ) -> None:  # fmt: skip
     """Write a few whole groups of finished rows into samples.jsonl, a line per response: see `sample_line`.
 
@@ -211,16 +221,21 @@ def log_samples(
                they would be more than SAMPLED_ROWS responses, but one at least
     rewarded   whether the rows have rewards and advantages
     verdict    of a row, where it is not what the task says of the whole response
+    policy     that sampled the rows, with `temperature`: of each token also the entropy is written, by one more forward
     more       what else the lines should say
     """
     largest = max(map(len, groups), default=1)
     count = min(len(groups), max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
-    for i in range(count):
-        number = (2 * i + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
-        for one in judge(task, tokenizer, [groups[number]]):
+    for part in range(count):
+        number = (2 * part + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
+        entropies = compute_logprobs(policy, groups[number], temperature, 4096, entropies=True) if policy else None
+        for i, one in enumerate(judge(task, tokenizer, [groups[number]])):
             if verdict is not None:
                 one = replace(one, verdict=verdict(one.row))
-            run.sample(step, kind=kind, group=number, **sample_line(task, tokenizer, one, rewarded), **more)
+            line = sample_line(task, tokenizer, one, rewarded) | token_line(tokenizer, one.row, rewarded)
+            if entropies is not None:
+                line["entropies"] = in_response(one.row, entropies[i])
+            run.sample(step, kind=kind, group=number, **line, **more)
 
 
 def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: bool) -> dict:
@@ -250,6 +265,32 @@ def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: boo
     if not all(row.loss_mask[row.prompt_len :]):
         line["marked"] = marked_text(tokenizer, row, row.prompt_len)
     return line
+
+
+def token_line(tokenizer: TextTokenizer, row: Rollout, rewarded: bool) -> dict:
+    """What samples.jsonl says of the tokens of a response, a list with a value per token under each name; nothing of a
+    row that was not sampled.
+
+    token_ends         characters of the response up to the end of each token; an EOS has none
+    logprobs           under the distribution that it was drawn from
+    token_advantages   what a reward of tokens adds to the row's advantage, where there is one
+    """
+    if not row.draws:
+        return {}
+    tokens = row.response
+    ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
+    ends = token_ends(tokenizer, tokens[:-1] if ended else tokens)
+    line: dict = {"token_ends": ends + ends[-1:] if ended and ends else ends or [0] * len(tokens)}
+    line["logprobs"] = in_response(row, row.logprobs)
+    if rewarded and row.token_advantages is not None:
+        line["token_advantages"] = in_response(row, row.token_advantages)
+    return line
+
+
+def in_response(row: Rollout, values: Sequence[float]) -> list[float | None]:
+    """A row's values for the tokens of its response, rounded to be logged; None where a token was forced."""
+    pairs = list(zip(values, row.loss_mask, strict=True))[row.prompt_len :]
+    return [round(value, 3) + 0.0 if sampled else None for value, sampled in pairs]
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation

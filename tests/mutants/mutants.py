@@ -1354,8 +1354,10 @@ MUTANTS = [
     Mutant(
         "samples are logged before the advantages are known", "recipes/grpo.py",
         '        compute_advantages(config, policy, reference, groups)\n'
-        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n',
-        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n'
+        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,\n'
+        '                        temperature=config.temperature)  # fmt: skip\n',
+        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,\n'
+        '                        temperature=config.temperature)  # fmt: skip\n'
         '            compute_advantages(config, policy, reference, groups)\n',
         GRPO + "every_metric_is_there_at_every_step_and_they_agree_with_each_other",
     ),
