@@ -35,27 +35,33 @@ USUAL = ("reward", "accuracy", "acc/*", "completions/mean_length", "completions/
 
 
 def series_of(lines: list[dict], run: int) -> list[dict]:
-    """Lines of metrics -> a series per arm, method and seed: {"arm", "seed", "axis", "x", "values": {metric: [...]}}.
+    """Lines of metrics -> series of an arm, seed and axis: {..., "x": [...], "values": {metric: [...]}}.
 
-    Where lines differ by the name of a method and by what was asked of it (budgets, numbers of samples), they are a
-    series per method over what was asked; all others are over the steps. Several lines at one x are one point, with the
-    last value of each metric.
+    axis   step; "asked: METHOD" where lines say what was asked of a method (a budget, a number of samples), which is
+           not the same for two methods; empty where what was asked is no number: a single point at 0
+
+    Several lines at one x are one point, with the last value of each metric.
     """
     found: dict[tuple, dict[float, dict]] = {}
     for line in lines:
-        by = "asked" if isinstance(line.get("method"), str) and is_finite(line.get("asked")) else "step"
-        words = [v for k, v in line.items() if k != "run" and isinstance(v, str)] if by == "asked" else []
-        if is_finite(line.get(by)):
+        words = [str(value) for name, value in line.items() if name not in ("run", "method") and isinstance(value, str)]
+        words += [name for name, value in line.items() if value is True]
+        axis, x = "step", line.get("step")
+        if isinstance(line.get("method"), str):
+            axis, x = "asked: " + line["method"], line.get("asked")
+            if not is_finite(x):
+                axis, x, words = "", 0, [line["method"], *words]
+        if is_finite(x):
             seed = line["seed"] if is_finite(line["seed"]) else 0
-            point = found.setdefault((" · ".join([str(line["run"]), *words]), seed, by), {})
-            numbers = {k: v for k, v in line.items() if k not in ("seed", "step", by) and is_finite(v)}
-            point.setdefault(line[by], {}).update(numbers)
+            arm = " · ".join([str(line["run"]), *(words if axis != "step" else [])])
+            numbers = {k: v for k, v in line.items() if k not in ("seed", "step", "asked") and is_finite(v)}
+            found.setdefault((arm, seed, axis), {}).setdefault(x, {}).update(numbers)
     series = []
-    for (arm, seed, by), points in found.items():
+    for (arm, seed, axis), points in found.items():
         xs = spread(sorted(points), MOST_POINTS)
         names = dict.fromkeys(name for x in xs for name in points[x])
         values = {name: [shortened(points[x].get(name)) for x in xs] for name in names}
-        series.append({"run": run, "arm": arm, "seed": seed, "axis": by, "x": xs, "values": values,
+        series.append({"run": run, "arm": arm, "seed": seed, "axis": axis, "x": xs, "values": values,
                        "points": len(points)})  # fmt: skip
     return series
 
@@ -196,8 +202,9 @@ def gather(folders: list[Path], most_samples: int) -> dict:
         notes.append(f"long curves are thinned to {MOST_POINTS} points each, evenly")
     groups, note = thinned(groups_of(samples), most_samples, MOST_BYTES)
     names = list(dict.fromkeys(name for one in series for name in one["values"]))
+    usual = usual_metrics(names)
     return {
-        "runs": runs, "series": series, "metrics": names, "usual": usual_metrics(names),
+        "runs": runs, "series": series, "metrics": list(dict.fromkeys(usual + names)), "usual": usual,
         "settings": settings_table(settings), "claims": claims, "groups": groups, "notes": notes + note,
     }  # fmt: skip
 
@@ -209,7 +216,9 @@ def page(data: dict, title: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
     safe = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     before, _, after = text.partition("{{DATA}}")  # first, as texts of a model may hold the other names
-    before = before.replace("{{TITLE}}", html.escape(title)).replace("{{DIGEST}}", digest)
+    before = before.replace("{{TITLE}}", html.escape(title.encode("utf-8", "replace").decode())).replace(
+        "{{DIGEST}}", digest
+    )
     return before + safe + after
 
 

@@ -131,8 +131,8 @@ def tokens_of(line: dict, response: str) -> dict:
 def outline_of(numbers: Numbers, target: int, response: str) -> list[list]:
     """What a response to a problem of Countdown tries, in its order, as [depth, text, state].
 
-    state   right, again (tried before), wrong, illegal (wrong numbers or results), move (to another node of a search),
-            open (explored, not at an end), unreadable
+    state   right, right again, again (wrong, and tried before), wrong, illegal (wrong numbers or results), move (to
+            another node of a search), open (explored, not at an end), unreadable
 
     >>> outline_of((6, 5, 20), 50, "<think> 20 - 6 = 14 , 14 + 5 = 19 no wait 6 * 5 = 30 , 30 + 20 = 50 yes </think>")
     [[0, '20 - 6 = 14 , 14 + 5 = 19', 'wrong'], [0, '6 * 5 = 30 , 30 + 20 = 50', 'right']]
@@ -143,7 +143,9 @@ def outline_of(numbers: Numbers, target: int, response: str) -> list[list]:
     read, before, found = read_attempts(numbers, target, response), set(), []
     for attempt, legal in zip(read.attempts, read.legal, strict=True):
         hit = attempt.endswith(f"= {target}")
-        state = "illegal" if not legal else "right" if hit else "again" if attempt in before else "wrong"
+        again = attempt in before
+        state = ("illegal" if not legal else "right again" if hit and again else "right" if hit
+                 else "again" if again else "wrong")  # fmt: skip
         before.add(attempt)
         found.append([0, attempt, state])
     return found[:MOST_ENTRIES]
