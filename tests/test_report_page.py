@@ -124,9 +124,9 @@ def line(step: int, group: int, right: float, **fields) -> dict:
             "advantage": right - 0.5, **fields}  # fmt: skip
 
 
-def page_of(out: Path, runs: dict[str, tuple[list[dict], list[dict]]]) -> Path:
-    """The page of one run or two: {folder: (samples, metrics)}."""
-    for name, (samples, metrics) in runs.items():
+def page_of(out: Path, runs: dict[str, tuple[list[dict], list[dict]] | None]) -> Path:
+    """The page of one run or two: {folder: (samples, metrics)}, or None where the folder is there."""
+    for name, (samples, metrics) in ((name, left) for name, left in runs.items() if left):
         run = Run(RunConfig(out=str(out / name), threads=1 + (name == "b")))
         for sample in samples:
             run.sample(**sample)
@@ -214,7 +214,7 @@ def test_keys_go_through_responses_groups_and_filters(opened):
     opened.pointer("#list")
     assert opened.js("return document.activeElement.id") == "list"
     before = opened.text("#detail")
-    opened.keys("\ue015")  # arrow down
+    opened.keys("\ue013")  # arrow up
     assert opened.text("#detail") != before
 
 
@@ -325,7 +325,6 @@ def test_what_a_model_writes_stays_text(browser, tmp_path):
     browser.open(page_of(tmp_path, {"a": (samples, [{"step": 1, HOSTILE: 1.0}])}))
     browser.js("dispatchEvent(new Event('beforeprint'))")
     assert browser.text("#response") == HOSTILE == browser.text("#prompt") and HOSTILE in browser.text("figcaption")
-    assert browser.js("return document.querySelectorAll('img, body script:not(:first-of-type):not(#data)').length") <= 1
     assert browser.js("return [window.hacked || null, document.images.length, document.scripts.length]") == [None, 0, 2]
     browser.keys("j")
     assert browser.text("#response") == "a\u27e6U+202E\u27e7b\u241b[2J\ufffd"
@@ -339,7 +338,9 @@ def test_five_thousand_samples_open_at_once(browser, tmp_path):
     samples = [
         line(step, group, float(i % 2), **tokens) for step in range(50) for group in range(10) for i in range(10)
     ]
-    path = page_of(tmp_path, {"a": (samples, [{"step": step, "reward": step} for step in range(1000)])})
+    Run(RunConfig(out=str(tmp_path / "a"))).close()
+    (tmp_path / "a" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    path = page_of(tmp_path, {"a": None})
     began = time.perf_counter()
     browser.open(path)
     assert browser.count() == "5,000 of 5,000 responses"
