@@ -332,7 +332,7 @@ def test_what_a_model_writes_stays_text(browser, tmp_path):
 
 
 def test_five_thousand_samples_open_at_once(browser, tmp_path):
-    said = "<think> " + " wait ".join(["20 - 6 = 14 , 14 + 5 = 19 no"] * 9)
+    said = "<think> " + " wait ".join(["20 - 6 = 14 , 14 + 5 = 19 no"] * 3)
     ends = [i for i, c in enumerate(said) if c == " "] + [len(said)]
     tokens = {"response": said, "token_ends": ends, "logprobs": [-0.125] * len(ends), "entropies": [0.25] * len(ends)}
     samples = [
@@ -341,10 +341,13 @@ def test_five_thousand_samples_open_at_once(browser, tmp_path):
     Run(RunConfig(out=str(tmp_path / "a"))).close()
     (tmp_path / "a" / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     path = page_of(tmp_path, {"a": None})
-    began = time.perf_counter()
+    command = f"{browser.session}/goog/cdp/execute"
+    browser.call("POST", command, {"cmd": "Performance.enable", "params": {"timeDomain": "threadTicks"}})
     browser.open(path)
     assert browser.count() == "5,000 of 5,000 responses"
-    assert time.perf_counter() - began < 10  # about half a second; the bound is for a machine that is busy
+    found = browser.call("POST", command, {"cmd": "Performance.getMetrics", "params": {}})["metrics"]
+    seconds = {metric["name"]: metric["value"] for metric in found}["TaskDuration"]  # of the processor: a busy machine
+    assert 0 < seconds < 10  # has no part in it; half a second is usual
     assert browser.js("return document.querySelectorAll('.row').length") < 100  # only those that are seen are there
     browser.js("const list = document.getElementById('list'); list.scrollTop = list.scrollHeight")
     browser.keys("r")
