@@ -388,6 +388,14 @@ def test_the_tokens_of_a_logged_response_have_their_places_log_probs_advantages_
     assert not {"token_ends", "logprobs"} & logged(tmp_path, [[shown]])[0].keys()
 
 
+def test_tokens_are_logged_up_to_a_bound_and_the_responses_always(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "LOGGED_TOKENS", 5)
+    groups = [[finished_row("7", "7 7", "length"), finished_row("7", "7 so 7", "length")], [finished_row("8", "8 8")]]
+    lines = logged(tmp_path, groups, rewarded=True)
+    assert [line["tokens"] for line in lines] == [2, 3, 3]
+    assert ["logprobs" in line for line in lines] == [True, True, False]
+
+
 def test_a_text_is_cut_where_its_tokens_end():
     for tokenizer, text in ((WORDS, "3 so wait"), (addition_tokenizer(), "1 2 + 3"), (char_tokenizer("aé\n"), "é\naé"),
                             (word_tokenizer(["a", "\n"], digits=True), "a 407\na 12")):  # fmt: skip
