@@ -1350,7 +1350,7 @@ MUTANTS = [
         "a text can close the element of the data of a report", "report.py",
         '.replace("<", "\\\\u003c")',
         "",
-        REPORT + "no_text_leaves_the_data[</script><img src=x onerror=alert(1)>]",
+        REPORT + "no_text_leaves_the_data",
     ),
     Mutant(
         "thinning a report keeps the first samples", "report_samples.py",
@@ -1372,8 +1372,8 @@ MUTANTS = [
     ),
     Mutant(
         "only the first rows of a group are logged", "environment.py",
-        "judge(task, tokenizer, [groups[number]])",
-        "judge(task, tokenizer, [groups[number][:1]])",
+        "judge(task, tokenizer, [rows])",
+        "judge(task, tokenizer, [rows[:1]])",
         ENVIRONMENT + "so_few_whole_groups_are_logged_taken_evenly_from_all[9-4-numbers3]",
     ),
     Mutant(
