@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanoreason.__main__ import main
-from nanoreason.report import gather, page, series_of, settings_table, spread
+from nanoreason.report import PAGE, gather, page, series_of, settings_table, spread
 from nanoreason.report_samples import evenly, groups_of, outline_of, sample_of, thinned, threads_of, tokens_of
 from nanoreason.run import Run, RunConfig
 from nanoreason.search import prompt, search, write
@@ -239,6 +239,11 @@ def test_the_page_loads_nothing_and_never_writes_markup(reproduced):
     )
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)|@import|url\(""", text)
     assert "default-src 'none'" in text and "{{" not in text.replace(script, "")
+
+
+def test_an_installed_package_holds_the_page():
+    settings = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'nanoreason = ["{PAGE.name}"]' in settings and PAGE.parent.name == "nanoreason" and PAGE.is_file()
 
 
 def test_a_page_is_written_beside_the_run_and_said_in_one_line(reproduced, capsys):
