@@ -334,7 +334,13 @@ def test_what_a_model_writes_stays_text(browser, tmp_path):
 def test_five_thousand_samples_open_at_once(browser, tmp_path):
     said = "<think> " + " wait ".join(["20 - 6 = 14 , 14 + 5 = 19 no"] * 3)
     ends = [i for i, c in enumerate(said) if c == " "] + [len(said)]
-    tokens = {"response": said, "token_ends": ends, "logprobs": [-0.125] * len(ends), "entropies": [0.25] * len(ends)}
+    tokens = {
+        "prompt": "4 + 3 =",
+        "response": said,
+        "token_ends": ends,
+        "logprobs": [-0.125] * len(ends),
+        "entropies": [0.25] * len(ends),
+    }
     samples = [
         line(step, group, float(i % 2), **tokens) for step in range(50) for group in range(10) for i in range(10)
     ]
