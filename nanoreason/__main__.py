@@ -1,9 +1,9 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot` and `behaviors` show what
-runs left, `doctor` says why one does not learn; `compare` shows what training changed in a policy; `course` makes and
-grades exercises.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot`, `report` and `behaviors`
+show what runs left, `doctor` says why one does not learn; `compare` shows what training changed in a policy; `course`
+makes and grades exercises.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SECTIONS = {
     "apr": "threads that spawn and join against one thread, on Countdown by attempts",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
-VIEWS = ("play", "eval", "look", "plot", "doctor", "behaviors", "compare", "course")  # nanoreason/<name>.py
+VIEWS = ("play", "eval", "look", "plot", "report", "doctor", "behaviors", "compare", "course")  # nanoreason/<name>.py
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
@@ -54,11 +54,12 @@ USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
        python -m nanoreason look RUN [--step N] [--only right|wrong|truncated] [--count 8]
        python -m nanoreason plot RUN [RUN ...] [--metric reward,acc/*] [--out FILE.png] [--csv FILE] [--list]
+       python -m nanoreason report RUN [RUN2] [--out FILE.html] [--samples 5000]
        python -m nanoreason doctor RUN [--loss]
        python -m nanoreason behaviors RUN|FILE.jsonl [--csv FILE]
        python -m nanoreason compare BASE POLICY [--task ...] [--others copy,reverse] [--picture FILE.png]
        python -m nanoreason course make|grade|bundle ...
-       python -m nanoreason play|eval|look|plot|doctor|behaviors|compare|course --help
+       python -m nanoreason play|eval|look|plot|report|doctor|behaviors|compare|course --help
 
 recipes
 {recipes}

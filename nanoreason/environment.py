@@ -9,6 +9,7 @@ Nothing here knows which task it is: a task is an object (`rollout.Task`), rewar
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -18,7 +19,7 @@ from typing import Any
 
 from nanoreason import processes
 from nanoreason.evaluate import maj_at_k, pass_at_k
-from nanoreason.learn import is_zero_variance
+from nanoreason.learn import compute_logprobs, is_zero_variance
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
@@ -32,6 +33,7 @@ from nanoreason.rollout import (
     response_text,
     seed_of,
     stops_of,
+    token_ends,
 )
 from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
@@ -41,6 +43,7 @@ from nanoreason.tokenizer import TextTokenizer
 MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
 FOLLOWED = 8  # held-out problems of which one response is kept at every test, to be compared over the training
+LOGGED_TOKENS = 2048  # of a logged step, at 15 to 20 bytes each: about as much as all texts of the step
 SAMPLED_GROUPS, SAMPLED_ROWS = 3, 32  # of a logged step: so many groups, but no more than one beyond so many responses
 
 
@@ -254,7 +257,7 @@ def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
 def log_samples(
     run: Run, step: int, kind: str, task: Task, tokenizer: TextTokenizer, groups: Sequence[list[Rollout]], *,
     count: int = SAMPLED_GROUPS, rewarded: bool = False, verdict: Callable[[Rollout], float] | None = None,
-    **more: str,
+    policy: Transformer | None = None, temperature: float = 1.0, **more: str,
 ) -> None:  # fmt: skip
     """Write a few whole groups of finished rows into samples.jsonl, a line per response: see `sample_line`.
 
@@ -263,16 +266,29 @@ def log_samples(
                they would be more than SAMPLED_ROWS responses, but one at least
     rewarded   whether the rows have rewards and advantages
     verdict    of a row, where it is not what the task says of the whole response
+    policy     that sampled the rows, with `temperature`: of tokens also the entropy is written, by one more forward
     more       what else the lines should say
+
+    The first responses of each group also tell of their tokens (`token_line`), as far as LOGGED_TOKENS go.
     """
     largest = max(map(len, groups), default=1)
     count = min(len(groups), max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
-    for i in range(count):
-        number = (2 * i + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
-        for one in judge(task, tokenizer, [groups[number]]):
+    left = LOGGED_TOKENS
+    for part in range(count):
+        number = (2 * part + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
+        rows = groups[number]
+        spent = list(itertools.accumulate(len(row.response) for row in rows))
+        told = sum(tokens <= left for tokens in spent)  # so many rows tell of their tokens
+        left -= spent[told - 1] if told else 0
+        entropies = compute_logprobs(policy, rows[:told], temperature, 4096, entropies=True) if policy and told else []
+        for i, one in enumerate(judge(task, tokenizer, [rows])):
             if verdict is not None:
                 one = replace(one, verdict=verdict(one.row))
-            run.sample(step, kind=kind, group=number, **sample_line(task, tokenizer, one, rewarded), **more)
+            line = sample_line(task, tokenizer, one, rewarded)
+            if i < told and one.row.draws:
+                line |= token_line(tokenizer, one.row, rewarded)
+                line |= {"entropies": in_response(one.row, entropies[i])} if policy else {}
+            run.sample(step, kind=kind, group=number, **line, **more)
 
 
 def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: bool) -> dict:
@@ -302,6 +318,29 @@ def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: boo
     if not all(row.loss_mask[row.prompt_len :]):
         line["marked"] = marked_text(tokenizer, row, row.prompt_len)
     return line
+
+
+def token_line(tokenizer: TextTokenizer, row: Rollout, rewarded: bool) -> dict:
+    """What samples.jsonl says of the tokens of a response, a list with a value per token under each name.
+
+    token_ends         characters of the response up to the end of each token; an EOS has none
+    logprobs           under the distribution that it was drawn from
+    token_advantages   what a reward of tokens adds to the row's advantage, where there is one
+    """
+    tokens = row.response
+    ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
+    ends = token_ends(tokenizer, tokens[:-1] if ended else tokens)
+    line: dict = {"token_ends": ends + ends[-1:] if ended and ends else ends or [0] * len(tokens)}
+    line["logprobs"] = in_response(row, row.logprobs)
+    if rewarded and any(row.token_advantages or ()):
+        line["token_advantages"] = in_response(row, row.token_advantages)
+    return line
+
+
+def in_response(row: Rollout, values: Sequence[float]) -> list[float | None]:
+    """A row's values for the tokens of its response, rounded to be logged; None where a token was forced."""
+    pairs = list(zip(values, row.loss_mask, strict=True))[row.prompt_len :]
+    return [round(value, 3) or 0 if sampled else None for value, sampled in pairs]
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation

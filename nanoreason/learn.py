@@ -539,15 +539,16 @@ def over_processes(loss: float, measured: dict[str, torch.Tensor]) -> tuple[floa
 
 @torch.no_grad()
 def compute_logprobs(
-    model: Transformer, rollouts: list[Rollout], temperature: float, micro_tokens: int
+    model: Transformer, rollouts: list[Rollout], temperature: float, micro_tokens: int, entropies: bool = False
 ) -> list[list[float]]:
-    """The log-probs that `model` gives to the sampled tokens of each row, 0 at the others."""
+    """The log-probs that `model` gives to the sampled tokens of each row, 0 at the others; or with `entropies` those of
+    the distributions that the tokens are drawn from, in nats."""
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
     scores: dict[int, list[float]] = {}
     for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
         rows = [rollouts[i] for i in indices]
         batch = collate(rows, [weights[i] for i in indices], model.device)
-        found = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)
+        found = logprobs_and_entropy(model, batch.tokens, batch.loss_mask, temperature, entropies)[entropies]
         for i, values in zip(indices, found.tolist(), strict=True):
             scores[i] = values[: len(rollouts[i].tokens)]
     if processes.count() == 1:

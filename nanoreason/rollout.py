@@ -13,6 +13,7 @@ best-of-n, distillation and GRPO are all list comprehensions over `list[Rollout]
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -282,3 +283,18 @@ def response_text(tokenizer, row: Rollout) -> str:
     """The response as text, without the EOS that closed it."""
     tokens = row.response
     return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in tokenizer.eos_ids else tokens)
+
+
+def token_ends(tokenizer, tokens: list[int]) -> list[int]:
+    """Where each token ends in `tokenizer.decode(tokens)`, in characters, so that a text can be cut into its tokens.
+
+    What a token adds is seen from the few before it: decoding every prefix would be quadratic. A character that is
+    spelt by several tokens may be counted to any of them.
+    """
+    ends, end = [], 0
+    for t in range(len(tokens)):
+        near = tokens[max(0, t - 4) : t + 1]
+        end += len(tokenizer.decode(near)) - (len(tokenizer.decode(near[:-1])) if t else 0)
+        ends.append(end)
+    most = len(tokenizer.decode(tokens))
+    return [min(end, most) for end in itertools.accumulate(ends, max)]

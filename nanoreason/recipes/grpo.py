@@ -223,7 +223,8 @@ def train(
             groups, metrics = collect(config, step, policy, tokenizer)
             sampled = time.perf_counter()
             compute_advantages(config, policy, reference, groups)
-            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
+            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,
+                        temperature=config.temperature)  # fmt: skip
             compared = time.perf_counter()
             metrics |= update_policy(config, step, policy, optimizer, groups)
             tokens = metrics.pop("tokens")

@@ -44,6 +44,7 @@ RESULTS = "test_results.py::test_"
 CONSOLE = "test_console.py::test_"
 CLI = "test_cli.py::test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_exit_code_2"
 VIEWS = "test_views.py::test_"
+REPORT = "test_report.py::test_"
 ANALYSIS = "test_analysis.py::test_"
 BEHAVIORS = "test_behavior_rules.py::test_"
 DOCTOR = "test_doctor.py::test_"
@@ -1347,16 +1348,42 @@ MUTANTS = [
         VIEWS + "a_mean_of_metrics_is_of_those_that_a_line_has",
     ),
     Mutant(
+        "a text can close the element of the data of a report", "report.py",
+        '.replace("<", "\\\\u003c")',
+        "",
+        REPORT + "no_text_leaves_the_data",
+    ),
+    Mutant(
+        "thinning a report keeps the first samples", "report_samples.py",
+        "groups[(2 * i + 1) * len(groups) // (2 * count)]",
+        "groups[i]",
+        REPORT + "too_many_samples_are_thinned_by_whole_groups_evenly_and_in_one_line",
+    ),
+    Mutant(
+        "methods that were asked for different things share an axis", "report.py",
+        'axis, x = "asked: " + line["method"], line.get("asked")',
+        'axis, x = "asked", line.get("asked")',
+        REPORT + "what_was_asked_of_a_method_is_an_axis_of_its_own_and_a_metric_that_is_missing_a_gap",
+    ),
+    Mutant(
+        "the tokens of a response are logged without an end", "environment.py",
+        "told = sum(tokens <= left for tokens in spent)",
+        "told = len(rows)",
+        ENVIRONMENT + "tokens_are_logged_up_to_a_bound_and_the_responses_always",
+    ),
+    Mutant(
         "only the first rows of a group are logged", "environment.py",
-        "judge(task, tokenizer, [groups[number]])",
-        "judge(task, tokenizer, [groups[number][:1]])",
+        "judge(task, tokenizer, [rows])",
+        "judge(task, tokenizer, [rows[:1]])",
         ENVIRONMENT + "so_few_whole_groups_are_logged_taken_evenly_from_all[9-4-numbers3]",
     ),
     Mutant(
         "samples are logged before the advantages are known", "recipes/grpo.py",
         '        compute_advantages(config, policy, reference, groups)\n'
-        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n',
-        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n'
+        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,\n'
+        '                        temperature=config.temperature)  # fmt: skip\n',
+        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,\n'
+        '                        temperature=config.temperature)  # fmt: skip\n'
         '            compute_advantages(config, policy, reference, groups)\n',
         GRPO + "every_metric_is_there_at_every_step_and_they_agree_with_each_other",
     ),
