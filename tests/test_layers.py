@@ -19,7 +19,7 @@ LAYERS = {
     "algebra": 2, "math_answers": 2, "problem_files": 2,
     "recipes": 5,
     "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6,
-    "behaviors": 6, "compare": 6, "course": 6, "doctor": 6,
+    "behaviors": 6, "compare": 6, "course": 6, "doctor": 6, "report": 6, "report_samples": 6,
     "__main__": 7,
 }  # fmt: skip
 ALONE = ("recipes", "tasks")  # no imports between the modules of these folders

@@ -711,9 +711,9 @@ MUTANTS = [
     ),
     Mutant(
         "waiting compared with votes that take more tokens", "experiments/s1.py",
-        "max((a for t, a in votes if t <= tokens), default=None)",
-        "max((a for t, a in votes), default=None)",
-        CLAIMS + "waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens",
+        "[at_tokens(votes, tokens) for tokens, _ in runs]",
+        "[max(a for _, a in votes) for tokens, _ in runs]",
+        CLAIMS + "waiting_is_compared_with_votes_at_as_many_tokens",
     ),
     Mutant(
         "the responses to one problem count as independent", "recipes/budget.py",
