@@ -516,7 +516,7 @@ def test_waiting_is_compared_with_votes_at_as_many_tokens():
     waits = [at("wait", 0, 50.0, 0.1), at("wait", 1, 100.0, 0.8), at("wait", 2, 2**0.5 * 100, 0.7)]
     votes = [at("samples", k, 50.0 * k, a, kind="majority") for k, a in ((1, 0.4), (2, 0.6), (4, 0.5), (8, 0.9))]
     best = [at("samples", 1, 50.0, 0.4, kind="best")]
-    # 100 tokens: two samples, .6; 141: halfway to four samples on the scale of the figure, .55. That it may stop at once
+    # 100 tokens: two samples, .6; 141: halfway to four samples on the figure's scale, .55. That it may stop at once
     # counts not; behind the last number of samples nothing is gained
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1")[0] == pytest.approx((0.2 + 0.15) / 2)
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1", "best")[0] == pytest.approx((0.4 + 0.3) / 2)

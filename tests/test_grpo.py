@@ -606,7 +606,7 @@ def test_the_format_is_each_tag_once_in_order_with_nothing_around(text):
     ("4", -1.0), ("<answer> 4 </answer>", -1.0), ("5", -1.0), ("", -1.0),
 ])  # fmt: skip
 def test_a_strict_reward_takes_one_for_what_is_not_in_the_format_right_or_not(text, value):
-    assert Strict()(scored(SUMS, Problem("", "4"), text)) == value
+    assert Strict()(scored(Templated(SUMS), Problem("", "4"), text)) == value
 
 
 def test_with_tags_only_what_the_one_answer_holds_is_shown_to_the_verifier():

@@ -66,6 +66,12 @@ class Browser:
 
     def open(self, page: Path) -> None:
         self.call("POST", f"{self.session}/url", {"url": page.resolve().as_uri()})
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what was done is on the screen: two frames, which take their time on a machine that is busy."""
+        script = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+        self.call("POST", f"{self.session}/execute/async", {"script": script, "args": []})
 
     def js(self, script: str, *args):
         return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": list(args)})
@@ -74,6 +80,7 @@ class Browser:
         steps = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
         actions = [{"type": "key", "id": "keyboard", "actions": steps}]
         self.call("POST", f"{self.session}/actions", {"actions": actions})
+        self.settle()
 
     def pointer(self, selector: str, click: bool = True) -> None:
         """To the middle of the first element that matches, and a click there."""
@@ -83,6 +90,7 @@ class Browser:
         steps += [{"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}] * click
         actions = [{"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": steps}]
         self.call("POST", f"{self.session}/actions", {"actions": actions})
+        self.settle()
 
     def choose(self, name: str, value: str) -> None:
         self.js("const s = document.getElementById(arguments[0]); s.value = arguments[1];"
@@ -263,6 +271,7 @@ def test_dark_and_light_follow_the_system_and_the_key_and_paper_is_white(opened)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         command = {"cmd": "Emulation.setEmulatedMedia", "params": {"media": media, "features": features}}
         opened.call("POST", f"{opened.session}/goog/cdp/execute", command)
+        opened.settle()
 
     def page() -> str:
         return opened.js("return getComputedStyle(document.body).backgroundColor")
