@@ -27,6 +27,7 @@ out of the loss. `row.tokens`, `row.response` (without the prompt) and `tokenize
 import random
 
 PART = "s1"
+NEEDS = ("mask", "sampling")
 POINTS = 6
 SECONDS = 3
 FILES = ("forcing.py",)

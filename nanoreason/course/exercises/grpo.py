@@ -23,6 +23,7 @@ that of log p: divide by a copy of p that has no gradient (`detach`).
 import math
 
 PART = "R1"
+NEEDS = ("mask", "sampling", "policy_loss")
 POINTS = 6
 SECONDS = 5
 FILES = ("recipes/grpo_minimal.py",)

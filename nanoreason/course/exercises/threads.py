@@ -34,6 +34,7 @@ a `Round`. Read the dataclasses `Round` and `Thread`, then write four regions:
 import random
 
 PART = "APR"
+NEEDS = ("mask",)
 POINTS = 8
 SECONDS = 2
 FILES = ("threads.py",)
