@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.course.pack import LOGS, MOST_BYTES, POLICY
+from nanoreason.course.pack import FILES, LOGS, MOST_BYTES
 from nanoreason.environment import judge, sample
 from nanoreason.learn import group_advantages
 from nanoreason.recipes import grpo, grpo_minimal
@@ -98,12 +98,11 @@ def command_of(name: str, salt: str) -> str:
 
 def unpacked(path: Path, folder: Path) -> None:
     """The files of a bundle that are known, and nothing else of it; ValueError says what is wrong."""
-    wanted = [*LOGS, *(f"policy/{name}" for name in POLICY)]
     try:
         with zipfile.ZipFile(path) as archive:
             hashes = json.loads(archive.open("bundle.json").read(MOST_BYTES)).get("hashes", {})
             (folder / "policy").mkdir(parents=True)
-            for name in wanted:
+            for name in FILES:
                 with archive.open(name) as file:
                     raw = file.read(MOST_BYTES + 1)  # whatever size the archive claims
                 if len(raw) > MOST_BYTES:

@@ -241,10 +241,10 @@ def allowed_seconds(exercise: Exercise) -> float:
     return 10.0 + 6.0 * exercise.seconds
 
 
-def run_checks(exercise: Exercise, answers: list[list[str]], seed: int, only_public: bool = False) -> list[Verdict]:
+def run_checks(exercise: Exercise, answers: list[list[str]], seed: int) -> list[Verdict]:
     """Every check on these answers, within `allowed_seconds` together. When the worker is gone the next check gets a
     new one, twice at most."""
-    checks = exercise.checks()[: len(exercise.public) if only_public else None]
+    checks = exercise.checks()
     verdicts: list[Verdict] = []
     left = allowed_seconds(exercise)
     try:

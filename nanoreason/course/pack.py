@@ -15,6 +15,7 @@ from pathlib import Path
 MOST_BYTES = 32 << 20  # of a file
 LOGS = ("config.json", "metrics.jsonl", "samples.jsonl")
 POLICY = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = (*LOGS, *(f"policy/{name}" for name in POLICY))  # of a bundle
 
 
 def bundle(run: Path, out: Path) -> str:
@@ -22,7 +23,7 @@ def bundle(run: Path, out: Path) -> str:
     if not (run / "policy").is_dir():
         raise ValueError(f"{run} holds no policy: is it the folder of a run that has ended?")
     contents = {}
-    for name in (*LOGS, *(f"policy/{name}" for name in POLICY)):
+    for name in FILES:
         if not (run / name).is_file():
             raise ValueError(f"{run / name} is missing")
         contents[name] = (run / name).read_bytes()
