@@ -144,6 +144,12 @@ def test_spawns_of_what_is_not_there_are_left_out(block):
     assert called((9, 4, 3), 24, f"{said} CALL F 0 0 F 7 7 F 0 0 END") == [place]
 
 
+def test_a_node_is_looked_up_in_what_the_parent_has_said_itself_before_a_join_and_behind_it():
+    said = "E 9 - 3 = 6 > 4 6 G 0 0 SUB E 9 + 3 = 12 > 4 12 G 0 2 N 0 DONE E 9 - 4 = 5 > 3 5 G 0 1"
+    found = called((9, 4, 3), 24, f"{said} CALL F 0 0 F 0 1 F 0 2 END")
+    assert [(place.node, place.numbers) for place in found] == [((0, 0), (4, 6)), ((0, 1), (3, 5))]
+
+
 def test_the_task_poses_segments_and_children_and_joins_what_they_return():
     task, words = ThreadedSearch(asked_share=0.5), ThreadedSearch().tokenizer()
     kinds = {"child": 0, "first": 0, "later": 0, "asked": 0}

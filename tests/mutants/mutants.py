@@ -48,6 +48,7 @@ REPORT = "test_report.py::test_"
 ANALYSIS = "test_analysis.py::test_"
 BEHAVIORS = "test_behavior_rules.py::test_"
 DOCTOR = "test_doctor.py::test_"
+THREADS = "test_threads.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -1181,6 +1182,54 @@ MUTANTS = [
         "sampler.submit(again)",
         "sampler.submit([other for other in again if other is row])",
         SAMPLER + "rows_that_on_stop_spawns_are_sampled_too_and_their_parent_waits_for_them",
+    ),
+    Mutant(
+        "an erased block is in no loss", "rollout.py",
+        "[False] * keep + self.loss_mask[keep:]",
+        "[False] * len(self.tokens)",
+        THREADS + "every_sampled_token_is_in_the_loss_of_one_row_and_no_other", fast=True,
+    ),
+    Mutant(
+        "what stands before an erased block is in its loss too", "rollout.py",
+        "[False] * keep + self.loss_mask[keep:]",
+        "list(self.loss_mask)",
+        THREADS + "every_sampled_token_is_in_the_loss_of_one_row_and_no_other",
+    ),
+    Mutant(
+        "an erased block forgets with what log-probs it was drawn", "rollout.py",
+        "[0.0] * keep + self.logprobs[keep:]",
+        "[0.0] * len(self.tokens)",
+        THREADS + "logprobs_of_all_rows_of_a_family_are_those_of_the_learner",
+    ),
+    Mutant(
+        "joins in the loss, as if the parent had said them", "threads.py",
+        "        row.force(tokens)\n",
+        "        for token in tokens:\n            row.sampled(token, 0.0)\n",
+        THREADS + "every_sampled_token_is_in_the_loss_of_one_row_and_no_other", fast=True,
+    ),
+    Mutant(
+        "children are not learnt from", "recipes/grpo.py",
+        "roots), [row for root in roots for row in root.family]",
+        "roots), list(roots)",
+        THREADS + "a_step_of_grpo_rewards_parents_and_gives_their_advantage_to_all_they_spawned",
+    ),
+    Mutant(
+        "the critical path does not wait for children", "threads.py",
+        "max([thread.clock, *(child.clock for child in last.children)])",
+        "max([thread.clock, *(child.start for child in last.children)])",
+        THREADS + "a_parent_waits_for_its_children_and_goes_on_behind_their_join",
+    ),
+    Mutant(
+        "a parent's keys are given away while it waits", "threads.py",
+        "        self.sampler.hold(row)\n",
+        "",
+        THREADS + "the_prefix_of_a_parent_is_read_once_where_there_is_room_for_it",
+    ),
+    Mutant(
+        "a join is read for what the parent has said", "search_threads.py",
+        "read_trace(numbers, target, without_joins(before)).tree",
+        "read_trace(numbers, target, before).tree",
+        "test_search_threads.py::test_a_node_is_looked_up_in_what_the_parent_has_said_itself_before_a_join_and_behind_it",
     ),
     Mutant(
         "a thread has an advantage of its own", "learn.py",
