@@ -45,6 +45,8 @@ class Task:
 
     stop: tuple[str, ...] = ()  # texts that end a response, EOS aside
     spawn: tuple[str, str] | None = None  # texts that open and close a block of spawns (`threads.py`); None: no threads
+    join_words: tuple[str, ...] = ()  # what only a join can know: a parent that says one of them has made it up
+    calculation: str = "="  # the word that a response has once for each calculation
 
     def tokenizer(self) -> TextTokenizer:
         """The vocabulary that all of this task's texts are made of."""
@@ -76,6 +78,10 @@ class Task:
     def answer(self, response: str) -> str | None:
         """What the response votes for in a majority, the same text for the same answer; None: it has no vote."""
         return " ".join(response.split()) or None
+
+    def claims(self, response: str) -> bool:
+        """Whether the response says that it has found what it was asked for; a doubtful one need not vote."""
+        return True
 
     def work_is_valid(self, problem: Problem, response: str) -> bool:
         """Whether the work before the answer is right too, where the task can tell."""

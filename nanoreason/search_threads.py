@@ -180,6 +180,8 @@ def trace(prompt: str, search: Search, spawn: Callable[[Place, int], Trace], by_
             if not isinstance(states, list):
                 said.append(write([states], "compact"))
                 continue
+            if by_value:  # a number that is given twice makes equal states: one child does for both
+                states = list({(state.numbers, state.steps): state for state in states}.values())
             calls = [CALL, *(item(state, by_value) for state in states), END_CALL]
             found.segments.append((before, " ".join([*said, *calls])))
             children = [spawn(state, place) for place, state in enumerate(states)]

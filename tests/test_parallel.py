@@ -1,15 +1,17 @@
 """The recipe that measures threads, and play with them: what is counted, compared at equal cost, drawn and shown."""
 
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nanoreason.__main__ import main
+from nanoreason.__main__ import SECTIONS, main
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
+from nanoreason.countdown import in_steps
 from nanoreason.evaluate import pass_at_k
-from nanoreason.experiments import apr
+from nanoreason.experiments import apr, reproduce
 from nanoreason.experiments.results import Results
 from nanoreason.forcing import Forcing
 from nanoreason.model import Transformer, small_config
@@ -17,8 +19,10 @@ from nanoreason.play import play, side_by_side
 from nanoreason.recipes import parallel
 from nanoreason.recipes.parallel import ParallelConfig, means, of_row, sampled, vote
 from nanoreason.rollout import prompt_row
-from nanoreason.run import read_jsonl
-from nanoreason.tasks import Attempts, HardAttempts
+from nanoreason.run import Schedule, read_jsonl
+from nanoreason.sampler import Sampler
+from nanoreason.search_threads import parallel_demonstration
+from nanoreason.tasks import Attempts, HardAttempts, ThreadedSearch
 from nanoreason.tasks.attempts import all_attempts
 from nanoreason.tasks.wrappers import Parallel
 
@@ -47,18 +51,18 @@ def test_a_rollout_is_counted_in_all_of_its_rows():
     row = prompt_row(WORDS, TASK.parse("36 from 8 4 2 7"), 0)
     for token in WORDS.encode("<think> spawn 8 - 4 = 4 : 4 2 7 join"):
         row.sampled(token, -1.0)
-    single = of_row(row, WORDS)
+    single = of_row(row, WORDS, TASK)
     assert (single["sequential"], single["total"], single["children"], single["longest"]) == (12, 12, 0, 12)
     row.erase(11)
     row.force(WORDS.encode("8 - 4 = 4 no"))
     assert [len(one.response) for one in row.family] == [7, 11]
     row.counted = {"threads/sequential_tokens": 40.0, "threads/total_tokens": 60.0, "threads/children": 1.0,
                    "threads/rounds": 1.0, "threads/child_tokens": 30.0, "threads/cut_children": 0.0}  # fmt: skip
-    found = of_row(row, WORDS)
+    found = of_row(row, WORDS, TASK)
     assert (found["sequential"], found["total"], found["longest"], found["operations"]) == (40, 60, 11, 2)
     assert found["hallucinated"] == 0  # the no is the join's
     row.sampled(WORDS.encode("yes")[0], -1.0)
-    assert of_row(row, WORDS)["hallucinated"] == 1
+    assert of_row(row, WORDS, TASK)["hallucinated"] == 1
 
 
 def test_only_a_thought_that_claims_a_solution_votes():
@@ -81,8 +85,8 @@ def test_the_context_holds_every_row_and_the_standard_error_is_by_problem(tmp_pa
         right = [[row.reward == 1 and len(row.response) <= line["asked"] for row in group] for group in groups]
         assert line["accuracy"] == pytest.approx(sum(map(sum, right)) / 12)
     assert lines[-1]["accuracy"] > 0 and lines[0]["accuracy"] <= lines[1]["accuracy"] <= lines[2]["accuracy"]
-    doubled = means([group + group for group in groups], words)
-    assert doubled["accuracy_se"] == pytest.approx(means(groups, words)["accuracy_se"])
+    doubled = means([group + group for group in groups], words, Attempts())
+    assert doubled["accuracy_se"] == pytest.approx(means(groups, words, Attempts())["accuracy_se"])
 
 
 def test_samples_are_counted_with_all_their_tokens(tmp_path):
@@ -150,6 +154,45 @@ def test_the_speed_up_is_that_of_all_tokens_at_the_pace_of_one_thread():
     serial = lines_of("test_serial", method=["alone"], seconds=[0.5], steps=[100], total=[100])
     threads = lines_of("test_apr", method=["alone"], seconds=[2.0], steps=[300], total=[800])
     assert apr.speedup(Results([*serial, *threads]), "apr", "serial") == {0: pytest.approx(800 * 0.005 / 2.0)}
+    paired = [{**line, "speedup": 3.0} for line in threads]  # as it is measured since
+    assert apr.speedup(Results([*serial, *paired]), "apr", "serial") == {0: 3.0}
+
+
+@pytest.mark.parametrize("pace", ["steady", "slower and slower"])
+def test_threads_are_timed_between_two_runs_of_the_same_threads_one_after_another(tmp_path, monkeypatch, pace):
+    """The clock counts decode steps, longer ones on a machine that gets slower: the ratio is that of the steps."""
+    asked = TASK.spawned(TASK.parse("36 from 8 4 2 7"), "spawn 8 - 4 = 4 : 4 2 7 ; 7 * 4 = 28 : 28 8 2 join")
+    monkeypatch.setattr(Parallel, "spawned", lambda self, problem, response: asked if len(problem.info["numbers"]) == 4
+                        else [])  # fmt: skip
+    monkeypatch.setattr(Parallel, "spawn", ("<think>", "no"))
+    clock, step, real, runs = [0.0, 1.0], Sampler._step, parallel.timed, []
+
+    def slow(self):
+        clock[0] += clock[1]
+        clock[1] += 1e-3 * (pace != "steady")
+        return step(self)
+
+    monkeypatch.setattr(Sampler, "_step", slow)
+    monkeypatch.setattr(parallel.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(parallel, "timed", lambda *args, **how: runs.append((how, real(*args, **how))) or runs[-1][1])
+    parallel.run(config(tmp_path, methods=("alone",), alone=5, max_new_tokens=150))
+    (line,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [how for how, _ in runs] == [{"max_rows": 1}, {}, {"max_rows": 1}] * 5
+    ratios = []
+    for (_, before), (_, beside), (_, after) in zip(runs[::3], runs[1::3], runs[2::3], strict=True):
+        texts = [[row.tokens for row in one.groups[0][0].family] for one in (before, beside, after)]
+        assert texts[0] == texts[1] == texts[2]
+        assert before.steps == before.tokens == beside.tokens >= beside.steps
+        ratios.append(before.steps / beside.steps)
+    assert line["speedup"] == pytest.approx(statistics.median(ratios), rel=0.03) and line["speedup"] > 1.2
+    before = [one.seconds / beside.seconds for (_, one), (_, beside) in zip(runs[::3], runs[1::3], strict=True)]
+    assert pace == "steady" or statistics.median(before) < 0.95 * line["speedup"]  # what the run behind it is for
+
+
+def test_a_single_thread_is_timed_once(tmp_path):
+    parallel.run(config(tmp_path, task=HardAttempts(), methods=("alone",), alone=1))
+    (line,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert "speedup" not in line and line["steps"] == line["total"]
 
 
 # ------------------------------------------------------------------------------------------------------------ play
@@ -180,6 +223,67 @@ def test_threads_cannot_be_kept_from_stopping(spawner, capsys):
     assert "--wait 2" in capsys.readouterr().err
     assert main(["play", spawner, "--problem", "36 from 8 4 2 7", "--budget", "30"]) == 0
     assert "36 from 8 4 2 7 ;" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------- with the paper's own searches
+
+
+def test_the_gpu_preset_runs_from_end_to_end_at_a_tiny_size(tmp_path, monkeypatch):
+    """On the texts of SoS+ and APR from random weights; only sizes are other than those of a GPU."""
+    gpu = apr.PRESETS["gpu"]
+    small = replace(
+        gpu,
+        tune=replace(gpu.tune, width=32, layers=1, heads=2, kv_heads=1, steps=2, rows_per_step=4, warmup=1),
+        serial_steps=1,
+        grpo=replace(gpu.grpo, steps=1, prompts=2, group_size=2, max_new_tokens=Schedule(48), warmup=0),
+        measure=replace(gpu.measure, problems=2, repeats=1, max_new_tokens=48, windows=(24, 48), widths=(1, 4),
+                        samples=2, alone=1),
+    )  # fmt: skip
+    monkeypatch.setitem(apr.PRESETS, "gpu", small)
+    flags = ["apr", "--preset", "gpu", "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]
+    assert reproduce.main(flags, SECTIONS) == 0
+    arms = {arm.name: arm for arm in apr.arms("gpu", 0)}
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert {line["arm"] for line in lines} == arms.keys() and "base" not in arms
+    assert {line["tokens_seen"] for line in lines if line["arm"] == "apr"} != {0}
+    assert {line["method"] for line in lines if line["arm"] == "test_serial"} == {"context", "samples", "alone"}
+    assert isinstance(arms["serial"].settings.task, ThreadedSearch) and arms["serial"].settings.task.serial
+    assert arms["rl_apr"].settings.task.roots and not arms["apr"].settings.task.roots
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_what_a_search_tried_is_drawn_as_the_paths_of_its_operations():
+    problem = ThreadedSearch(roots=True).problem("test", 3)
+    shown = parallel_demonstration(problem.info["numbers"], problem.info["target"], 3, 4, seed=3, by_value=True)
+    assert shown.children
+    for block in shown.children:
+        for child in block:
+            text, step = child.segments[0][1], in_steps(child.place.steps)
+            paths = apr.paths_of({"step": step, "text": text})
+            tried = [" ".join(part.split()[:5]) for part in f" {text}".split(" E ")[1:]]
+            assert [path[-1] for path in paths] == tried and len(tried) > 2
+            assert all(path[:1] == (step,) and len(path) in (2, 3) for path in paths)
+            assert all(path[:-1] == (step,) or path[:-1] in paths for path in paths)  # below what was tried before
+
+
+def test_methods_that_a_task_cannot_have_are_refused(tmp_path):
+    for task, method in ((ThreadedSearch(serial=True), "asked"), (HardAttempts(), "asked"),
+                         (ThreadedSearch(), "exhaustive")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"--methods {method} needs a task"):
+            parallel.check_config(config(tmp_path, task=task, methods=(method,)))
+
+
+def test_a_search_is_counted_by_what_it_tries_and_made_up_joins_are_seen():
+    task = ThreadedSearch()
+    words = task.tokenizer()
+    row = prompt_row(words, task.pose((9, 4, 3), 24, ()), 0)
+    for token in words.encode("E 9 - 3 = 6 > 4 6 G 0 0 M 0 0 S 4 6 | 9 - 3 = 6 E 4 * 6 = 24 > 24 W RET 9 - 3 = 6"):
+        row.sampled(token, -1.0)
+    row.counted = {"threads/children": 0.0}
+    assert of_row(row, words, task)["operations"] == 2 and of_row(row, words, task)["hallucinated"] == 0
+    row.sampled(words.encode("SUB")[0], -1.0)
+    assert of_row(row, words, task)["hallucinated"] == 1
+    assert vote(task, "W RET 9 - 3 = 6 , 4 * 6 = 24") is not None and vote(task, "RET NONE") is None
 
 
 def test_lines_can_be_read_by_others(tmp_path):

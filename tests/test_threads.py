@@ -19,10 +19,12 @@ from nanoreason.rewards import Accuracy
 from nanoreason.rollout import Rollout, demonstration, prompt_row, prompt_rows, response_text, seed_of, stops_of
 from nanoreason.run import Schedule
 from nanoreason.sampler import Sampler, generate
+from nanoreason.search_threads import parallel_demonstration
 from nanoreason.spawn import Limits, Spawn, first_spawns, read_spawns, write_join, write_spawns
-from nanoreason.tasks import Addition, Attempts, HardAttempts
+from nanoreason.tasks import Addition, Attempts, HardAttempts, ThreadedSearch
 from nanoreason.tasks.wrappers import Parallel
 from nanoreason.threads import Threads
+from nanoreason.tokenizer import TextTokenizer
 
 TASK = Parallel(HardAttempts())
 WORDS = TASK.tokenizer()
@@ -43,12 +45,12 @@ SCRIPT = {
 class Scripted(Transformer):
     """Says behind each text of a script, and behind nothing else, what stands there; then EOS. Reads like a model."""
 
-    def __init__(self, script: dict[str, str], context: int = 512):
-        super().__init__(small_config(32, 1, 2, WORDS.vocab_size, context))
+    def __init__(self, script: dict[str, str], context: int = 512, words: TextTokenizer = WORDS):
+        super().__init__(small_config(32, 1, 2, words.vocab_size, context))
         self.next: dict[tuple[int, ...], int] = {}
         self.read = 0  # tokens that went through it
         for before, said in script.items():
-            tokens, answer = WORDS.encode(before), WORDS.encode(said)
+            tokens, answer = words.encode(before), words.encode(said)
             for i, token in enumerate(answer):
                 self.next[tuple(tokens + answer[:i])] = token
 
@@ -57,14 +59,14 @@ class Scripted(Transformer):
         return super().hidden(tokens, positions, cache)
 
 
-def scripted(monkeypatch, script: dict[str, str], context: int = 512) -> Scripted:
+def scripted(monkeypatch, script: dict[str, str], context: int = 512, words: TextTokenizer = WORDS) -> Scripted:
     """A model whose draws are those of the script: the sampler's own `draw` is replaced, by row."""
-    model = Scripted(script, context)
+    model = Scripted(script, context, words)
     real = Sampler._decode
 
     def decode(self, cache, n):
         texts = [tuple(self.tokens[j, : int(self.host_position[j]) + 1].tolist()) for j in range(n)]
-        said = torch.tensor([model.next.get(text, WORDS.eos_id) for text in texts])
+        said = torch.tensor([model.next.get(text, words.eos_id) for text in texts])
         monkeypatch.setattr("nanoreason.sampler.draw", lambda logits, u, t, p: (
             said, logits.log_softmax(-1).gather(-1, said[:, None])[:, 0]))  # fmt: skip
         return real(self, cache, n)
@@ -74,8 +76,8 @@ def scripted(monkeypatch, script: dict[str, str], context: int = 512) -> Scripte
 
 
 def run(model, task=TASK, problems=(PROBLEM,), budget=200, **options) -> tuple[list[Rollout], Threads, Sampler]:
-    sampler = Sampler(model, WORDS, stop=stops_of(task), **options)
-    rows = prompt_rows(WORDS, list(problems))
+    sampler = Sampler(model, words := task.tokenizer(), stop=stops_of(task), **options)
+    rows = prompt_rows(words, list(problems))
     for row in rows:
         row.max_new_tokens = budget
     threads = Threads(task, sampler)
@@ -354,6 +356,32 @@ def test_a_second_round_follows_a_join_and_both_are_on_the_critical_path(monkeyp
     longest, left = len(SCRIPT[RIGHT].split()), len(SCRIPT[LEFT].split())
     assert (one.end, two.start, two.end) == (spent + longest, spent + longest + more, spent + longest + more + left)
     assert len(row.family) == 6  # two blocks, three children
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_what_apr_demonstrates_is_what_runs_when_a_model_says_it(monkeypatch, by_value):
+    """Its parents' segments and its children are spawned, joined and judged as the demonstrator did it itself."""
+    task, words = ThreadedSearch(by_value=by_value, roots=True), ThreadedSearch().tokenizer()
+    beams, solved, rounds = (2, 3), 0, 0
+    for index in range(6):
+        problem = task.problem("test", index)
+        numbers, target = problem.info["numbers"], problem.info["target"]
+        shown = parallel_demonstration(numbers, target, *beams, seed=index, by_value=by_value)
+        script = {}
+        for thread in shown.threads:
+            for before, said in thread.segments:
+                script[f"{thread.prompt}{before}"] = said
+        with monkeypatch.context() as patch:
+            (row,), threads, _ = run(scripted(patch, script, 2048, words), task, [problem], budget=1500)
+        thread = threads.of[row]
+        assert [one.join for one in thread.rounds] == shown.joins
+        ran = [[child.row.problem.prompt for child in one.children] for one in thread.rounds]
+        assert ran == [[child.prompt for child in block] for block in shown.children]
+        said = [len(words.encode(said)) for each in shown.threads for _, said in each.segments]
+        assert row.counted["threads/total_tokens"] == sum(said) + len(shown.threads)  # and an EOS of each
+        assert task.reward(problem, response_text(words, row)) == (shown.path is not None)
+        solved, rounds = solved + (shown.path is not None), rounds + len(shown.joins)
+    assert 0 < solved < 6 and rounds > 4
 
 
 class Roomy(Parallel):

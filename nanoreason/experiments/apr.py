@@ -9,6 +9,9 @@ demonstrations of about as many tokens, each for a context of 256 response token
 Each is then improved by GRPO with the verdict of the last answer as its only reward, which for `apr` reaches every
 thread: free, and with the widest spawn asked for in every prompt. `faithful` is taught like `apr`, but with the joins
 in the loss, as the released code does.
+
+The preset `gpu` has what the paper has, in the compact language of `search_threads.py`: from random weights, the texts
+of SoS+ and of APR's own searches on Countdown with numbers up to 99, spawns by value, 768 response tokens a thread.
 """
 
 from __future__ import annotations
@@ -25,24 +28,33 @@ from nanoreason.learn import ALGORITHMS
 from nanoreason.prompts import CLOSE, OPEN
 from nanoreason.recipes import grpo, parallel, sft
 from nanoreason.rewards import Accuracy
+from nanoreason.rollout import Task
 from nanoreason.run import Schedule
 from nanoreason.spawn import STEP
-from nanoreason.tasks import HardAttempts
+from nanoreason.tasks import HardAttempts, ThreadedSearch
 from nanoreason.tasks.attempts import Mixture
 from nanoreason.tasks.wrappers import Parallel
-
-
-@dataclass(frozen=True)
-class Preset:
-    tune: sft.SftConfig  # of apr and faithful
-    serial_steps: int  # of serial, whose demonstrations are longer: about as many tokens
-    grpo: grpo.GrpoConfig
-    measure: parallel.ParallelConfig
-
 
 THREAD = HardAttempts(shares=Mixture.parse("long:1"), longest=230)  # a thought and its answer fit 256 tokens
 TAUGHT = Parallel(HardAttempts(), texts=(0.4, 0.3, 0.3), asked_share=0.7)
 FREE = Parallel(HardAttempts())
+SOS_PLUS = ThreadedSearch(serial=True, beams=(1, 4))  # the beams whose searches fit 768 tokens, but for one in nine
+SEARCH = ThreadedSearch(by_value=True, beams=(2, 8), asked_share=0.7)
+
+
+@dataclass(frozen=True)
+class Preset:
+    tune: sft.SftConfig  # of serial, apr and faithful
+    serial_steps: int  # of serial, so that it learns from about as many tokens
+    grpo: grpo.GrpoConfig
+    measure: parallel.ParallelConfig
+    base: str = "base"  # the arm that the taught ones start from; "": random weights
+    thread: Task = THREAD  # what serial is taught
+    alone: Task = HardAttempts()  # ... and asked
+    taught: Task = TAUGHT  # what apr is taught
+    free: Task = FREE  # ... and asked
+
+
 # DIFFERS from the paper: it trains a model for spawns that are asked for and one for free ones; here it is one model,
 # and seven in ten of its demonstrations say in the prompt how many children they spawn.
 TUNE = sft.SftConfig(
@@ -62,9 +74,17 @@ PRESETS = {
         replace(RL, steps=2, prompts=2, group_size=2, warmup=1, max_new_tokens=Schedule(64)),
         parallel.PRESETS["tiny"],
     ),
+    # 4.8 million weights; about 130 million tokens of demonstrations in each of serial and apr, 1 to 2 ms of a core for
+    # each; 512 rollouts a step of RL, with threads of about 2,000 tokens each. Not run yet: these are estimates.
     "gpu": Preset(
-        replace(TUNE, steps=800, rows_per_step=256, lr=1e-3, micro_tokens=65536), 400,
-        replace(RL, steps=150, prompts=64, micro_tokens=65536), parallel.PRESETS["gpu"],
+        replace(TUNE, width=256, layers=6, heads=8, kv_heads=4, context=832, steps=2000, rows_per_step=256, lr=3e-3,
+                warmup=100, micro_tokens=65536),
+        2000,
+        replace(RL, steps=60, prompts=64, max_new_tokens=Schedule(768), micro_tokens=65536, warmup=5),
+        replace(parallel.PRESETS["gpu"], problems=500, max_new_tokens=768, windows=(128, 256, 384, 512, 640, 768),
+                samples=32, alone=30, operations=()),
+        base="", thread=SOS_PLUS, alone=replace(SOS_PLUS, roots=True), taught=SEARCH,
+        free=replace(SEARCH, asked_share=0.0, roots=True),
     ),
 }  # fmt: skip
 COLORS = {"serial": "tab:gray", "apr": "tab:blue", "rl_serial": "black", "rl_apr": "tab:red", "rl_wide": "tab:orange"}
@@ -78,23 +98,27 @@ def arms(preset: str, seed: int) -> list[Arm]:
     widest = chosen.measure.widths[-1]
 
     def tested(name: str, *methods: str) -> Arm:
-        task = HardAttempts() if "serial" in name else FREE
+        task = chosen.alone if "serial" in name else chosen.free
         config = replace(chosen.measure, task=task, methods=methods)
         return Arm(f"test_{name}", "parallel", config, name, cost=50.0 * len(methods))
 
-    serial = replace(chosen.tune, task=THREAD, eval_task=THREAD, steps=chosen.serial_steps)
-    # half as long as apr: it is asked for nothing but what it makes up
-    faithful = replace(chosen.tune, task=replace(TAUGHT, faithful_mask=True), steps=max(1, chosen.tune.steps // 2))
-    wide = replace(chosen.grpo, task=replace(FREE, asked=widest))
+    def taught(name: str, task: Task, steps: int = chosen.tune.steps) -> Arm:
+        asked = chosen.thread if name == "serial" else chosen.free
+        return Arm(name, "sft", replace(chosen.tune, task=task, eval_task=asked, steps=steps), chosen.base)
+
+    def reinforced(name: str, task: Task, start: str, cost: float) -> Arm:
+        return Arm(name, "grpo", replace(chosen.grpo, task=task), start, cost=cost * chosen.grpo.steps)
+
     return [
-        shared(preset, seed),
-        Arm("serial", "sft", serial, "base"),
-        Arm("apr", "sft", chosen.tune, "base"),
-        Arm("faithful", "sft", faithful, "base"),
-        Arm("rl_serial", "grpo", replace(chosen.grpo, task=HardAttempts()), "serial", cost=20.0 * chosen.grpo.steps),
-        Arm("rl_apr", "grpo", chosen.grpo, "apr", cost=100.0 * chosen.grpo.steps),
-        Arm("rl_wide", "grpo", wide, "apr", cost=100.0 * chosen.grpo.steps),
-        tested("serial", "context", "samples", "alone", "exhaustive"),
+        *([shared(preset, seed)] if chosen.base else []),
+        taught("serial", chosen.thread, chosen.serial_steps),
+        taught("apr", chosen.taught),
+        # half as long as apr: it is asked for nothing but what it makes up
+        taught("faithful", replace(chosen.taught, faithful_mask=True), max(1, chosen.tune.steps // 2)),
+        reinforced("rl_serial", chosen.alone, "serial", 20.0),
+        reinforced("rl_apr", chosen.free, "apr", 100.0),
+        reinforced("rl_wide", replace(chosen.free, asked=widest), "apr", 100.0),
+        tested("serial", "context", "samples", "alone", *(["exhaustive"] if chosen.measure.operations else [])),
         tested("apr", "context", "asked", "alone"),
         tested("faithful", "context"),
         tested("rl_serial", "context", "samples", "alone"),
@@ -176,8 +200,11 @@ def lead_at_equal_tokens(r: Results, threads: str, serial: str, kind: str) -> Pe
 
 
 def speedup(r: Results, threads: str, serial: str) -> PerSeed:
-    """Seconds that all of a problem's tokens would take one after another, at the pace of a model with one thread, over
-    the seconds that they take. It is less than the ratio of tokens: a step with several rows costs more."""
+    """Seconds of a problem's threads one after another, over those side by side. It is less than the ratio of tokens: a
+    step with several rows costs more. Results from before the two were measured in pairs have, for the former, all of
+    the problem's tokens at the pace of the model with one thread."""
+    if paired := r.last(f"test_{threads}", "speedup", method="alone"):
+        return paired
     pace = r.last(f"test_{serial}", "seconds", method="alone") / r.last(f"test_{serial}", "steps", method="alone")
     spent = r.last(f"test_{threads}", "seconds", method="alone")
     return r.last(f"test_{threads}", "total", method="alone") * pace / spent
@@ -186,7 +213,7 @@ def speedup(r: Results, threads: str, serial: str) -> PerSeed:
 def extra(results: Results, preset: str) -> dict:
     """Accuracy and clocks of every model, at every context, width and number of samples."""
     keys = ("accuracy", "accuracy_se", "children", "rounds", "cut", "child_tokens", "sequential", "total", "operations",
-            "hallucinated", "seconds", "steps")  # fmt: skip
+            "hallucinated", "seconds", "serial_seconds", "steps")  # fmt: skip
     numbers = {}
     for name in (*LABELS, "faithful"):
         for method in ("context", "asked", "alone"):
@@ -270,7 +297,7 @@ def draw_lanes(axis, r: Results) -> None:
             start = joined
         color = "black" if y == 0 else f"C{(y - 1) % 10}"
         axis.plot([start, lane["end"]], [-y, -y], color=color, linewidth=5)
-        found = "  found" if parallel.CLAIM.search(lane["text"]) else ""
+        found = "  found" if has_found(lane) else ""
         axis.text(lane["start"], -y + 0.2, f"{lane['prompt']}{found}", fontsize=7)
     axis.set_yticks([])
     handles, labels = axis.get_legend_handles_labels()
@@ -278,15 +305,32 @@ def draw_lanes(axis, r: Results) -> None:
         handle.set_label(f"_{label}")  # one entry each, however many rounds there are
 
 
+def has_found(lane: dict) -> bool:
+    """Results from before lanes said so are of attempts."""
+    return lane["found"] if "found" in lane else HardAttempts().claims(lane["text"])
+
+
 def paths_of(lane: dict) -> list[tuple[str, ...]]:
     """The attempts of a child as paths from the root: the operation it was spawned with, then its own.
 
     >>> paths_of({"step": "8 - 4 = 4", "text": "<think> 4 + 2 = 6 , 7 * 6 = 42 no wait 7 - 4 = 3 </think>"})
     [('8 - 4 = 4', '4 + 2 = 6', '7 * 6 = 42'), ('8 - 4 = 4', '7 - 4 = 3')]
+
+    In the compact language an operation is tried at the state that was moved to last.
+
+    >>> paths_of({"step": "9 - 3 = 6", "text": "E 4 + 6 = 10 > 10 M 0 S 10 | 9 - 3 = 6 , 4 + 6 = 10 E 9 - 1 = 8"})
+    [('9 - 3 = 6', '4 + 6 = 10'), ('9 - 3 = 6', '4 + 6 = 10', '9 - 1 = 8')]
     """
+    first = tuple(lane["step"].split(" , "))
+    if not lane["text"].startswith(OPEN):
+        paths, here = [], first
+        for tried, state in re.findall(rf"E ({STEP})|S [0-9 ]+ \| ({STEP}(?: , {STEP})*)", lane["text"]):
+            here = tuple(state.split(" , ")) if state else here
+            paths += [(*here, tried)] if tried else []
+        return paths
     thinking = lane["text"].partition(CLOSE)[0].removeprefix(OPEN)
     attempts = [tuple(re.findall(STEP, part)) for part in thinking.split(" wait ")]
-    return [(lane["step"], *attempt) for attempt in attempts if attempt]
+    return [(*first, *attempt) for attempt in attempts if attempt]
 
 
 def draw_tree(axis, r: Results) -> None:
@@ -298,23 +342,25 @@ def draw_tree(axis, r: Results) -> None:
         for path in paths_of(lane):
             if path not in y:
                 y[path], leaves = -leaves, leaves + 1
-        inner = {path[:n] for path in y if path[0] == lane["step"] for n in range(1, len(path))} - y.keys()
-        for node in sorted(inner, key=len, reverse=True):
+        first = tuple(lane["step"].split(" , "))
+        inner = {path[:n] for path in y if path[: len(first)] == first for n in range(1, len(path))} - y.keys()
+        for node in sorted(inner, key=lambda path: (-len(path), path)):
             y[node] = statistics.fmean(value for path, value in y.items() if path[: len(node)] == node)
         for node, value in y.items():
-            if node[0] == lane["step"]:
+            if node[: len(first)] == first:
                 above = y.get(node[:-1], -leaves / 2 if len(node) == 1 else value)
                 axis.plot([len(node) - 1, len(node)], [above, value], color=f"C{i % 10}", linewidth=0.8)
-        if parallel.CLAIM.search(lane["text"]) and (paths := paths_of(lane)):
+        if has_found(lane) and (paths := paths_of(lane)):
             axis.plot([len(paths[-1])], [y[paths[-1]]], "*", color=f"C{i % 10}", markersize=12)
-        axis.text(1, y.get((lane["step"],), 0), lane["step"], fontsize=7)
+        axis.text(len(first), y.get(first, 0), lane["step"], fontsize=7)
     axis.set_yticks([])
 
 
 def caption(preset: str) -> str:
     settings = PRESETS[preset].measure
+    texts = "with the paper's own searches" if preset == "gpu" else "by attempts"
     return (
-        f"Adaptive Parallel Reasoning on Countdown by attempts with four numbers, preset {preset}: "
+        f"Adaptive Parallel Reasoning on Countdown {texts} with four numbers, preset {preset}: "
         f"{settings.problems} held-out problems, {settings.repeats} rollouts each at temperature 1, at most "
         f"{settings.max_new_tokens} response tokens in every thread."
     )

@@ -7,18 +7,18 @@ Every setting of a method is one line of metrics (Adaptive Parallel Reasoning, P
     context      of free rollouts: right, and no row of them has more than so many response tokens
     asked        the prompt asks for so many children
     samples      of so many free rollouts: pass@k, which an oracle chooses, and cons@k, the majority of those that claim
-                 to have found something (thoughts that end in yes); the tokens of all k count
-    alone        one problem at a time, with nothing beside it: seconds and decode steps
+                 to have found something (`Task.claims`); the tokens of all k count
+    alone        one problem at a time: seconds and decode steps, beside those of the same threads one after another
     exhaustive   no model: all attempts in random order, as many as this number of operations pays for
 """
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.environment import check_words, log_samples
@@ -34,7 +34,6 @@ from nanoreason.threads import Thread, Threads
 from nanoreason.tokenizer import TextTokenizer
 
 VOTES = (1, 2, 4, 8, 16, 32, 64)  # of so many samples, as far as there are
-CLAIM = re.compile(rf"yes\s*{CLOSE}")  # a thought that claims to have found what it looked for
 Lines = Iterator[tuple[dict, list[list[Rollout]]]]
 
 
@@ -79,8 +78,10 @@ def check_config(config: ParallelConfig) -> None:
         raise ValueError("--base is needed: a checkpoint folder")
     if not config.methods or len(set(config.methods)) < len(config.methods) or set(config.methods) - set(METHODS):
         raise ValueError(f"--methods {','.join(config.methods)}: at least one, each once, of {', '.join(METHODS)}")
-    if "asked" in config.methods and not hasattr(config.task, "asked"):
-        raise ValueError("--methods asked needs a task that spawns: --task hard_attempts,parallel")
+    if "asked" in config.methods and not (config.task.spawn and hasattr(config.task, "asked")):
+        raise ValueError("--methods asked needs a task that spawns: --task hard_attempts,parallel or threaded_search")
+    if "exhaustive" in config.methods and "chance" not in config.task.problem("test", 0).info:
+        raise ValueError("--methods exhaustive needs a task that knows all attempts: --task hard_attempts")
     check_rows(problems=config.problems, samples=config.samples)
 
 
@@ -109,13 +110,14 @@ def run(config: ParallelConfig) -> dict:
 
 
 def sampled(
-    config: ParallelConfig, model: Transformer, tokenizer: TextTokenizer, problems: list[Problem], count: int
+    config: ParallelConfig, model: Transformer, tokenizer: TextTokenizer, problems: list[Problem], count: int, **how
 ) -> tuple[list[list[Rollout]], dict[Rollout, Thread], Sampler]:
     """`count` rollouts of each problem with their verdicts as rewards, the threads of those that spawn, the sampler.
-    The random numbers depend on a problem's place alone: every setting and every model has the same ones."""
+    The random numbers depend on a problem's place alone: every setting and every model has the same ones. `how`: more
+    of the sampler's settings."""
     groups = prompt_groups(tokenizer, problems, count, seed_of("held-out"))
     sampler = Sampler(model, tokenizer, stop=stops_of(config.task), temperature=config.temperature,
-                      max_new_tokens=config.max_new_tokens)  # fmt: skip
+                      max_new_tokens=config.max_new_tokens, **how)  # fmt: skip
     threads = Threads(config.task, sampler) if config.task.spawn else None
     rows = [row for group in groups for row in group]
     generate(sampler, rows, threads)
@@ -124,12 +126,12 @@ def sampled(
     return groups, threads.of if threads else {}, sampler
 
 
-def of_row(row: Rollout, tokenizer: TextTokenizer) -> dict[str, float]:
+def of_row(row: Rollout, tokenizer: TextTokenizer, task: Task) -> dict[str, float]:
     """The clocks of a rollout: of a single thread all its tokens wait for one another.
 
     longest        response tokens of its longest row, which is what a context must hold
     operations     calculations in all of its rows
-    hallucinated   1 if the parent itself says yes or no in its thought, which only a join can know
+    hallucinated   1 if the parent itself says in its thought what only a join can know
     """
     threads = {name.removeprefix("threads/"): value for name, value in row.counted.items()}
     text = tokenizer.decode([t for t, chosen in zip(row.tokens, row.loss_mask, strict=True) if chosen])
@@ -141,14 +143,16 @@ def of_row(row: Rollout, tokenizer: TextTokenizer) -> dict[str, float]:
         "sequential": threads.get("sequential_tokens", float(row.draws)),
         "total": threads.get("total_tokens", float(row.draws)),
         "longest": float(max(len(one.response) for one in row.family)),
-        "operations": float(sum(tokenizer.decode(one.response).count(" = ") for one in row.family)),
-        "hallucinated": float(bool(row.counted) and bool({"yes", "no"} & set(text.partition(CLOSE)[0].split()))),
+        "operations": float(sum(tokenizer.decode(one.response).split().count(task.calculation) for one in row.family)),
+        "hallucinated": float(bool(row.counted) and bool({*task.join_words} & {*text.partition(CLOSE)[0].split()})),
     }
 
 
-def means(groups: list[list[Rollout]], tokenizer: TextTokenizer, right=lambda row: row.reward) -> dict[str, float]:
+def means(
+    groups: list[list[Rollout]], tokenizer: TextTokenizer, task: Task, right=lambda row: row.reward
+) -> dict[str, float]:
     """Means over rollouts; `accuracy_se` is by problem, because rollouts of one problem are no independent evidence."""
-    counts = [of_row(row, tokenizer) for group in groups for row in group]
+    counts = [of_row(row, tokenizer, task) for group in groups for row in group]
     accuracy = [statistics.fmean(map(right, group)) for group in groups]
     averages = {name: statistics.fmean(count[name] for count in counts) for name in counts[0]}
     return {"accuracy": statistics.fmean(accuracy), "accuracy_se": standard_error(accuracy), **averages}
@@ -161,7 +165,7 @@ def by_context(config: ParallelConfig, model: Transformer, tokenizer: TextTokeni
     groups, threads, _ = sampled(config, model, tokenizer, config.task.test_problems(config.problems), config.repeats)
     for window in config.windows:
         fits = {row: row.reward * (max(len(one.response) for one in row.family) <= window) for g in groups for row in g}
-        yield {"asked": window, **means(groups, tokenizer, fits.get)}, groups
+        yield {"asked": window, **means(groups, tokenizer, config.task, fits.get)}, groups
     log_lanes(config, tokenizer, run, threads, [row for group in groups for row in group])
 
 
@@ -169,13 +173,13 @@ def by_asked(config: ParallelConfig, model: Transformer, tokenizer: TextTokenize
     for width in config.widths:
         problems = replace(config.task, asked=width).test_problems(config.problems)
         groups, _, _ = sampled(config, model, tokenizer, problems, config.repeats)
-        yield {"asked": width, **means(groups, tokenizer)}, groups
+        yield {"asked": width, **means(groups, tokenizer, config.task)}, groups
 
 
 def by_samples(config: ParallelConfig, model: Transformer, tokenizer: TextTokenizer, run: Run) -> Lines:
     G, problems = config.samples, config.task.test_problems(config.problems)
     groups, _, _ = sampled(config, model, tokenizer, problems, G)
-    one = means(groups, tokenizer)
+    one = means(groups, tokenizer, config.task)
     votes = [[vote(config.task, response_text(tokenizer, row)) for row in group] for group in groups]
     right = [[row.reward == 1 for row in group] for group in groups]
     for k in (k for k in VOTES if k <= G):
@@ -187,22 +191,46 @@ def by_samples(config: ParallelConfig, model: Transformer, tokenizer: TextTokeni
 
 
 def vote(task: Task, text: str) -> str | None:
-    """What a response votes for: nothing unless its thought claims a solution, as in the paper."""
-    return task.answer(text) if CLAIM.search(text) else None
+    """What a response votes for: nothing unless it claims a solution, as in the paper."""
+    return task.answer(text) if task.claims(text) else None
 
 
 def by_alone(config: ParallelConfig, model: Transformer, tokenizer: TextTokenizer, run: Run) -> Lines:
-    """Latency: threads of one problem share its decode steps, and a step with several rows costs little more."""
-    groups, seconds, steps = [], [], []
+    """Latency: threads of one problem share its decode steps, and a step with several rows costs little more.
+
+    Right before and right after, the same threads run one after another, a single row at a time. `speedup` is the
+    median over the problems of their seconds (the mean of before and after) over those side by side: whatever else the
+    machine does slows both down alike, unless it changes within seconds.
+    """
+    groups, found = [], []
     for problem in config.task.test_problems(config.alone):
-        started = time.perf_counter()
-        group, _, sampler = sampled(config, model, tokenizer, [problem], 1)
-        seconds.append(time.perf_counter() - started)
-        steps.append(sampler.steps)
-        groups += group
+        before = timed(config, model, tokenizer, problem, max_rows=1) if config.task.spawn else None
+        beside = timed(config, model, tokenizer, problem)
+        line = {"seconds": beside.seconds, "steps": beside.steps}
+        if before:
+            after = timed(config, model, tokenizer, problem, max_rows=1)
+            # per token: on a GPU the samples may differ by rounding, and so in their lengths
+            apart = statistics.fmean(one.seconds / one.tokens for one in (before, after)) * beside.tokens
+            line |= {"serial_seconds": apart, "speedup": apart / beside.seconds}
+        found.append(line)
+        groups += beside.groups
     # the median: a machine that does something else for a moment makes a mean of so few useless
-    times = {"seconds": statistics.median(seconds), "steps": statistics.fmean(steps)}
-    yield {"asked": 1, **times, **means(groups, tokenizer)}, groups
+    times = {name: statistics.median(line[name] for line in found) for name in found[0]}
+    times["steps"] = statistics.fmean(line["steps"] for line in found)
+    yield {"asked": 1, **times, **means(groups, tokenizer, config.task)}, groups
+
+
+class Timed(NamedTuple):
+    groups: list[list[Rollout]]
+    seconds: float
+    steps: int  # of the decode loop
+    tokens: int  # that were sampled, in all threads
+
+
+def timed(config: ParallelConfig, model: Transformer, tokenizer: TextTokenizer, problem: Problem, **how) -> Timed:
+    started = time.perf_counter()
+    groups, _, sampler = sampled(config, model, tokenizer, [problem], 1, **how)
+    return Timed(groups, time.perf_counter() - started, sampler.steps, sampler.row_steps)
 
 
 def by_exhaustive(config: ParallelConfig, model: Transformer, tokenizer: TextTokenizer, run: Run) -> Lines:
@@ -233,15 +261,17 @@ def log_lanes(
     config: ParallelConfig, tokenizer: TextTokenizer, run: Run, threads: dict[Rollout, Thread], rows: list[Rollout]
 ) -> None:
     """Puts down one rollout's threads over time, for the figure: the first right one of at least three children."""
+
+    def lane(thread: Thread, step: str) -> dict:
+        text = response_text(tokenizer, thread.row)
+        found = thread.row.stop_reason != "length" and config.task.answer(text) is not None and config.task.claims(text)
+        return {"prompt": thread.row.problem.prompt, "step": step, "text": text, "found": found, "start": thread.start,
+                "end": thread.clock, "rounds": [[one.start, one.end] for one in thread.rounds]}  # fmt: skip
+
     shown = [row for row in rows if row in threads and row.counted["threads/children"] >= 1]
     if not shown:
         return
     row = max(shown, key=lambda row: (row.reward, row.counted["threads/children"] >= 3))
     root = threads[row]
-    lanes = [{"prompt": row.problem.prompt, "text": response_text(tokenizer, row), "start": 0, "end": root.clock,
-              "rounds": [[one.start, one.end] for one in root.rounds]}]  # fmt: skip
-    for child in root.below():
-        said = response_text(tokenizer, child.row)
-        lanes.append({"prompt": child.row.problem.prompt, "step": child.row.problem.info.get("step", ""), "text": said,
-                      "start": child.start, "end": child.clock, "rounds": []})  # fmt: skip
+    lanes = [lane(root, ""), *(lane(child, child.row.problem.info.get("step", "")) for child in root.below())]
     run.sample(0, kind="threads", split="test", prompt=row.problem.prompt, right=row.reward, lanes=lanes)

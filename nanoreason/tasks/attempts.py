@@ -35,6 +35,7 @@ from nanoreason.run import Positive, Range, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 
 HOLD_OUT = 10  # one (inputs, target) in ten is held out
+CLAIM = re.compile(rf"yes\s*{CLOSE}")  # a thought that ends in its finding
 INSISTENT = 0.7  # chance to state a right attempt once more, of a thought that insists on it
 RETRY = ("wait", "but", "Alternatively", "Hmm")  # what stands between two attempts
 WORDS = [
@@ -414,6 +415,10 @@ class Attempts(Task):
     def is_right_leniently(self, problem: Problem, response: str) -> bool:
         """With a yes or a full stop behind the answer too."""
         return self.reward(problem, (extract_answer(response) or "").rstrip(". \n").removesuffix("yes")) == 1
+
+    def claims(self, response: str) -> bool:
+        """Whether the last verdict of the thought is a yes."""
+        return bool(CLAIM.search(response))
 
     def answer(self, response: str) -> str | None:
         """Whoever computes the same thing votes for the same (`countdown.same_answer`)."""

@@ -65,6 +65,7 @@ from nanoreason.search_threads import (
     CALL,
     END_CALL,
     ITEM,
+    SUB,
     Place,
     called,
     child_prompt,
@@ -339,8 +340,12 @@ class ThreadedSearch(Countdown):
     by_value: bool = False  # a spawn says its state instead of its node
     asked: Count = 0  # children that every prompt asks for; 0: it does not say, but for asked_share
     asked_share: Share = 0.0  # how many of the parents are asked for as many as their blocks have on average
+    roots: bool = False  # only the parent's first segment, as in the split "test": what is asked, not what is taught
+    faithful_mask: bool = False  # the context of a later segment in the loss too, as in the released code
     max_children: Positive = 10  # of a block
     max_rounds: Positive = 10  # blocks
+
+    join_words, calculation = (SUB,), "E"
 
     @property
     def spawn(self) -> tuple[str, str] | None:
@@ -369,7 +374,9 @@ class ThreadedSearch(Countdown):
         texts = [(problem, *segment) for segment in root.segments]
         for child in root.threads[1:]:
             texts += [(self.child(problem, child.place), *segment) for segment in child.segments]
-        posed, before, said = texts[0] if split == "test" else draw.choice(texts)
+        posed, before, said = texts[0] if split == "test" or self.roots else draw.choice(texts)
+        if self.faithful_mask:
+            before, said = "", f"{before} {said}".strip()
         return replace(posed, prompt=posed.prompt + before, solution=said)
 
     def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
@@ -378,7 +385,7 @@ class ThreadedSearch(Countdown):
         return Problem(asked + prompt(numbers, target, "compact"), str(target), "", info)
 
     def child(self, problem: Problem, state: Place) -> Problem:
-        info = {**problem.info, "numbers": state.numbers, "steps": state.steps}
+        info = {**problem.info, "numbers": state.numbers, "steps": state.steps, "step": in_steps(state.steps)}
         return Problem(child_prompt(state, info["target"]), problem.answer, "", info)
 
     def spawned(self, problem: Problem, response: str) -> list[Problem]:

@@ -149,6 +149,7 @@ class Parallel(Wrapper):
     max_rounds: Positive = 4  # blocks
 
     spawn = (SPAWN, JOIN)
+    join_words = ("yes", "no")
 
     def __post_init__(self) -> None:
         if not hasattr(self.task, "tried"):
