@@ -20,7 +20,7 @@ RISE = 0.2  # units (see `unit`): nine of ten runs that learnt rose by more, hal
 
 
 def is_finite(value: object) -> bool:
-    """Whether it is a number of a size that can be reckoned with."""
+    """Whether it is a number of a size that can be reckoned with: no NaN, no infinity."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 

@@ -13,6 +13,7 @@ import fnmatch
 import statistics
 from pathlib import Path
 
+from nanoreason.curves import is_finite
 from nanoreason.experiments.figure import Line, Panel, draw
 from nanoreason.experiments.results import Results
 from nanoreason.look import arms_below, is_run, listed
@@ -59,13 +60,9 @@ def lines_of_all(folders: list[Path], arms: list[str]) -> list[dict]:
     return found
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def metrics_of(lines: list[dict]) -> list[str]:
     """The names of all numbers in the lines, in their order."""
-    return list(dict.fromkeys(name for line in lines for name in line if name not in NAMES and is_number(line[name])))
+    return list(dict.fromkeys(name for line in lines for name in line if name not in NAMES and is_finite(line[name])))
 
 
 def chosen_metrics(text: str, names: list[str]) -> dict[str, list[str]]:
@@ -102,7 +99,7 @@ def listing(lines: list[dict]) -> str:
     """A table of all metrics: how many runs have them, at which steps, from which to which value."""
     rows = []
     for name in metrics_of(lines):
-        some = [line for line in lines if is_number(line.get(name))]
+        some = [line for line in lines if is_finite(line.get(name))]
         values = [line[name] for line in some]
         steps = sorted({line["step"] for line in some})
         runs = len({(line["run"], line["seed"]) for line in some})
@@ -123,7 +120,7 @@ def picture(lines: list[dict], metrics: dict[str, list[str]], x: str, smooth: in
     """A panel per metric, a line per run or arm: {title: metrics whose mean it is, of those that a line has}."""
     numbers = []
     for line in lines:
-        point = {name: value for name, value in line.items() if is_number(value)}
+        point = {name: value for name, value in line.items() if is_finite(value)}
         for title, names in metrics.items():
             if values := [point[name] for name in names if name in point]:
                 point[title] = statistics.fmean(values)

@@ -14,13 +14,13 @@ import fnmatch
 import hashlib
 import html
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
+from nanoreason.curves import is_finite
 from nanoreason.look import arms_below, is_run
-from nanoreason.plot import DEFAULTS, is_number, lines_of
+from nanoreason.plot import DEFAULTS, lines_of
 from nanoreason.report_samples import MOST_SAMPLES, groups_of, thinned
 from nanoreason.run import Parser, read_json, read_jsonl, replace_text, say
 
@@ -64,10 +64,6 @@ def series_of(lines: list[dict], run: int) -> list[dict]:
         series.append({"run": run, "arm": arm, "seed": seed, "axis": axis, "x": xs, "values": values,
                        "points": len(points)})  # fmt: skip
     return series
-
-
-def is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
 
 
 def shortened(value: float | None) -> float | None:

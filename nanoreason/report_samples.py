@@ -15,6 +15,7 @@ from typing import Any
 from nanoreason.behavior_rules import NAMES, SEARCH, count_behaviors
 from nanoreason.behaviors import problem_of
 from nanoreason.countdown import Numbers
+from nanoreason.curves import is_finite
 from nanoreason.prompts import ANSWER, CLOSE, OPEN
 from nanoreason.search import Check, Exhausted, Explore, Generate, Move, Unreadable, read_events
 from nanoreason.tasks.attempts import read_attempts
@@ -93,8 +94,7 @@ def sample_of(line: dict) -> dict:
 
 
 def number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_finite(value) else None
 
 
 def text(value: Any) -> str:

@@ -258,7 +258,9 @@ def thought_of(text: str, tokens: int, answer: str = "1") -> Thought:
     row = prompt_row(SUMS, Problem("1 + 0", answer, info={"digits": 1}))
     row.tokens += SUMS.encode("<think> " + "so " * tokens + f"</think> <answer> {text}")
     start = row.prompt_len + 1
-    return Thought(row, start, start + tokens, done=True)
+    thought = Thought(row, start, start + tokens, done=True)
+    row.reward = float(budget.is_right(BudgetConfig(), SUMS, thought))
+    return thought
 
 
 def test_an_answer_counts_only_where_it_is_closed_and_alone():

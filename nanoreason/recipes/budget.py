@@ -143,7 +143,7 @@ def forced(
     config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer, forcing: Forcing, problems: list[Problem],
     group_size: int = 0,
 ) -> list[Thought]:  # fmt: skip
-    """`group_size` finished thoughts per problem, `config.repeats` if it is 0."""
+    """`group_size` finished thoughts per problem, `config.repeats` if it is 0, with their verdicts as rewards."""
     seed = seed_of(config.seed, "budget")  # the same random numbers in every run: what differs is what was forced
     how = dict(temperature=config.temperature, answer_tokens=config.answer_tokens, seed=seed,
                group_size=group_size or config.repeats)  # fmt: skip
@@ -171,7 +171,7 @@ def line_of(
     config: BudgetConfig, tokenizer: TextTokenizer, thoughts: list[Thought], asked_for: int | str, most: float, **more
 ) -> dict:
     """Means over thoughts. `within`: the share of single thoughts that have no more than `most` tokens."""
-    right = [is_right(config, tokenizer, thought) for thought in thoughts]
+    right = [thought.row.reward == 1 for thought in thoughts]
     counts = [config.task.metrics(t.row.problem, tokenizer.decode(t.row.response)) for t in thoughts]
     digits = [config.task.difficulty(thought.row.problem) for thought in thoughts]
     line = {
@@ -280,7 +280,7 @@ def by_samples(config: BudgetConfig, model: Transformer, tokenizer: TextTokenize
         yield line_of(config, tokenizer, chosen, budget, budget, kind="rejection", tries=tries), rows_of(chosen)
     mean = statistics.fmean(thought.tokens for thought in thoughts)
     marks = [
-        ([config.task.answer(said(tokenizer, t)) for t in group], [is_right(config, tokenizer, t) for t in group])
+        ([config.task.answer(said(tokenizer, t)) for t in group], [t.row.reward == 1 for t in group])
         for group in groups
     ]
     for k in (k for k in VOTES if k <= G):
@@ -320,7 +320,7 @@ def by_s1(config: BudgetConfig, model: Transformer, tokenizer: TextTokenizer) ->
     for target in config.budgets:
         forcing = Forcing(max(1, target - tags), waits=100)
         thoughts = forced(config, model, tokenizer, forcing, asked_problems(config, "exact", target))
-        right = [is_right(config, tokenizer, thought) for thought in thoughts]
+        right = [thought.row.reward == 1 for thought in thoughts]
         yield target_line(config, [thought.row for thought in thoughts], right, target), rows_of(thoughts)
 
 
