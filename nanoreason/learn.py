@@ -459,11 +459,14 @@ def update(
     max_grad_norm: float = 1.0,
     entropy_coef: float | None = None,
     measure: Measure | None = None,
+    update_ratio: bool = False,
 ) -> dict[str, float]:
     """One optimizer step on all of `rollouts`. Returns loss, grad_norm (before clipping) and loss tokens.
 
     entropy_coef   subtracts this much of the entropy from each token's loss and returns "entropy"; 0 only measures it
     measure        more per-token values to return, as means over loss tokens (names that end in /max: as maxima)
+
+    update_ratio   return it too: the norm of the step over that of the weights
 
     A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched. Of several
     processes each is given all rows and computes the gradients of some micro-batches.
@@ -510,10 +513,14 @@ def update(
             f"the gradient's norm is {grad_norm.item()} though the loss is {total}: no weight was changed. "
             f"Lower the learning rate ({lr}); the longest sample has prompt {longest.problem.prompt[:60]!r}"
         )
-    optimizer.step(lr)
+    ratio = {}
+    if update_ratio:
+        ratio["update_ratio"] = optimizer.measured_step(lr)
+    else:
+        optimizer.step(lr)
     total, means = over_processes(total, {name: torch.cat(parts) for name, parts in measured.items()})
     tokens = sum(sum(row.loss_mask) for row in rollouts)
-    return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": tokens, **means}
+    return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": tokens, **means, **ratio}
 
 
 def sum_gradients(model: Transformer) -> None:

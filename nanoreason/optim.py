@@ -21,6 +21,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from nanoreason.processes import buckets
+
 Parameters = nn.Module | Iterable[tuple[str, nn.Parameter]]  # a model, or what its `named_parameters()` gives
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at 0; singular values end within about 0.7..1.2
@@ -40,6 +42,26 @@ class Optimizer:
     def step(self, lr: float) -> None:
         """Move the parameters that have a gradient; `lr` may be another one in each step."""
         raise NotImplementedError
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        return list(self.named.values())
+
+    @torch.no_grad()
+    def measured_step(self, lr: float) -> float:
+        """`step`, a few parameters at a time; returns how far it moved all weights: the norm of their change over their
+        norm before. The copy that this takes is of some parameters (`processes.BUCKET` values), not of the model."""
+        gradients = {w: w.grad for w in self.all_parameters()}
+        self.zero_grad()
+        moved = norm = 0.0
+        for some in buckets(list(gradients)):
+            before = [w.detach().clone() for w in some]
+            for w in some:
+                w.grad = gradients[w]
+            self.step(lr)  # of those that have a gradient now
+            self.zero_grad()
+            moved += sum((w - old).square().sum() for w, old in zip(some, before, strict=True))
+            norm += sum(old.square().sum() for old in before)
+        return math.sqrt(moved / norm)
 
     def _lists(self, **memory: tuple[int, ...] | None) -> tuple[list, list, list[dict]]:
         """Weights, gradients and states of the parameters that have a gradient.
@@ -134,6 +156,9 @@ class Muon(Optimizer):
         }
         self.rest = AdamW([(name, w) for name, w in self.named.items() if name not in hidden], betas, weight_decay)
         self.named, self.rest.state = hidden, self.state
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        return [*self.named.values(), *self.rest.named.values()]
 
     def zero_grad(self) -> None:
         super().zero_grad()

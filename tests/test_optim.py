@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from nanoreason import processes
 from nanoreason.learn import make_optimizer, update
 from nanoreason.optim import SGD, AdamW, Muon, orthogonalize
 
@@ -39,6 +40,28 @@ def test_adamw_equals_torchs_over_twenty_steps(make_model, betas, weight_decay):
         theirs.step()
         for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=f"{name}, step {step}")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("bucket", [1, 700, 1 << 20])
+def test_a_measured_step_is_the_step_and_says_how_far_it_went(make_model, monkeypatch, name, bucket):
+    """In parts of any size: only what Muon does to several matrices at once is another rounding."""
+    monkeypatch.setattr(processes, "BUCKET", bucket)
+    model = make_model(0)
+    twin = copy.deepcopy(model)
+    ours, plain = OPTIMIZERS[name](model), OPTIMIZERS[name](twin)
+    for step in range(3):
+        for each in (model, twin):
+            set_gradients(each, step)
+            each.lm_head.weight.grad = None  # not all of them need a gradient
+        before = [w.detach().double() for w in twin.parameters()]
+        plain.step(rate(step))
+        moved = sum((w.detach() - old).square().sum() for w, old in zip(twin.parameters(), before, strict=True))
+        ratio = ours.measured_step(rate(step))
+        assert ratio == pytest.approx(float(moved / sum(old.square().sum() for old in before)) ** 0.5, rel=1e-4)
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6 if name == "muon" else 0)
+    assert all(w.grad is None for w in model.parameters())
 
 
 def reference_muon_step(w, g, memory, lr, weight_decay, momentum=0.95):

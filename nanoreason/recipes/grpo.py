@@ -326,7 +326,8 @@ def update_policy(
     updates = config.updates_per_rollout * config.epochs
     loss = replace(config.algorithm, on_policy=updates == 1)
     constant = loss.length_constant or config.max_new_tokens.largest
-    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    # where all of a rollout is one update, the optimizer measures its step without this copy
+    before = [parameter.detach().clone() for parameter in policy.parameters()] if updates > 1 else []
     found: list[dict[str, float]] = []
     for i in range(updates):
         epoch, part = divmod(i, config.updates_per_rollout)
@@ -343,11 +344,13 @@ def update_policy(
                 update(policy, optimizer, minibatch, loss, lr=lr, temperature=config.temperature,
                        weights=token_weights(minibatch, loss.average, constant, rollouts),
                        micro_tokens=config.micro_tokens, max_grad_norm=config.max_grad_norm,
-                       entropy_coef=loss.entropy_coef, measure=loss.measure)
+                       entropy_coef=loss.entropy_coef, measure=loss.measure, update_ratio=updates == 1)
             )  # fmt: skip
-    moved = sum((now.detach() - old).square().sum() for now, old in zip(policy.parameters(), before, strict=True))
-    norm = sum(old.square().sum() for old in before)
-    return {**over_updates(found), "updates": len(found), "learning_rate": lr, "update_ratio": math.sqrt(moved / norm)}
+    metrics = {"update_ratio": 0.0, **over_updates(found), "updates": len(found), "learning_rate": lr}
+    if before:
+        moved = sum((now.detach() - old).square().sum() for now, old in zip(policy.parameters(), before, strict=True))
+        metrics["update_ratio"] = math.sqrt(moved / sum(old.square().sum() for old in before))
+    return metrics
 
 
 def over_updates(found: list[dict[str, float]]) -> dict[str, float]:
