@@ -30,6 +30,7 @@ from nanoreason import processes
 from nanoreason.hf_config import huggingface_config, read_config
 from nanoreason.model import Transformer, rope_table
 from nanoreason.run import read_json
+from nanoreason.sharding import is_sharded, load_weights, placed, together
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 SUMS, EXTRA = "checksums.json", "nanoreason.json"
@@ -63,19 +64,29 @@ def save_checkpoint(
     A weight or moment that is not finite is a FloatingPointError that names it; the old checkpoint stays. Of several
     processes the first one saves, and all return when it has.
     """
-    if not processes.is_first():
+    sharded = is_sharded(model)
+    if not processes.is_first() and not sharded:
         processes.wait_for_all()
         return
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        """Of a sharded tensor all parts, which take all processes to put together and the first one to keep."""
+        tensor = together(torch.as_tensor(tensor).detach())
+        return (tensor.cpu() if processes.is_first() else tensor[..., :0]) if sharded and tensor.ndim else tensor
+
     folder = Path(folder)
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: kept(tensor).contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors[HEAD]  # one tensor, stored once
     moments = {
-        f"{name}:{key}": torch.as_tensor(value).contiguous()
+        f"{name}:{key}": kept(value).contiguous()
         for name, parameter in (model.named_parameters() if optimizer is not None else ())
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    if not processes.is_first():
+        processes.wait_for_all()
+        return
     for name, tensor in {**tensors, **moments}.items():
         if not tensor.isfinite().all():
             raise FloatingPointError(f"{name} holds values that are not finite: nothing is saved to {folder}")
@@ -309,7 +320,7 @@ def load_training(
         if any(value.ndim and value.shape != parameter.shape for value in of_it.values()) or not of_it:
             raise ValueError(f"{file} holds no moments for {name}: it is of another model")
         optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in of_it.items()
+            key: value if key == "step" else placed(value, parameter) for key, value in of_it.items()
         }
     return state
 
@@ -326,10 +337,10 @@ def resume(
     """
     if existing(folder) is None:
         return {}
-    stored, words = load_checkpoint(folder, model.device)
+    stored, words = load_checkpoint(folder, "cpu" if is_sharded(model) else model.device)
     if stored.config != model.config:
         raise ValueError(f"{folder} holds a model of another shape: {stored.config} instead of {model.config}")
     if tokenizer is not None and words.backend.get_vocab() != tokenizer.backend.get_vocab():
         raise ValueError(f"{folder} holds another tokenizer than this run's: the same ids are other texts there")
-    model.load_state_dict(stored.state_dict())
+    load_weights(model, stored)
     return load_training(folder, model, optimizer)

@@ -37,6 +37,7 @@ from nanoreason.rollout import (
 )
 from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
+from nanoreason.sharding import whole
 from nanoreason.threads import Threads
 from nanoreason.tokenizer import TextTokenizer
 
@@ -79,7 +80,7 @@ def sample(
     for row in rows:
         budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
         row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
-    sampler = Sampler(policy, tokenizer, stop=stops_of(task), temperature=temperature)
+    sampler = Sampler(whole(policy), tokenizer, stop=stops_of(task), temperature=temperature)
     own = [row for group in processes.mine(groups) for row in group]
     generate(sampler, own, Threads(task, sampler) if task.spawn else None, name=name)
     exchange(groups)

@@ -28,6 +28,7 @@ from nanoreason.model import Transformer
 from nanoreason.optim import OPTIMIZERS, Optimizer
 from nanoreason.rollout import Batch, Rollout, seed_of
 from nanoreason.run import Count, Progress, Range, autocast, learning_rate
+from nanoreason.sharding import is_sharded, reshard, together
 
 Loss = Callable[[torch.Tensor, Batch], torch.Tensor]  # log-probs (B, T), batch -> per-token loss (B, T)
 Measure = Callable[[torch.Tensor, Batch], dict[str, torch.Tensor]]  # the same -> {metric: per-token value (B, T)}
@@ -434,6 +435,15 @@ def micro_batches(lengths: list[int], micro_tokens: int) -> list[list[int]]:
     return cut[::-1]
 
 
+def own_batches(model: Transformer, lengths: list[int], micro_tokens: int) -> list[tuple[list[int], bool]]:
+    """This process's micro-batches, and whether each counts. Of a sharded model every process does as many, since they
+    put its blocks together at the same time: one that has too few does the cheapest again, which does not count."""
+    batches = micro_batches(lengths, micro_tokens)
+    own = [(indices, True) for indices in processes.mine(batches)]
+    most = math.ceil(len(batches) / processes.count()) if is_sharded(model) else 0
+    return own + [(batches[-1], False)] * (most - len(own))
+
+
 # --------------------------------------------------------------------------------------------------------- update
 
 
@@ -485,8 +495,9 @@ def update(
     optimizer.zero_grad()
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
-    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
+    for indices, counts in own_batches(model, [len(row.tokens) for row in rollouts], micro_tokens):
         batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)
+        batch.weights.mul_(counts)
         logprobs, entropy = logprobs_and_entropy(
             model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef is not None
         )
@@ -502,11 +513,13 @@ def update(
             )
         loss.backward()
         total += loss.item()
+        if not counts:
+            continue
         values = {} if measure is None else measure(logprobs.detach(), batch)
         for name, value in (values | ({} if entropy_coef is None else {"entropy": entropy.detach()})).items():
             measured.setdefault(name, []).append(value[batch.loss_mask].float())
     sum_gradients(model)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    grad_norm = together(torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
     if not torch.isfinite(grad_norm):
         longest = max(rollouts, key=lambda row: len(row.tokens))
         raise FloatingPointError(
@@ -525,7 +538,7 @@ def update(
 
 def sum_gradients(model: Transformer) -> None:
     """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
-    if processes.count() == 1:
+    if processes.count() == 1 or is_sharded(model):  # of a sharded one the backward pass adds them up
         return
     for parameter in model.parameters():
         if parameter.grad is None:
@@ -552,12 +565,13 @@ def compute_logprobs(
     the distributions that the tokens are drawn from, in nats."""
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
     scores: dict[int, list[float]] = {}
-    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
+    for indices, counts in own_batches(model, [len(row.tokens) for row in rollouts], micro_tokens):
         rows = [rollouts[i] for i in indices]
         batch = collate(rows, [weights[i] for i in indices], model.device)
         found = logprobs_and_entropy(model, batch.tokens, batch.loss_mask, temperature, entropies)[entropies]
-        for i, values in zip(indices, found.tolist(), strict=True):
+        for i, values in zip(indices if counts else (), found.tolist(), strict=counts):
             scores[i] = values[: len(rollouts[i].tokens)]
+    reshard(model)
     if processes.count() == 1:
         return [scores[i] for i in range(len(rollouts))]
     everywhere = [json.loads(said) for said in processes.gather(json.dumps(scores))]  # its keys are texts

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from nanoreason.processes import buckets
+from nanoreason.sharding import together
 
 Parameters = nn.Module | Iterable[tuple[str, nn.Parameter]]  # a model, or what its `named_parameters()` gives
 
@@ -59,8 +60,8 @@ class Optimizer:
                 w.grad = gradients[w]
             self.step(lr)  # of those that have a gradient now
             self.zero_grad()
-            moved += sum((w - old).square().sum() for w, old in zip(some, before, strict=True))
-            norm += sum(old.square().sum() for old in before)
+            moved += together(sum((w - old).square().sum() for w, old in zip(some, before, strict=True)))
+            norm += together(sum(old.square().sum() for old in before))
         return math.sqrt(moved / norm)
 
     def _lists(self, **memory: tuple[int, ...] | None) -> tuple[list, list, list[dict]]:

@@ -8,7 +8,8 @@ work is dealt out: the groups that are sampled (`environment.sample`) and the mi
 samples and the gradient are those of one process, up to rounding, and a run may go on with another number of processes.
 The first process writes the files and speaks for all.
 
-What is exchanged is text (JSON) and tensors; nothing is unpickled.
+What is exchanged is text (JSON) and tensors; nothing is unpickled. Where a model does not fit on one device, its
+parameters can be in parts, one per process: `sharding.py`.
 """
 
 from __future__ import annotations

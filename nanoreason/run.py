@@ -128,7 +128,7 @@ class RunConfig:
 
 
 Config = TypeVar("Config", bound=RunConfig)
-FREE = {"out", "resume", "device", "threads", "micro_tokens", "save_every", "log_every", "eval_every"}
+FREE = {"out", "resume", "device", "threads", "micro_tokens", "shard", "save_every", "log_every", "eval_every"}
 # ... may change between a stop and the resumption: they do not change what a step computes. So may `steps`, but where
 # the learning rate falls towards the last one.
 
@@ -528,7 +528,20 @@ def parse_config(presets: dict[str, Config], argv: list[str], prog: str) -> Conf
     plain_values = {flag: value for flag, value in values.items() if flag not in owners}
     config = dataclasses.replace(config, **objects, **plain_values)
     check_settings(config)
+    if "warmup" in plain_values:
+        check_warmup(config)
     return config
+
+
+def check_warmup(config: RunConfig) -> None:
+    """ValueError if the warm-up that was asked for is longer than the run. A preset's may be: whoever sets a few steps
+    to look at them need not think of it."""
+    updates = getattr(config, "steps", 0) * getattr(config, "updates_per_rollout", 1) * getattr(config, "epochs", 1)
+    if 0 < updates < config.warmup:
+        raise ValueError(
+            f"--warmup {config.warmup}: a run of {updates} updates would never come to --lr {config.lr:g}, use at most "
+            f"{updates}"
+        )
 
 
 def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> str:

@@ -105,6 +105,14 @@ MISTAKES = {
         ["grpo", "--base", "BASE", "--prompts", "1", "--updates-per-rollout", "17"],
         "--updates-per-rollout 17: a rollout has only 16 rows",
     ),
+    "a warm-up without an end": (
+        ["sft", "--preset", "tiny", "--warmup", "21"],
+        "--warmup 21: a run of 20 updates would never come to --lr 0.002, use at most 20",
+    ),
+    "a warm-up that goes on behind two minibatches a step": (
+        ["grpo", "--base", "BASE", "--steps", "3", "--updates-per-rollout", "2", "--warmup", "7"],
+        "--warmup 7: a run of 6 updates",
+    ),
     "no gradient": (["grpo", "--base", "BASE", "--max-grad-norm", "0"], "--max-grad-norm 0: must be more than 0"),
     "colder than numbers": (
         ["grpo", "--base", "BASE", "--temperature", "1e-320", "--task.digits", "1"],

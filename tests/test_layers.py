@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     "__init__": 0, "processes": 0, "console": 0, "rollout": 0, "run": 0, "tokenizer": 0, "chat": 0,
     "model": 1, "optim": 1, "prompts": 1, "arithmetic": 1, "countdown": 1, "search": 1, "search_threads": 1,
-    "spawn": 1, "priming": 1, "evaluate": 1,
+    "sharding": 1, "spawn": 1, "priming": 1, "evaluate": 1,
     "hf_config": 2, "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
     "forcing": 4, "threads": 4, "environment": 4, "analysis": 4, "behavior_rules": 2, "curves": 2, "doctor_rules": 2,
     "algebra": 2, "math_answers": 2, "problem_files": 2,

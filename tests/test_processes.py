@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from nanoreason import processes
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.learn import Algorithm
+from nanoreason.learn import Algorithm, make_optimizer, own_batches
+from nanoreason.optim import Optimizer
 from nanoreason.recipes import grpo, sft
 from nanoreason.run import Schedule
+from nanoreason.sharding import check_shard
 from nanoreason.tasks import Attempts, HardAttempts
 from nanoreason.tasks.wrappers import Parallel
 
@@ -43,15 +46,31 @@ def configs(folder: Path, last: int = 4) -> dict[str, object]:
 
 
 def run_all(folder: Path, jobs: list[str]) -> None:
-    """In each process of torchrun, and here: jobs as out:name:last step, or out:name:last step:resume."""
+    """In each process of torchrun, and here: jobs as out:name:last step, then :resume, :shard or both."""
     torch.set_num_threads(1)
     processes.join()
+    made: list[Optimizer] = []
     for job in jobs:
-        out, name, last, *resume = job.split(":")
+        out, name, last, *how = job.split(":")
         config = configs(folder / out, int(last))[name]
-        config.resume = bool(resume)
-        {"one_row": sft}.get(name, grpo).run(config)
+        config.resume, config.shard = "resume" in how, "shard" in how
+        recipe = {"one_row": sft}.get(name, grpo)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipe, "make_optimizer", lambda *how: made.append(make_optimizer(*how)) or made[-1])
+            recipe.run(config)
+        if config.shard:
+            (folder / out / f"sizes-{processes.rank()}").write_text(json.dumps(sizes(made[-1])))
     processes.leave()
+
+
+def sizes(optimizer: Optimizer) -> dict[str, list[int]]:
+    """Values that this process holds, and those of the whole model."""
+    weights = optimizer.all_parameters()
+    kinds = {"weights": weights, **{name: [optimizer.state[w][name] for w in weights]
+             for name in ("exp_avg", "exp_avg_sq")}}  # fmt: skip
+    kinds["gradients"] = [w.grad for w in weights if w.grad is not None]
+    return {kind: [sum(t.to_local().numel() for t in tensors), sum(t.numel() for t in tensors)]
+            for kind, tensors in kinds.items()}  # fmt: skip
 
 
 def torchrun(*arguments: str, count: int = 2, script: str = __file__) -> subprocess.CompletedProcess:
@@ -84,6 +103,7 @@ def runs(tmp_path_factory) -> Path:
     """Everything with one process (`one`) and with two (`two`)."""
     folder = tmp_path_factory.mktemp("processes")
     run_all(folder, ["one:grpo:4", "one:threads:1", "one:one_row:2", "one_two:grpo:2"])
+    shutil.copytree(folder / "one_two", folder / "one_shard")
     jobs = ["two:grpo:4", "two:threads:1", "two:one_row:2", "two_one:grpo:2", "one_two:grpo:4:resume"]
     done = torchrun(str(folder), *jobs)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -96,6 +116,54 @@ def test_two_processes_leave_what_one_leaves(runs, name):
     """grpo: a reference, minibatches, refills, a batch that does not divide by two. threads: children, erased blocks.
     one_row: a process without a micro-batch."""
     assert_same_run(runs / "one" / name, runs / "two" / name)
+
+
+@pytest.fixture(scope="module")
+def shards(runs) -> Path:
+    """The same with two processes that share the parameters, from the beginning or from the middle on."""
+    jobs = ["shard:threads:1:shard", "shard:one_row:2:shard", "shard_one:grpo:2:shard", "one_shard:grpo:4:resume:shard"]
+    done = torchrun(str(runs), *jobs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_all(runs, ["shard_one:grpo:4:resume"])
+    return runs
+
+
+@pytest.mark.parametrize("name", ["threads", "one_row"])
+def test_two_processes_with_sharded_parameters_leave_what_one_leaves(shards, name):
+    assert_same_run(shards / "one" / name, shards / "shard" / name)
+
+
+@pytest.mark.parametrize("name", ["one_shard", "shard_one"])
+def test_a_run_goes_on_with_parameters_that_are_sharded_or_whole_again(shards, name):
+    """With a reference, which is sharded too, minibatches and refills; half of the steps are those of two processes."""
+    assert_same_run(shards / "one" / "grpo", shards / name / "grpo")
+
+
+def test_each_of_two_processes_holds_half_of_weights_gradients_and_moments(shards):
+    held = [json.loads((shards / "one_shard" / f"sizes-{rank}").read_text()) for rank in (0, 1)]
+    for kind in ("weights", "gradients", "exp_avg", "exp_avg_sq"):
+        (first, total), (second, same) = held[0][kind], held[1][kind]
+        assert total == same == first + second == held[0]["weights"][1] > 0, kind
+        assert 0.45 < first / total < 0.55, kind
+
+
+def test_shard_needs_several_processes_and_adamw(tmp_path, capsys, monkeypatch):
+    flags = ["grpo", "--preset", "attempts", "--shard", "--out", str(tmp_path / "run")]
+    assert main(flags) == 2 and "torchrun" in capsys.readouterr().err
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(ValueError, match="--optimizer muon"):
+        check_shard(True, "muon")
+    check_shard(True)
+
+
+def test_a_process_with_too_few_micro_batches_does_one_that_does_not_count(monkeypatch, make_model):
+    model = make_model(0)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert own_batches(model, [9, 9, 9], 9) == [([1], True)]
+    monkeypatch.setattr("nanoreason.learn.is_sharded", lambda model: True)
+    assert own_batches(model, [9, 8, 7], 9) == [([1], True), ([2], False)]
+    assert own_batches(model, [9], 9) == [([0], False)]
 
 
 def test_each_process_samples_a_share_and_one_speaks(runs):

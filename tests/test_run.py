@@ -192,6 +192,12 @@ def inside(range_: Range, whole: bool) -> list[float]:
     return [int(value) if whole else value for value in values]
 
 
+def test_a_warm_up_may_be_as_long_as_the_run_and_that_of_a_preset_longer():
+    assert parse_config(sft.PRESETS, ["--steps", "7", "--warmup", "7"], "sft").warmup == 7
+    assert parse_config(sft.PRESETS, ["--steps", "2"], "sft").warmup > 2
+    assert parse_config(sft.PRESETS, ["--steps", "0", "--warmup", "7"], "sft").warmup == 7  # it only measures
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_number_has_one_range_and_what_lies_outside_is_refused_in_one_line_that_names_the_flag(recipe):
     tested = set()
@@ -212,7 +218,9 @@ def test_every_number_has_one_range_and_what_lies_outside_is_refused_in_one_line
             for good in inside(range_ or Range(), whole):
                 check((good,) * size if len(items) > 1 else good, kind, name)
                 if "." not in name:
-                    assert getattr(parsed(recipe, flag_of(name, good if len(items) == 1 else (good,))), name)  \
+                    only_measured = ["--steps=0"] if name == "warmup" and hasattr(config, "steps") else []
+                    said = flag_of(name, good if len(items) == 1 else (good,))
+                    assert getattr(parsed(recipe, said, *only_measured), name)  \
                         == (good if len(items) == 1 else (good,))  # fmt: skip
             for text in ("", "x", "1,", "nan", "--1"):
                 if len(items) == 1:

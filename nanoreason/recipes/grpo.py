@@ -89,6 +89,7 @@ from nanoreason.run import (
     table,
     task_flags,
 )
+from nanoreason.sharding import check_shard, shard, together, whole
 from nanoreason.tasks import TASKS, Addition, Attempts
 from nanoreason.tokenizer import TextTokenizer
 
@@ -121,6 +122,7 @@ class GrpoConfig(RunConfig):
     warmup: Count = 5  # updates of warm-up
     max_grad_norm: Annotated[float, Range(0, low_open=True)] = 1.0  # the gradient is scaled down to this norm
     micro_tokens: Positive = 2048  # tokens of a micro-batch: memory and speed, not the result
+    shard: bool = False  # weights, gradients and moments in parts, one per process of torchrun, instead of all in each
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: AnyRows = 80  # held-out problems of each difficulty
@@ -154,6 +156,7 @@ def check_config(config: GrpoConfig) -> None:
             "--base is needed: the checkpoint folder of a model that sometimes succeeds, because reinforcement only "
             "strengthens what is sampled. `train.py sft --steps 150 --out runs/base` leaves one in runs/base/policy"
         )
+    check_shard(config.shard)
     check_rows(prompts=config.prompts, group_size=config.group_size)
     check_rows(preflight=config.preflight, group_size=config.group_size)
     check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
@@ -183,6 +186,8 @@ def run(config: GrpoConfig) -> dict:
     check_words(tokenizer, task=config.task, eval_task=config.eval_task)
     if config.eval_problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
+    if config.shard:
+        shard(policy)
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
@@ -215,10 +220,12 @@ def train(
     with Progress(config.steps, "grpo", "steps", done=state["step"]) as progress:
         for step in range(state["step"] + 1, config.steps + 1):
             if replaces_reference(config, step - 1):
-                reference = copy.deepcopy(policy)
+                reference = shard(whole(policy)) if config.shard else copy.deepcopy(policy)
                 save_checkpoint(run.folder / "reference", reference, tokenizer)
             elif config.algorithm.needs_reference and reference is None:
                 reference, _ = load_checkpoint(run.folder / "reference", policy.device)
+                if config.shard:
+                    shard(reference)
             started = time.perf_counter()
             groups, metrics = collect(config, step, policy, tokenizer)
             sampled = time.perf_counter()
@@ -349,7 +356,7 @@ def update_policy(
     metrics = {"update_ratio": 0.0, **over_updates(found), "updates": len(found), "learning_rate": lr}
     if before:
         moved = sum((now.detach() - old).square().sum() for now, old in zip(policy.parameters(), before, strict=True))
-        metrics["update_ratio"] = math.sqrt(moved / sum(old.square().sum() for old in before))
+        metrics["update_ratio"] = math.sqrt(together(moved) / together(sum(old.square().sum() for old in before)))
     return metrics
 
 

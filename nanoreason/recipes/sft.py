@@ -40,6 +40,7 @@ from nanoreason.run import (
     table,
     task_flags,
 )
+from nanoreason.sharding import check_shard, shard
 from nanoreason.tasks import TASKS, Addition, Attempts
 from nanoreason.tasks.attempts import BASE_MIXTURE
 from nanoreason.tokenizer import TextTokenizer
@@ -70,6 +71,7 @@ class SftConfig(RunConfig):
     decay: Decay = "linear"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
     warmup: Count = 20  # steps of warm-up
     micro_tokens: Positive = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
+    shard: bool = False  # weights, gradients and moments in parts, one per process of torchrun, instead of all in each
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: AnyRows = 100  # held-out problems of each difficulty
@@ -102,6 +104,7 @@ def check_config(config: SftConfig) -> None:
     if config.data and not config.base:
         raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
     check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
+    check_shard(config.shard, config.optimizer)
     if not config.base and (config.width % config.heads or config.width // config.heads % 2):
         raise ValueError(f"--width {config.width} must be an even multiple of --heads {config.heads}")
     if not config.base and config.heads % config.kv_heads:
@@ -130,6 +133,8 @@ def run(config: SftConfig) -> dict:
     if config.eval_problems and not problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
     run = Run(config)
+    if config.shard:
+        shard(model)
     optimizer = make_optimizer(model, config.optimizer)
     state = resume(run.folder / "policy", model, optimizer, tokenizer)
     first = state.get("step", 0)

@@ -49,6 +49,7 @@ ANALYSIS = "test_analysis.py::test_"
 BEHAVIORS = "test_behavior_rules.py::test_"
 DOCTOR = "test_doctor.py::test_"
 THREADS = "test_threads.py::test_"
+PROCESSES = "test_processes.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -1182,6 +1183,18 @@ MUTANTS = [
         "sampler.submit(again)",
         "sampler.submit([other for other in again if other is row])",
         SAMPLER + "rows_that_on_stop_spawns_are_sampled_too_and_their_parent_waits_for_them",
+    ),
+    Mutant(
+        "gradients of sharded parameters are means over the processes", "sharding.py",
+        "            module.set_gradient_divide_factor(1.0)  # the average over a step is in its weights already\n",
+        "",
+        PROCESSES + "two_processes_with_sharded_parameters_leave_what_one_leaves[threads]",
+    ),
+    Mutant(
+        "what a process does only to keep up with the others counts", "learn.py",
+        "        batch.weights.mul_(counts)\n",
+        "",
+        PROCESSES + "two_processes_with_sharded_parameters_leave_what_one_leaves[one_row]",
     ),
     Mutant(
         "an erased block is in no loss", "rollout.py",
