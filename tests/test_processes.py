@@ -16,6 +16,7 @@ from nanoreason.checkpoint import load_checkpoint
 from nanoreason.learn import Algorithm, make_optimizer, own_batches
 from nanoreason.optim import Optimizer
 from nanoreason.recipes import grpo, sft
+from nanoreason.rewards import Cosine
 from nanoreason.run import Schedule
 from nanoreason.sharding import check_shard
 from nanoreason.tasks import Attempts, HardAttempts
@@ -36,7 +37,7 @@ def configs(folder: Path, last: int = 4) -> dict[str, object]:
     )  # fmt: skip
     threads = grpo.GrpoConfig(
         base=str(ROOT / "data/checkpoints/apr"), task=Parallel(HardAttempts(), asked=2), prompts=3, group_size=2,
-        max_new_tokens=Schedule(40), steps=1, preflight=0, eval_problems=0, micro_tokens=128,
+        max_new_tokens=Schedule(40), steps=1, preflight=0, eval_problems=0, micro_tokens=128, rewards=(Cosine(),),
     )  # fmt: skip
     one_row = sft.SftConfig(base=base, task=Attempts(), steps=2, rows_per_step=1, eval_problems=4)
     found = {"grpo": reinforced, "threads": threads, "one_row": one_row}
@@ -176,7 +177,7 @@ def test_the_runs_have_learnt_something_that_could_differ(runs):
     assert max(line.get("grad_norm", 0) for line in lines) > 0.01
     assert max(line.get("kl", 0) for line in lines) > 1e-4
     children = lines_of(runs / "one" / "threads", "metrics.jsonl")
-    assert max(line.get("threads/children", 0) for line in children) > 0
+    assert max(line.get("threads/children", 0) for line in children) > 0 and children[-1]["grad_norm"] > 0.01
 
 
 def test_a_run_goes_on_with_another_number_of_processes(runs):

@@ -82,7 +82,7 @@ PRESETS = {
         2000,
         replace(RL, steps=60, prompts=64, max_new_tokens=Schedule(768), micro_tokens=65536, warmup=5),
         replace(parallel.PRESETS["gpu"], problems=500, max_new_tokens=768, windows=(128, 256, 384, 512, 640, 768),
-                samples=32, alone=30, operations=()),
+                samples=32, alone=12, operations=()),
         base="", thread=SOS_PLUS, alone=replace(SOS_PLUS, roots=True), taught=SEARCH,
         free=replace(SEARCH, asked_share=0.0, roots=True),
     ),

@@ -52,7 +52,7 @@ class ParallelConfig(RunConfig):
     windows: tuple[Positive, ...] = (64, 96, 128, 160, 192, 224, 256)  # contexts, in response tokens
     widths: tuple[Positive, ...] = (1, 2, 3, 4, 6, 8)  # children that prompts ask for
     samples: Rows = 16  # rollouts of a problem for pass@k and cons@k
-    alone: Rows = 24  # problems that are timed
+    alone: Rows = 12  # problems that are timed, each three times where the task spawns
     operations: tuple[Positive, ...] = (3, 6, 12, 24, 48, 96, 192, 384)  # of the exhaustive search
 
 
