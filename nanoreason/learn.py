@@ -111,7 +111,8 @@ class ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprobs, d_entropy):
         hidden, weight, targets, entropy = ctx.saved_tensors
-        d_hidden, d_weight, W = torch.empty_like(hidden), torch.zeros_like(weight), weight.to(ctx.dtype)
+        d_hidden, W = torch.empty_like(hidden), weight.to(ctx.dtype)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None: the head is frozen
         for first in range(0, len(targets), ctx.rows):
             part = slice(first, first + ctx.rows)
             h, d_logp = hidden[part].to(ctx.dtype), d_logprobs[part, None]
@@ -120,6 +121,8 @@ class ChunkedHead(torch.autograd.Function):
             d_logits = logp.add_(entropy[part, None]).mul_(d_entropy[part, None]).add_(d_logp).mul_(p).neg_()
             d_logits = d_logits.scatter_add_(1, targets[part, None], d_logp).div_(ctx.temperature).to(ctx.dtype)
             d_hidden[part] = d_logits @ W
+            if d_weight is None:
+                continue
             if ctx.dtype == weight.dtype:
                 d_weight.addmm_(d_logits.T, h)  # in place: no second (V, D) tensor per chunk
             else:
@@ -520,10 +523,11 @@ def sum_gradients(model: Transformer) -> None:
     """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
     if processes.count() == 1:
         return
-    for parameter in model.parameters():
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    processes.add_up([parameter.grad for parameter in model.parameters()])
+    processes.add_up([parameter.grad for parameter in trained])
 
 
 def over_processes(loss: float, measured: dict[str, torch.Tensor]) -> tuple[float, dict[str, float]]:

@@ -30,7 +30,8 @@ class Optimizer:
     """What all of them share: the parameters by name, and `state`: what a step remembers of each parameter."""
 
     def __init__(self, parameters: Parameters):
-        self.named = dict(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
+        named = parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters
+        self.named = {name: parameter for name, parameter in named if parameter.requires_grad}  # others are frozen
         self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
 
     def zero_grad(self) -> None:

@@ -593,7 +593,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 # What a run leaves: a folder that has one of these holds a run, or what is left of one.
-LEFT = ("policy", "policy.old", "reference", "metrics.jsonl", "samples.jsonl", "demonstrations.jsonl")
+LEFT = (
+    "policy",
+    "policy.old",
+    "adapter",
+    "adapter.old",
+    "reference",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "demonstrations.jsonl",
+)
 LOGS = ("metrics.jsonl", "samples.jsonl")
 
 

@@ -52,6 +52,8 @@ from nanoreason.learn import (
     token_weights,
     update,
 )
+from nanoreason.lora import squares, switched_off
+from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, sampling_policy, save_policy
 from nanoreason.model import Transformer
 from nanoreason.rewards import (
     REWARDS,
@@ -121,6 +123,7 @@ class GrpoConfig(RunConfig):
     warmup: Count = 5  # updates of warm-up
     max_grad_norm: Annotated[float, Range(0, low_open=True)] = 1.0  # the gradient is scaled down to this norm
     micro_tokens: Positive = 2048  # tokens of a micro-batch: memory and speed, not the result
+    memory: Memory = chosen(MEMORY, Memory())  # what is kept in memory, and in which form
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: AnyRows = 80  # held-out problems of each difficulty
@@ -161,6 +164,10 @@ def check_config(config: GrpoConfig) -> None:
         raise ValueError(f"--updates-per-rollout {config.updates_per_rollout}: a rollout has only {rows} rows")
     if config.algorithm.baseline == "group" and config.group_size < 2:
         raise ValueError("--group-size 1 compares nothing: use at least 2, or --algorithm.baseline none")
+    check_memory(config.memory, config.base)
+    updates = config.steps * config.updates_per_rollout * config.epochs
+    if config.memory.lora and config.algorithm.needs_reference and 0 < config.algorithm.reference_every <= updates:
+        raise ValueError("with adapters the reference is the base throughout: set --algorithm.reference-every 0")
     if config.temperature <= 0:
         raise ValueError(f"--temperature {config.temperature}: all samples of a group would be equal, use more than 0")
     if not any(reward.weight for reward in config.rewards):
@@ -177,13 +184,15 @@ def check_config(config: GrpoConfig) -> None:
 
 
 def run(config: GrpoConfig) -> dict:
-    """All steps; returns the last line of metrics. The policy is left in OUT/policy, the reference in OUT/reference."""
+    """All steps; returns the last line of metrics. The policy is left in OUT/policy, the reference in OUT/reference;
+    with adapters (LoRA) these are left in OUT/adapter, and the reference is the base."""
     check_config(config)
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     check_words(tokenizer, task=config.task, eval_task=config.eval_task)
     if config.eval_problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
-    fresh = existing(Path(config.out) / "policy") is None
+    prepare(policy, config.memory, seed_of(config.seed, "adapters"))
+    fresh = existing(Path(config.out) / resumed_from(config.memory)) is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
     if fresh:
@@ -204,17 +213,20 @@ def train(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy)
-    state = resume(run.folder / "policy", policy, optimizer, tokenizer)
+    folder = run.folder / resumed_from(config.memory)
+    state = resume(folder, policy, optimizer, tokenizer)
     if state:
         run.rewind(state["step"], state.get("logged"))
     state = state or {"step": 0, "num_tokens": 0}
-    check(state.get("num_tokens"), Count, f"{run.folder / 'policy' / 'training.json'}: num_tokens")
+    check(state.get("num_tokens"), Count, f"{folder / 'training.json'}: num_tokens")
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
     with Progress(config.steps, "grpo", "steps", done=state["step"]) as progress:
         for step in range(state["step"] + 1, config.steps + 1):
-            if replaces_reference(config, step - 1):
+            if config.algorithm.needs_reference and config.memory.lora:
+                reference = policy  # its adapters are switched off where it is asked
+            elif replaces_reference(config, step - 1):
                 reference = copy.deepcopy(policy)
                 save_checkpoint(run.folder / "reference", reference, tokenizer)
             elif config.algorithm.needs_reference and reference is None:
@@ -240,8 +252,8 @@ def train(
                 metrics |= test(config, step, policy, tokenizer, run)
             run.log(step, **metrics)
             if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state | {"logged": run.logged},
-                                extra=task_flags(flatten(config)))  # fmt: skip
+                save_policy(run.folder, config.memory, policy, tokenizer, optimizer, state | {"logged": run.logged},
+                            base=config.base, extra=task_flags(flatten(config)), last=step == config.steps)  # fmt: skip
             progress.update(tokens=tokens, reward=metrics["reward"])
             yield step, metrics
 
@@ -269,12 +281,13 @@ def collect(
     refills, cap = config.algorithm.max_refills, config.max_new_tokens.at(step)
     kept: list[list[Rollout]] = []
     groups, scored, parts = [], [], {}
+    sampler = sampling_policy(policy, config.memory)
     for attempt in range(1 + refills):
         first = ((step - 1) * (1 + refills) + attempt) * config.prompts  # never the same index twice
         missing = range(first, first + config.prompts - len(kept))
         problems = [config.task.problem(f"rl-{config.seed}", index) for index in missing]
         seed = seed_of(config.seed, "rollout", step - 1, attempt)
-        new = sample(config.task, policy, tokenizer, problems, group_size=config.group_size, max_new_tokens=cap,
+        new = sample(config.task, sampler, tokenizer, problems, group_size=config.group_size, max_new_tokens=cap,
                      temperature=config.temperature, seed=seed)  # fmt: skip
         judged = judge(config.task, tokenizer, new, cap)
         for name, values in compute_rewards(judged, config.rewards).items():
@@ -306,7 +319,9 @@ def compute_advantages(
         for row, values in zip(rows, compute_logprobs(policy, rows, *how), strict=True):
             row.old_logprobs = values
     if reference is not None:
-        for row, values in zip(rows, compute_logprobs(reference, rows, *how), strict=True):
+        with switched_off(reference):
+            of_reference = compute_logprobs(reference, rows, *how)
+        for row, values in zip(rows, of_reference, strict=True):
             row.ref_logprobs = values
             if algorithm.kl_estimator == "k1":  # in the reward: the sum of log p/q over the row
                 row.root.reward -= algorithm.kl_coef * (sum(row.old_logprobs or row.logprobs) - sum(values))
@@ -326,7 +341,7 @@ def update_policy(
     updates = config.updates_per_rollout * config.epochs
     loss = replace(config.algorithm, on_policy=updates == 1)
     constant = loss.length_constant or config.max_new_tokens.largest
-    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    before = {name: weight.detach().clone() for name, weight in policy.named_parameters() if weight.requires_grad}
     found: list[dict[str, float]] = []
     for i in range(updates):
         epoch, part = divmod(i, config.updates_per_rollout)
@@ -345,8 +360,7 @@ def update_policy(
                        micro_tokens=config.micro_tokens, max_grad_norm=config.max_grad_norm,
                        entropy_coef=loss.entropy_coef, measure=loss.measure)
             )  # fmt: skip
-    moved = sum((now.detach() - old).square().sum() for now, old in zip(policy.parameters(), before, strict=True))
-    norm = sum(old.square().sum() for old in before)
+    moved, norm = squares(policy, before)
     return {**over_updates(found), "updates": len(found), "learning_rate": lr, "update_ratio": math.sqrt(moved / norm)}
 
 

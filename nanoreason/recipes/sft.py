@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nanoreason.checkpoint import load_checkpoint, load_extra, resume, save_checkpoint
+from nanoreason.checkpoint import load_checkpoint, load_extra, resume
 from nanoreason.environment import check_words, evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
+from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, save_policy
 from nanoreason.model import LARGEST, Transformer, small_config
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
 from nanoreason.run import (
@@ -70,6 +71,7 @@ class SftConfig(RunConfig):
     decay: Decay = "linear"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
     warmup: Count = 20  # steps of warm-up
     micro_tokens: Positive = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
+    memory: Memory = chosen(MEMORY, Memory())  # what is kept in memory, and in which form
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: AnyRows = 100  # held-out problems of each difficulty
@@ -101,6 +103,7 @@ def check_config(config: SftConfig) -> None:
     """What no single setting tells; ValueError says in one line what is wrong."""
     if config.data and not config.base:
         raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
+    check_memory(config.memory, config.base, config.optimizer)
     check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
     if not config.base and (config.width % config.heads or config.width // config.heads % 2):
         raise ValueError(f"--width {config.width} must be an even multiple of --heads {config.heads}")
@@ -120,6 +123,7 @@ def run(config: SftConfig) -> dict:
         shape = small_config(config.width, config.layers, config.heads, tokenizer.vocab_size, config.context,
                              kv_heads=config.kv_heads, model_type=config.family)  # fmt: skip
         model = Transformer(shape, seed_of(config.seed, "sft")).to(device)
+    prepare(model, config.memory, seed_of(config.seed, "adapters"))
     context, counts = model.config.max_position_embeddings, Counter()
     if problems:
         rows_of = file_rows(config, tokenizer, context, problems)
@@ -131,10 +135,11 @@ def run(config: SftConfig) -> dict:
         check_words(tokenizer, "test", task=config.task)
     run = Run(config)
     optimizer = make_optimizer(model, config.optimizer)
-    state = resume(run.folder / "policy", model, optimizer, tokenizer)
+    folder = run.folder / resumed_from(config.memory)
+    state = resume(folder, model, optimizer, tokenizer)
     first = state.get("step", 0)
     for name, value in state.get("counts", {}).items():
-        check(value, Count, f"{run.folder / 'policy' / 'training.json'}: {name}")
+        check(value, Count, f"{folder / 'training.json'}: {name}")
         counts[name] = value
     run.rewind(first if first else -1, state.get("logged") if first else None)
 
@@ -154,7 +159,8 @@ def run(config: SftConfig) -> dict:
             run.log(done, **metrics, **counts, **shares)
         if last or is_due(done, config.save_every):
             state = {"step": done, "counts": dict(counts), "logged": run.logged}
-            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, state, extra=extra)
+            save_policy(run.folder, config.memory, model, tokenizer, optimizer, state, base=config.base, extra=extra,
+                        last=last)  # fmt: skip
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure

@@ -1,0 +1,68 @@
+"""What a run keeps in memory, and in which form: adapters, recomputation.
+
+    --memory lora                               adapters of rank 16, activations recomputed
+    --memory.lora 8 --memory.recompute          the same settings one by one
+
+A recipe asks `prepare` once, before it makes the optimizer, and saves through `save_policy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from nanoreason.checkpoint import save_checkpoint
+from nanoreason.lora import add_adapters, merged
+from nanoreason.model import Transformer
+from nanoreason.optim import Optimizer
+from nanoreason.run import Range
+from nanoreason.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Each setting costs time or exactness and saves memory; the defaults train all weights in float32."""
+
+    name: str = field(default="full", metadata={"hidden": True})
+    lora: Annotated[int, Range(0, 1 << 12)] = 0  # rank of adapters beside frozen weights; 0: all weights are trained
+    recompute: bool = False  # keep each block's input alone for the backward pass, and compute the rest once more
+
+
+MEMORY = {"full": Memory(), "lora": Memory("lora", lora=16, recompute=True)}
+
+
+def check_memory(memory: Memory, base: str, optimizer: str = "adamw") -> None:
+    """ValueError in one line if these settings do not go together."""
+    if memory.lora and not base:
+        raise ValueError("--memory.lora needs --base: adapters stand beside weights that are worth keeping")
+    if memory.lora and optimizer != "adamw":
+        raise ValueError(f"--memory.lora with --optimizer {optimizer}: adapters are trained by adamw")
+
+
+def prepare(model: Transformer, memory: Memory, seed: int) -> None:
+    """Put the adapters beside the weights, and say whether activations are recomputed."""
+    if memory.lora:
+        add_adapters(model, memory.lora, seed)
+    model.recompute = memory.recompute
+
+
+def resumed_from(memory: Memory) -> str:
+    """The folder of a run that --resume reads."""
+    return "adapter" if memory.lora else "policy"
+
+
+def save_policy(
+    folder: Path, memory: Memory, policy: Transformer, tokenizer: TextTokenizer, optimizer: Optimizer, state: dict,
+    *, base: str, extra: dict, last: bool,
+) -> None:  # fmt: skip
+    """A checkpoint to go on from; of adapters that of a run's end is also merged into OUT/policy, which comes first: a
+    run that is stopped in between does its last steps again."""
+    if memory.lora and last:
+        save_checkpoint(folder / "policy", merged(policy), tokenizer, extra=extra)
+    save_checkpoint(folder / resumed_from(memory), policy, tokenizer, optimizer, state, extra=extra, base=base)
+
+
+def sampling_policy(policy: Transformer, memory: Memory) -> Transformer:
+    """The model that samples a rollout."""
+    return policy
