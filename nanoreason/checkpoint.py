@@ -363,9 +363,7 @@ def load_training(
         of_it = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
         if any(value.ndim and value.shape != parameter.shape for value in of_it.values()) or not of_it:
             raise ValueError(f"{file} holds no moments for {name}: it is of another model")
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in of_it.items()
-        }
+        optimizer.restore(parameter, of_it)
     return state
 
 

@@ -441,12 +441,18 @@ def micro_batches(lengths: list[int], micro_tokens: int) -> list[list[int]]:
 
 
 def make_optimizer(
-    model: Transformer, name: str = "adamw", weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
-) -> Optimizer:
-    """adamw, or muon (for the matrices of the layers; AdamW for the rest). Each update sets its own learning rate."""
+    model: Transformer, name: str = "adamw", weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999),
+    moments: str = "float32",
+) -> Optimizer:  # fmt: skip
+    """adamw, or muon (for the matrices of the layers; AdamW for the rest). Each update sets its own learning rate.
+
+    moments   how adamw stores its two: float32, bfloat16 or cpu
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}: use {' or '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](model, betas=betas, weight_decay=weight_decay)
+    return OPTIMIZERS[name](
+        model, betas=betas, weight_decay=weight_decay, **({"moments": moments} if name == "adamw" else {})
+    )
 
 
 def update(

@@ -1,4 +1,4 @@
-"""What a run keeps in memory, and in which form: adapters, recomputation.
+"""What a run keeps in memory, and in which form: adapters, recomputation, small moments, a copy to sample from.
 
     --memory lora                               adapters of rank 16, activations recomputed
     --memory.lora 8 --memory.recompute          the same settings one by one
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+import torch
 
 from nanoreason.checkpoint import save_checkpoint
 from nanoreason.lora import add_adapters, merged
@@ -27,6 +29,8 @@ class Memory:
     name: str = field(default="full", metadata={"hidden": True})
     lora: Annotated[int, Range(0, 1 << 12)] = 0  # rank of adapters beside frozen weights; 0: all weights are trained
     recompute: bool = False  # keep each block's input alone for the backward pass, and compute the rest once more
+    moments: Literal["float32", "bfloat16", "cpu"] = "float32"  # adamw's two: as they are, half as large, or elsewhere
+    sample_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that sample; bfloat16: a copy per rollout
 
 
 MEMORY = {"full": Memory(), "lora": Memory("lora", lora=16, recompute=True)}
@@ -38,6 +42,8 @@ def check_memory(memory: Memory, base: str, optimizer: str = "adamw") -> None:
         raise ValueError("--memory.lora needs --base: adapters stand beside weights that are worth keeping")
     if memory.lora and optimizer != "adamw":
         raise ValueError(f"--memory.lora with --optimizer {optimizer}: adapters are trained by adamw")
+    if memory.moments != "float32" and optimizer != "adamw":
+        raise ValueError(f"--memory.moments {memory.moments} with --optimizer {optimizer}: only adamw has them")
 
 
 def prepare(model: Transformer, memory: Memory, seed: int) -> None:
@@ -64,5 +70,10 @@ def save_policy(
 
 
 def sampling_policy(policy: Transformer, memory: Memory) -> Transformer:
-    """The model that samples a rollout."""
-    return policy
+    """The model that samples a rollout: the policy, or a copy of it in bfloat16 with its adapters merged.
+
+    The copy reads half the bytes per token and is another policy by rounding. Log-probs of the rows are the copy's;
+    `logp_diff/mean` says how far the learner is off, and `--algorithm.sampler-cap` weighs it (truncated importance
+    sampling). It is made anew for each rollout and gone before the update.
+    """
+    return policy if memory.sample_dtype == "float32" else merged(policy, torch.bfloat16)

@@ -212,7 +212,7 @@ def train(
     config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer, run: Run, measured: dict[str, float]
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
-    optimizer = make_optimizer(policy)
+    optimizer = make_optimizer(policy, moments=config.memory.moments)
     folder = run.folder / resumed_from(config.memory)
     state = resume(folder, policy, optimizer, tokenizer)
     if state:

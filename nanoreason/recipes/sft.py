@@ -134,7 +134,7 @@ def run(config: SftConfig) -> dict:
     if config.eval_problems and not problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
     run = Run(config)
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer = make_optimizer(model, config.optimizer, moments=config.memory.moments)
     folder = run.folder / resumed_from(config.memory)
     state = resume(folder, model, optimizer, tokenizer)
     first = state.get("step", 0)
