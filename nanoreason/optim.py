@@ -147,8 +147,8 @@ def rounded_at_random(x: torch.Tensor, seed: int) -> torch.Tensor:
     """x float32 -> bfloat16: up or down with the probabilities that make the mean x (stochastic rounding).
 
     v changes by a thousandth of itself in a step (b2 = 0.999), and bfloat16 has steps of a 256th: rounded to the
-    nearest it would stay where it is for ever. A float32 is a bfloat16 and 16 more bits; adding random 16 bits carries into the
-    upper half as often as the lower half is large.
+    nearest it would stay where it is for ever. A float32 is a bfloat16 and 16 more bits; adding random 16 bits carries
+    into the upper half as often as the lower half is large.
     """
     generator = torch.Generator(x.device).manual_seed(seed)
     noise = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
