@@ -15,7 +15,7 @@ LAYERS = {
     "model": 1, "optim": 1, "prompts": 1, "arithmetic": 1, "countdown": 1, "search": 1, "search_threads": 1,
     "spawn": 1, "priming": 1, "evaluate": 1,
     "hf_config": 2, "lora": 2, "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
-    "memory": 4, "forcing": 4, "threads": 4, "environment": 4, "analysis": 4,
+    "memory": 4, "plan": 4, "plan_memory": 4, "plan_time": 4, "forcing": 4, "threads": 4, "environment": 4, "analysis": 4,
     "behavior_rules": 2, "curves": 2, "doctor_rules": 2,
     "algebra": 2, "math_answers": 2, "problem_files": 2,
     "recipes": 5,

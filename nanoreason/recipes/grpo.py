@@ -29,9 +29,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
+from nanoreason.checkpoint import existing, found, load_checkpoint, resume, save_checkpoint
 from nanoreason.environment import (
+    LOGGED_TOKENS,
     REPEAT_N,
+    SAMPLED_GROUPS,
+    SAMPLED_ROWS,
     check_words,
     compute_rewards,
     evaluate,
@@ -55,6 +58,7 @@ from nanoreason.learn import (
 from nanoreason.lora import squares, switched_off
 from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, sampling_policy, save_policy
 from nanoreason.model import Transformer
+from nanoreason.plan_memory import Work, base_of
 from nanoreason.rewards import (
     REWARDS,
     Accuracy,
@@ -66,7 +70,7 @@ from nanoreason.rewards import (
     Repetition,
     Reward,
 )
-from nanoreason.rollout import Rollout, Task, seed_of
+from nanoreason.rollout import Rollout, Task, prompt_row, seed_of
 from nanoreason.run import (
     AnyRows,
     Count,
@@ -92,7 +96,7 @@ from nanoreason.run import (
     task_flags,
 )
 from nanoreason.tasks import TASKS, Addition, Attempts
-from nanoreason.tokenizer import TextTokenizer
+from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 
 @dataclass
@@ -181,6 +185,24 @@ def check_config(config: GrpoConfig) -> None:
             raise ValueError(f"a reward's margin of {reward.margin} tokens leaves nothing of --max-new-tokens {cap}")
         if isinstance(reward, (Repetition, DenseRepetition)) and reward.n >= cap:
             raise ValueError(f"n-grams of {reward.n} tokens cannot repeat in a response of --max-new-tokens {cap}")
+
+
+def workload(config: GrpoConfig) -> Work:
+    """What `--plan` is asked about: a step with responses as long as they may be. No weight is read."""
+    check_config(config)
+    (shape, size), tokenizer = base_of(config.base), load_tokenizer(found(config.base))
+    check_words(tokenizer, task=config.task)
+    problems = [config.task.problem(f"rl-{config.seed}", i) for i in range(min(config.prompts, 32))]
+    prompt = max(len(prompt_row(tokenizer, problem).tokens) for problem in problems)
+    updates, algorithm = config.updates_per_rollout * config.epochs, config.algorithm
+    response = min(config.max_new_tokens.largest, shape.max_position_embeddings - prompt)
+    groups = min(config.prompts, max(1, min(SAMPLED_GROUPS, SAMPLED_ROWS // config.group_size)))
+    return Work(
+        shape, config.prompts * config.group_size, prompt, response, config.micro_tokens, config.memory,
+        prompts=config.prompts, updates=updates, epochs=config.epochs,
+        scores=(updates > 1) + algorithm.needs_reference, reference=algorithm.needs_reference,
+        logged=min(groups * config.group_size, LOGGED_TOKENS // response), file_bytes=size,
+    )  # fmt: skip
 
 
 def run(config: GrpoConfig) -> dict:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nanoreason.checkpoint import load_checkpoint, load_extra, resume
+from nanoreason.checkpoint import found, load_checkpoint, load_extra, resume
 from nanoreason.environment import check_words, evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, save_policy
-from nanoreason.model import LARGEST, Transformer, small_config
+from nanoreason.model import LARGEST, ModelConfig, Transformer, small_config
+from nanoreason.plan_memory import Work, base_of
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
 from nanoreason.run import (
     AnyRows,
@@ -43,7 +44,7 @@ from nanoreason.run import (
 )
 from nanoreason.tasks import TASKS, Addition, Attempts
 from nanoreason.tasks.attempts import BASE_MIXTURE
-from nanoreason.tokenizer import TextTokenizer
+from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 
 @dataclass
@@ -111,6 +112,28 @@ def check_config(config: SftConfig) -> None:
         raise ValueError(f"--heads {config.heads} must be a multiple of --kv-heads {config.kv_heads}")
 
 
+def fresh_shape(config: SftConfig, tokenizer: TextTokenizer) -> ModelConfig:
+    return small_config(config.width, config.layers, config.heads, tokenizer.vocab_size, config.context,
+                        kv_heads=config.kv_heads, model_type=config.family)  # fmt: skip
+
+
+def workload(config: SftConfig) -> Work:
+    """What `--plan` is asked about: a step on demonstrations of the mean length of some. No weight is read."""
+    check_config(config)
+    tokenizer = load_tokenizer(found(config.base)) if config.base else config.task.tokenizer()
+    shape, size = base_of(config.base) if config.base else (fresh_shape(config, tokenizer), 0)
+    context = shape.max_position_embeddings
+    if config.data:
+        rows = file_rows(config, tokenizer, context, read_problems(Path(config.data)))(0)
+    else:
+        check_words(tokenizer, task=config.task)
+        rows = task_rows(config, tokenizer, context, Counter())(0)
+    prompt, whole = (round(sum(lengths) / len(rows)) for lengths in
+                     ([row.prompt_len for row in rows], [len(row.tokens) for row in rows]))  # fmt: skip
+    return Work(shape, len(rows), prompt, max(1, whole - prompt), config.micro_tokens, config.memory, file_bytes=size,
+                muon=config.optimizer == "muon")  # fmt: skip
+
+
 def run(config: SftConfig) -> dict:
     """Train, test, and leave the model in OUT/policy; returns the last line of metrics."""
     check_config(config)
@@ -120,9 +143,7 @@ def run(config: SftConfig) -> dict:
         model, tokenizer = load_checkpoint(config.base, device)
     else:
         tokenizer = config.task.tokenizer()
-        shape = small_config(config.width, config.layers, config.heads, tokenizer.vocab_size, config.context,
-                             kv_heads=config.kv_heads, model_type=config.family)  # fmt: skip
-        model = Transformer(shape, seed_of(config.seed, "sft")).to(device)
+        model = Transformer(fresh_shape(config, tokenizer), seed_of(config.seed, "sft")).to(device)
     prepare(model, config.memory, seed_of(config.seed, "adapters"))
     context, counts = model.config.max_position_embeddings, Counter()
     if problems:
