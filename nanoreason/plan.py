@@ -1,6 +1,6 @@
 """`--plan`: what a step will need of memory and time, and settings that fit, before anything is loaded.
 
-    python train.py grpo --base FOLDER ... --plan            on this machine: one block of the model is timed
+    python train.py grpo --base FOLDER ... --plan            on this machine: two blocks of the model are timed
     python train.py grpo --base FOLDER ... --plan a100       on a card of that name: from stated rates, nothing is timed
 
 Shapes are those of config.json, lengths those of the task's prompts, and every response is taken to be as long as

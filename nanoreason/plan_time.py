@@ -1,6 +1,6 @@
 """How long a training step takes, from the speed of its pieces: measured on this device, or stated for a card.
 
-Measured are one block of the model, a piece of the head and one of the optimizer, at the shapes of the run. On a card
+Measured are two blocks of the model, a piece of the head and one of the optimizer, at the shapes of the run. On a card
 everything is arithmetic on public figures, and was not compared with a run.
 """
 
@@ -86,9 +86,12 @@ def stated(work: Work, card: str) -> Speed:
 
 
 def measured(work: Work, device: torch.device) -> Speed:
-    """Of this device: one block, a piece of the head and of the optimizer, at the shapes of this run."""
-    c, D = work.shape, work.shape.hidden_size
-    small = Transformer(replace(c, num_hidden_layers=1, vocab_size=64)).to(device)
+    """Of this device: two blocks, a piece of the head and of the optimizer, at the shapes of this run."""
+    c, D = (
+        replace(work.shape, num_hidden_layers=2),
+        work.shape.hidden_size,
+    )  # one would carry all that comes once a pass
+    small = Transformer(replace(c, vocab_size=64)).to(device)
     prepare(small, work.memory, 0)
     tokens = torch.zeros(work.micro_rows, work.length, dtype=torch.int64, device=device)
 
@@ -100,7 +103,7 @@ def measured(work: Work, device: torch.device) -> Speed:
         small.hidden(tokens)
 
     rows = resident(work)[0]
-    cache = KVCache(replace(c, num_hidden_layers=1), rows, max(1, work.prompt + work.response // 2), device,
+    cache = KVCache(c, rows, max(1, work.prompt + work.response // 2), device,
                     torch.bfloat16 if halved(work.memory) else torch.float32)  # fmt: skip
     sampler = small if not halved(work.memory) else Transformer(small.config).to(device, torch.bfloat16)
     here = torch.full((rows, 1), cache.slots - 1, device=device)
@@ -131,19 +134,22 @@ def measured(work: Work, device: torch.device) -> Speed:
         optimizer.step(1e-6)
         (weight.detach() - old).square().sum(), old.square().sum()
 
-    of_token = 1 / (work.micro_rows * work.length)
-    per_row = {"decode": best_of(decode, device) / rows, "draw": best_of(one_draw, device) / rows * c.vocab_size / V}
+    of_token = 1 / (2 * work.micro_rows * work.length)
+    per_row = {
+        "decode": median_of(decode, device) / rows / 2,
+        "draw": median_of(one_draw, device) / rows * c.vocab_size / V,
+    }
     return Speed(
-        learn=best_of(learn, device) * of_token,
-        score=best_of(score, device) * of_token,
-        head=best_of(whole_head, device) / 256 * c.vocab_size / V,
+        learn=median_of(learn, device) * of_token,
+        score=median_of(score, device) * of_token,
+        head=median_of(whole_head, device) / 256 * c.vocab_size / V,
         decode=lambda rows: rows * per_row["decode"],
         draw=lambda rows: rows * per_row["draw"],
-        step=best_of(step, device) / weight.numel(),
+        step=median_of(step, device) / weight.numel(),
     )
 
 
-def best_of(work: Callable[[], None], device: torch.device, repeat: int = 5) -> float:
+def median_of(work: Callable[[], None], device: torch.device, repeat: int = 5) -> float:
     """Seconds; of the processor on a CPU with one thread, which a busy neighbour disturbs least."""
     if device.type == "cuda":
         clock = lambda: (torch.cuda.synchronize(), time.perf_counter())[1]  # noqa: E731
