@@ -496,6 +496,8 @@ def update(
         logprobs, entropy = logprobs_and_entropy(
             model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef is not None
         )
+        if not entropy_coef:
+            entropy = entropy.detach()  # only measured: two (M, V) tensors, which its gradient would need, are let go
         losses = loss_of(logprobs, batch) * batch.weights  # (B, T)
         if entropy_coef:
             losses = losses - entropy_coef * entropy * batch.weights

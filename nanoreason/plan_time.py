@@ -1,6 +1,6 @@
 """How long a training step takes, from the speed of its pieces: measured on this device, or stated for a card.
 
-Measured are two blocks of the model, a piece of the head and one of the optimizer, at the shapes of the run. On a card
+Measured are two blocks of the model, its head and a piece of the optimizer, at the shapes of the run. On a card
 everything is arithmetic on public figures, and was not compared with a run.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanoreason.learn import ChunkedHead
+from nanoreason.learn import logprobs_and_entropy, token_logprobs
+from nanoreason.lora import merged
 from nanoreason.memory import Memory, prepare
 from nanoreason.model import KVCache, ModelConfig, Transformer
 from nanoreason.optim import AdamW
@@ -23,6 +24,7 @@ from nanoreason.sampler import draw
 CARDS = {"3090": (71, 936), "4090": (165, 1008), "a100": (312, 2039), "h100": (989, 3350)}
 # Assumed: the share of the first that products reach, and the seconds of each of the kernels that a block starts.
 SHARE, KERNEL, KERNELS = 0.4, 6e-6, 16
+LARGEST_HEAD = 65_536  # rows of the head that are measured; the rest is in proportion
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Speed:
 
     learn: float  # a block, forward and backward, of one token
     score: float  # a block, forward alone, of one token
-    head: float  # the head, forward and backward, of one token
+    head: float  # embedding and head, forward and backward, of one token that counts
+    score_head: float  # the head, forward alone, of one token that counts
     decode: Callable[[int], float]  # a block, one new token of so many rows
     draw: Callable[[int], float]  # head and draw, one token of so many rows
     step: float  # the optimizer, of one trained weight
@@ -39,8 +42,7 @@ class Speed:
 
 def seconds_of(work: Work, speed: Speed) -> dict[str, float]:
     """{phase: seconds} of a step whose responses are all as long as they may be."""
-    c, tokens = work.shape, work.rows * work.length
-    head = work.rows * work.response * speed.head
+    c, tokens, targets = work.shape, work.rows * work.length, work.rows * work.response
     found = {}
     if work.prompts:
         rows, _ = resident(work)
@@ -49,8 +51,8 @@ def seconds_of(work: Work, speed: Speed) -> dict[str, float]:
         token = c.num_hidden_layers * speed.decode(rows) + speed.draw(rows)
         found["sample"] = prefill + waves * work.response * token
         passes = work.scores + work.logged / work.rows
-        found["score"] = passes * (tokens * c.num_hidden_layers * speed.score + head / 3)
-    found["update"] = work.epochs * (tokens * c.num_hidden_layers * speed.learn + head)
+        found["score"] = passes * (tokens * c.num_hidden_layers * speed.score + targets * speed.score_head)
+    found["update"] = work.epochs * (tokens * c.num_hidden_layers * speed.learn + targets * speed.head)
     found["step"] = work.updates * counted(c, work.memory)[1] * speed.step
     return found
 
@@ -79,6 +81,7 @@ def stated(work: Work, card: str) -> Speed:
         learn=backwards(work.memory) * block,
         score=block,
         head=(2 if work.memory.lora else 3) * head / flops,
+        score_head=head / flops,
         decode=lambda rows: max(rows * block, read(rows), KERNELS * KERNEL),
         draw=lambda rows: max(rows * head / flops, 2 * head / bandwidth / 1e9),
         step=40 / (bandwidth * 1e9),  # w, g, m, v are read, w, m, v written; the copy and the norm
@@ -86,66 +89,72 @@ def stated(work: Work, card: str) -> Speed:
 
 
 def measured(work: Work, device: torch.device) -> Speed:
-    """Of this device: two blocks, a piece of the head and of the optimizer, at the shapes of this run."""
-    c, D = (
-        replace(work.shape, num_hidden_layers=2),
-        work.shape.hidden_size,
-    )  # one would carry all that comes once a pass
-    small = Transformer(replace(c, vocab_size=64)).to(device)
+    """Of this device: two blocks, the head and a piece of the optimizer, at the shapes of this run."""
+    V = min(work.shape.vocab_size, LARGEST_HEAD)
+    c = replace(work.shape, num_hidden_layers=2, vocab_size=V)  # two blocks: something is done once a pass
+    small = Transformer(c).to(device)
     prepare(small, work.memory, 0)
     tokens = torch.zeros(work.micro_rows, work.length, dtype=torch.int64, device=device)
+    mask = torch.arange(work.length, device=device) >= work.prompt
+    mask, embedding = mask.expand_as(tokens), small.model.embed_tokens.weight
 
-    def learn() -> None:
+    def blocks() -> None:
+        embedding.requires_grad_(False)
         small.hidden(tokens).sum().backward()
+        embedding.requires_grad_(not work.memory.lora)
 
-    @torch.no_grad()
+    def whole() -> None:
+        logprobs_and_entropy(small, tokens, mask, with_entropy=bool(work.prompts))[0].sum().backward()
+
     def score() -> None:
-        small.hidden(tokens)
+        with torch.no_grad():
+            small.hidden(tokens)
 
-    rows = resident(work)[0]
-    cache = KVCache(c, rows, max(1, work.prompt + work.response // 2), device,
-                    torch.bfloat16 if halved(work.memory) else torch.float32)  # fmt: skip
-    sampler = small if not halved(work.memory) else Transformer(small.config).to(device, torch.bfloat16)
-    here = torch.full((rows, 1), cache.slots - 1, device=device)
+    def whole_score() -> None:
+        with torch.no_grad():
+            token_logprobs(small, tokens, mask)
+
+    rows, dtype = resident(work)[0], torch.bfloat16 if halved(work.memory) else torch.float32
+    cache = KVCache(c, rows, max(1, work.prompt + work.response // 2), device, dtype)
+    sampler = small if dtype == torch.float32 else merged(small, dtype)
+    here, uniform = torch.full((rows, 1), cache.slots - 1, device=device), torch.full((rows,), 0.5, device=device)
 
     @torch.inference_mode()
-    def decode() -> None:
-        sampler.hidden(here * 0, here, cache)
+    def decode() -> torch.Tensor:
+        return sampler.hidden(here * 0, here, cache)
 
-    V = min(c.vocab_size, 16_384)  # the cost of the rest is in proportion
-    head = torch.randn(V, D, device=device).requires_grad_(not work.memory.lora)
-    states, targets = torch.randn(256, D, device=device, requires_grad=True), torch.zeros(256, device=device).long()
-
-    def whole_head() -> None:
-        ChunkedHead.apply(states, head, targets, 1.0, None)[0].sum().backward()
-
-    few, uniform = torch.randn(rows, D, device=device), torch.full((rows,), 0.5, device=device)
+    states = decode()[:, 0]
 
     @torch.inference_mode()
     def one_draw() -> None:
-        draw((few @ head.T).masked_fill(targets[:1].bool(), 0), uniform, 1.0)
+        logits = sampler.lm_head(states).float()
+        draw(logits.masked_fill(logits > torch.inf, -torch.inf), uniform, 1.0)
 
-    weight = torch.nn.Parameter(torch.randn(1 << 21, device=device))
-    weight.grad, optimizer = torch.randn_like(weight), AdamW([("w", weight)], moments=work.memory.moments)
+    weights = [torch.nn.Parameter(torch.randn(1 << 19, device=device)) for _ in range(16)]  # larger than any cache
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = AdamW(((str(i), weight) for i, weight in enumerate(weights)), moments=work.memory.moments)
 
     def step() -> None:
-        old = weight.detach().clone()
-        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        before = [weight.detach().clone() for weight in weights]
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step(1e-6)
-        (weight.detach() - old).square().sum(), old.square().sum()
+        for weight, old in zip(weights, before, strict=True):
+            (weight.detach() - old).square().sum(), old.square().sum()
 
-    of_token = 1 / (2 * work.micro_rows * work.length)
-    per_row = {
-        "decode": median_of(decode, device) / rows / 2,
-        "draw": median_of(one_draw, device) / rows * c.vocab_size / V,
-    }
+    took, tokens_in, targets = {}, work.micro_rows * work.length, work.micro_rows * work.response
+    for one in (blocks, whole, score, whole_score, decode, one_draw, step):
+        took[one.__name__] = median_of(one, device)
+    share = work.shape.vocab_size / V
+    of_row, drawn = took["decode"] / rows / 2, took["one_draw"] / rows * share
     return Speed(
-        learn=median_of(learn, device) * of_token,
-        score=median_of(score, device) * of_token,
-        head=median_of(whole_head, device) / 256 * c.vocab_size / V,
-        decode=lambda rows: rows * per_row["decode"],
-        draw=lambda rows: rows * per_row["draw"],
-        step=median_of(step, device) / weight.numel(),
+        learn=took["blocks"] / tokens_in / 2,
+        head=max(0, took["whole"] - took["blocks"]) / targets * share,
+        score=took["score"] / tokens_in / 2,
+        score_head=max(0, took["whole_score"] - took["score"]) / targets * share,
+        decode=lambda rows: rows * of_row,
+        draw=lambda rows: rows * drawn,
+        step=took["step"] / sum(weight.numel() for weight in weights),
     )
 
 
