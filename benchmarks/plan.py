@@ -50,7 +50,7 @@ SETTINGS = {
     "lora 8, recompute": "--memory.lora 8 --memory.recompute",
     "sample bfloat16": "--memory.sample-dtype bfloat16",
 }
-STEP = "--steps 2 --prompts 4 --group-size 4 --max-new-tokens 48 --micro-tokens 512 --task.digits 2 --preflight 0 " \
+STEP = "--steps 2 --prompts 2 --group-size 4 --max-new-tokens 32 --micro-tokens 128 --task.digits 2 --preflight 0 " \
        "--eval-problems 0 --save-every 100"  # fmt: skip
 
 
@@ -67,10 +67,10 @@ def make(folder: Path, size: tuple[int, ...]) -> None:
 
 
 def trials(size: tuple[int, ...]) -> list[tuple[str, str, bool]]:
-    """(name, flags, whether freed memory goes back at once): all settings at the largest size alone."""
-    plain = [("full", "", False), ("full, freed returned", "", True)]
+    """(name, flags, whether freed memory goes back at once): the settings at the largest size alone."""
     largest = size == list(SIZES.values())[-1]
-    return plain + [(name, flags, False) for name, flags in SETTINGS.items() if largest]
+    some = [(name, flags, False) for name, flags in SETTINGS.items() if largest]
+    return [("full", "", False), *some, ("full, freed returned", "", True)]
 
 
 def settings(folder: Path, flags: str, out: Path) -> grpo.GrpoConfig:
@@ -78,7 +78,7 @@ def settings(folder: Path, flags: str, out: Path) -> grpo.GrpoConfig:
 
 
 def run_one(config: grpo.GrpoConfig, warm: bool = True) -> dict[str, float]:
-    """Peak bytes above those of a tiny run before, and processor seconds of the second step: `grpo.run` without words."""
+    """Peak bytes above those of a tiny run before, and processor seconds of the second step."""
     torch.set_num_threads(1)
     if warm:  # what is imported on first use, and what torch keeps
         with tempfile.TemporaryDirectory() as place:

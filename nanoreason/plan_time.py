@@ -158,7 +158,7 @@ def measured(work: Work, device: torch.device) -> Speed:
     )
 
 
-def median_of(work: Callable[[], None], device: torch.device, repeat: int = 5) -> float:
+def median_of(work: Callable[[], None], device: torch.device, repeat: int = 3) -> float:
     """Seconds; of the processor on a CPU with one thread, which a busy neighbour disturbs least."""
     if device.type == "cuda":
         clock = lambda: (torch.cuda.synchronize(), time.perf_counter())[1]  # noqa: E731
