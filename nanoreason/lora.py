@@ -87,21 +87,25 @@ def switched_off(model: Transformer) -> Iterator[None]:
             layer.on = True
 
 
-def merged(model: Transformer, dtype: torch.dtype = torch.float32) -> Transformer:
-    """A plain model with W + (alpha / r) B A, in this type; weights that stay what they are are shared, not copied."""
+def merged(
+    model: Transformer, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Transformer:
+    """A plain model with W + (alpha / r) B A, of this type and there; what stays as it is is shared, not copied."""
+    device = model.device if device is None else device
     layers = adapters(model)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
     for name in tensors:
         if layer := layers.get(name.removesuffix(".weight")):
-            tensors[name] = (tensors[name] + layer.change()).to(dtype)  # a sum in float32, one matrix at a time
+            tensors[name] = (tensors[name] + layer.change()).to(device, dtype)  # in float32, one matrix at a time
         else:
-            tensors[name] = tensors[name].to(dtype)
+            tensors[name] = tensors[name].to(device, dtype)
     with torch.device("meta"):
         plain = Transformer(model.config)
     plain.load_state_dict(tensors, assign=True)
     if model.config.tie_word_embeddings:
         plain.lm_head.weight = plain.model.embed_tokens.weight
-    plain.rope, plain.no_token, plain.stored_config = model.rope.to(dtype), model.no_token, model.stored_config
+    plain.rope, plain.stored_config = model.rope.to(device, dtype), model.stored_config
+    plain.no_token = None if model.no_token is None else model.no_token.to(device)
     return plain
 
 

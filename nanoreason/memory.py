@@ -65,7 +65,7 @@ def save_policy(
     """A checkpoint to go on from; of adapters that of a run's end is also merged into OUT/policy, which comes first: a
     run that is stopped in between does its last steps again."""
     if memory.lora and last:
-        save_checkpoint(folder / "policy", merged(policy), tokenizer, extra=extra)
+        save_checkpoint(folder / "policy", merged(policy, device="cpu"), tokenizer, extra=extra)  # a card may be full
     save_checkpoint(folder / resumed_from(memory), policy, tokenizer, optimizer, state, extra=extra, base=base)
 
 

@@ -120,7 +120,13 @@ def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
         "activations": saved_floats(work) * tokens * wide,
         "logits": logits + (head if chunked else 0), "work": max(0, backward - logits - (head if chunked else 0)),
     }  # fmt: skip
-    phases["step"] = lasting | gradients | before | {"work": max(4 * T if m.moments == "float32" else 0, 2 * head)}
+    # float32: a divisor of each weight; else of the largest weight alone both moments, the divisor and random bits
+    largest = D * inner if m.lora else max(V * D, D * inner)
+    stepping = 4 * T if m.moments == "float32" else 20 * min(largest, T)
+    phases["step"] = lasting | gradients | before | {"work": max(stepping, 2 * head)}
+    if m.lora and not on_card:  # OUT/policy is made on the CPU
+        heads = V * D * (1 if c.tie_word_embeddings else 2)
+        phases["save"] = lasting | gradients | {"merged copy": 4 * (N - heads)}
     return phases
 
 

@@ -68,6 +68,8 @@ def test_what_a_step_keeps_by_hand():
     lora = memory_of(replace(WORK, memory=Memory(lora=8), reference=True))["update"]
     assert lora["weights"] == 4 * N + 4 * adapters and lora["moments"] == 8 * adapters and lora["reference"] == 0
     assert memory_of(replace(WORK, reference=True))["update"]["reference"] == 4 * N
+    merged = memory_of(replace(WORK, memory=Memory(lora=8)))["save"]["merged copy"]
+    assert merged == 4 * (N - 49_152 * 576) and "save" not in phases
 
 
 def test_each_setting_takes_from_the_part_that_it_is_about_and_from_no_other():
