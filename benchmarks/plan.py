@@ -6,7 +6,7 @@
 Models have random weights, so that responses run to their budget. Each run is a process of its own: its memory is the
 peak of its resident set above that of a tiny run before. glibc keeps much of what is freed; "freed returned" is with
 MALLOC_MMAP_THRESHOLD_=65536, under which the resident set is what tensors need. Its time is the processor time of the
-second of two steps.
+second of two steps, without the checkpoint at its end.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ SIZES = {
 }
 QUICK = {"tiny": (64, 64, 128, 2, 2, 1)}
 SETTINGS = {
+    "lora 8, recompute": "--memory.lora 8 --memory.recompute",
     "recompute": "--memory.recompute",
     "moments bfloat16": "--memory.moments bfloat16",
-    "lora 8, recompute": "--memory.lora 8 --memory.recompute",
     "sample bfloat16": "--memory.sample-dtype bfloat16",
 }
 STEP = "--steps 2 --prompts 2 --group-size 4 --max-new-tokens 32 --micro-tokens 128 --task.digits 2 --preflight 0 " \
@@ -67,10 +67,10 @@ def make(folder: Path, size: tuple[int, ...]) -> None:
 
 
 def trials(size: tuple[int, ...]) -> list[tuple[str, str, bool]]:
-    """(name, flags, whether freed memory goes back at once): the settings at the largest size alone."""
-    largest = size == list(SIZES.values())[-1]
-    some = [(name, flags, False) for name, flags in SETTINGS.items() if largest]
-    return [("full", "", False), *some, ("full, freed returned", "", True)]
+    """(name, flags, whether freed memory goes back at once): the last at the smallest size, settings at the largest."""
+    smallest, largest = list(SIZES.values())[0], list(SIZES.values())[-1]
+    some = [(name, flags, False) for name, flags in SETTINGS.items() if size == largest]
+    return [("full", "", False), *some, *[("full, freed returned", "", True)] * (size == smallest)]
 
 
 def settings(folder: Path, flags: str, out: Path) -> grpo.GrpoConfig:
@@ -78,7 +78,7 @@ def settings(folder: Path, flags: str, out: Path) -> grpo.GrpoConfig:
 
 
 def run_one(config: grpo.GrpoConfig, warm: bool = True) -> dict[str, float]:
-    """Peak bytes above those of a tiny run before, and processor seconds of the second step."""
+    """Peak bytes above those of a tiny run before, and processor seconds of the second step without its save."""
     torch.set_num_threads(1)
     if warm:  # what is imported on first use, and what torch keeps
         with tempfile.TemporaryDirectory() as place:
@@ -87,11 +87,19 @@ def run_one(config: grpo.GrpoConfig, warm: bool = True) -> dict[str, float]:
     before = resident()
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     prepare(policy, config.memory, seed_of(config.seed, "adapters"))
-    run, ends = Run(config), [time.process_time()]
+    run, ends, saving, save = Run(config), [], [], grpo.save_policy
+
+    def timed_save(*arguments, **named) -> None:
+        started = time.process_time()
+        save(*arguments, **named)
+        saving.append(time.process_time() - started)
+
+    grpo.save_policy = timed_save
     for _ in grpo.train(config, policy, tokenizer, run, {}):
         ends.append(time.process_time())
+    grpo.save_policy = save
     run.close()
-    return {"bytes": resident() - before, "seconds": ends[2] - ends[1]}
+    return {"bytes": resident() - before, "seconds": ends[1] - ends[0] - sum(saving)}
 
 
 def resident() -> int:
@@ -111,15 +119,13 @@ def compared(folder: Path, flags: str, out: Path, returns: bool) -> dict[str, tu
     environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if returns else {})
     command = [sys.executable, __file__, "--one", str(folder), f"--flags={flags}", "--out", str(out)]
     work, device = grpo.workload(config), pick_device("cpu")
-    speeds = [plan_time.measured(work, device)]
+    seconds = sum(plan_time.seconds_of(work, plan_time.measured(work, device)).values())
     said = (
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         .stdout.strip()
         .split("\n")[-1]
     )
     found = json.loads(said)
-    speeds.append(plan_time.measured(work, device))  # before and after: a shared machine changes its speed
-    seconds = sum(sum(plan_time.seconds_of(work, speed).values()) / 2 for speed in speeds)
     return {"bytes": (plan_memory.peak(work), found["bytes"]), "seconds": (seconds, found["seconds"])}
 
 
