@@ -48,6 +48,7 @@ VIEWS = ("play", "eval", "look", "plot", "report", "doctor", "behaviors", "compa
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
+       python train.py grpo|sft [flags] --plan [3090|4090|a100|h100]      what it will need, before it begins
        python train.py reproduce <section> [--preset tiny|cpu|gpu] [--seeds N] [--out DIR]
        python train.py reproduce <section> [--preset NAME] --summarise DIR
        python -m nanoreason play CHECKPOINT [--problem TEXT] [--budget 96] [--wait 2]
@@ -152,14 +153,36 @@ def in_one_line(error: Exception) -> str | None:
     return " ".join(str(error).split())
 
 
+def asked_for_a_plan(flags: list[str]) -> tuple[str | None, list[str]]:
+    """--plan or --plan CARD, and the other flags.
+
+    >>> asked_for_a_plan(["--lr", "1", "--plan", "a100"]), asked_for_a_plan(["--plan", "--lr", "1"])
+    (('a100', ['--lr', '1']), ('', ['--lr', '1']))
+    >>> asked_for_a_plan(["--lr", "1"])
+    (None, ['--lr', '1'])
+    """
+    if "--plan" not in flags:
+        return None, flags
+    i = flags.index("--plan")
+    has_card = i + 1 < len(flags) and not flags[i + 1].startswith("-")
+    return flags[i + 1] if has_card else "", flags[:i] + flags[i + 1 + has_card :]
+
+
 def train(name: str, flags: list[str]) -> int:
     recipe = loaded(f"nanoreason.recipes.{name}")
     import torch
 
     from nanoreason import processes
-    from nanoreason.run import check_out, parse_config, say
+    from nanoreason.run import check_out, parse_config, pick_device, say
 
+    card, flags = asked_for_a_plan(flags)
     config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
+    if card is not None:
+        if not hasattr(recipe, "workload"):
+            raise ValueError(f"--plan: of {name} nothing is predicted, of grpo and sft it is")
+        torch.set_num_threads(config.threads)
+        loaded("nanoreason.plan").report(recipe.workload(config), pick_device(config.device), card)
+        return 0
     check_out(config)
     torch.set_num_threads(config.threads)
     processes.join()

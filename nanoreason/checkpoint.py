@@ -6,6 +6,10 @@
     training.json  training.safetensors                                        step, optimizer moments: exact resume
     checksums.json                                                             of all of these
 
+A model with adapters (LoRA) is saved as `peft` saves it, without the weights of its base, and loads merged with them:
+
+    adapter_config.json  adapter_model.safetensors  tokenizer.json ...          in place of the first two
+
 The folder is written under a temporary name, flushed to the disk and renamed. All random numbers of a run are functions
 of (seed, step), so there is no generator state to save. Nothing is pickled. Weights that are not finite are neither
 saved nor loaded.
@@ -28,12 +32,14 @@ from safetensors.torch import save_file
 
 from nanoreason import processes
 from nanoreason.hf_config import huggingface_config, read_config
+from nanoreason.lora import add_stored, merged, peft_config, peft_tensors, put_back
 from nanoreason.model import Transformer, rope_table
 from nanoreason.run import read_json
-from nanoreason.sharding import is_sharded, load_weights, placed, together
+from nanoreason.sharding import is_sharded, load_weights, together
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 SUMS, EXTRA = "checksums.json", "nanoreason.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The fields of config.json by which a weight is there, and by which it has its shape; the first part that fits counts.
 NUMBER_DECIDED_BY = {".bias": "attention_bias, model_type", "_norm.": "model_type", HEAD: "tie_word_embeddings",
@@ -55,11 +61,13 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     state: dict | None = None,
     extra: dict | None = None,
+    base: str = "",
 ) -> None:
-    """Replace `folder` by a checkpoint of `model`.
+    """Replace `folder` by a checkpoint of `model`, or of its adapters alone where it has some.
 
     state   any JSON object with a "step" or a "round" to go on from
     extra   any JSON object that is to be known of the checkpoint later, such as its task: `load_extra` gives it back
+    base    of a model with adapters: the folder that its other weights came from
 
     A weight or moment that is not finite is a FloatingPointError that names it; the old checkpoint stays. Of several
     processes the first one saves, and all return when it has.
@@ -76,8 +84,9 @@ def save_checkpoint(
 
     folder = Path(folder)
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    tensors = {name: kept(tensor).contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
+    adapted = peft_tensors(model)
+    tensors = adapted or {name: kept(tensor).contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings and not adapted:
         del tensors[HEAD]  # one tensor, stored once
     moments = {
         f"{name}:{key}": kept(value).contiguous()
@@ -92,20 +101,22 @@ def save_checkpoint(
             raise FloatingPointError(f"{name} holds values that are not finite: nothing is saved to {folder}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_tensors(tensors, temporary / "model.safetensors")
-    config = huggingface_config(model.config, tokenizer, model.stored_config)
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_tensors(tensors, temporary / (ADAPTER if adapted else "model.safetensors"))
+    described = temporary / (ADAPTER_CONFIG if adapted else "config.json")
+    config = peft_config(model, base) if adapted else huggingface_config(model.config, tokenizer, model.stored_config)
+    described.write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save(temporary)
     if extra is not None:
         (temporary / EXTRA).write_text(json.dumps(extra, indent=2) + "\n")
     if optimizer is not None:
         save_tensors(moments, temporary / "training.safetensors")
     if state is not None:
+        state = state | ({"base_weights": base_weights(base)} if adapted and base else {})
         (temporary / "training.json").write_text(json.dumps(state, indent=2) + "\n")
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     for path in files:
         if path.suffix == ".safetensors":  # its writer makes it readable for the owner alone, whatever the umask says
-            path.chmod((temporary / "config.json").stat().st_mode)
+            path.chmod(described.stat().st_mode)
     sums = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
     (temporary / SUMS).write_text(json.dumps(sums, indent=2) + "\n")
     for path in (*files, temporary / SUMS, temporary):
@@ -162,9 +173,12 @@ def existing(folder: str | Path) -> Path | None:
 def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, TextTokenizer]:
     """Model (float32) and tokenizer of a folder written here or by `transformers` (Llama, Qwen2, Qwen3; safetensors).
 
-    ValueError names the file and what is wrong with it.
+    A folder of adapters in `peft`'s layout is loaded with its base, and merged into it. ValueError names the file and
+    what is wrong with it.
     """
     path = found(folder)
+    if is_adapter(path):
+        return load_merged(path, device)
     model = load_model(path)
     tokenizer = load_tokenizer(path)
     V = model.config.vocab_size
@@ -174,6 +188,45 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> t
         model.no_token = torch.ones(V, dtype=torch.bool).index_fill_(0, torch.tensor(tokenizer.valid_ids), False)
     verify(path, lambda name: not name.startswith("training."))
     return model.to(device), tokenizer
+
+
+def is_adapter(path: Path) -> bool:
+    return (path / ADAPTER_CONFIG).exists() and not (path / "config.json").exists()
+
+
+def load_merged(path: Path, device: torch.device | str) -> tuple[Transformer, TextTokenizer]:
+    """The base that a folder of adapters names, with the adapters merged into its weights."""
+    config, tensors = read_adapter(path)
+    model, tokenizer = load_checkpoint(config["base_model_name_or_path"], device)
+    try:
+        add_stored(model, config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    plain = merged(model)
+    plain.requires_grad_(True)
+    return plain, tokenizer
+
+
+def read_adapter(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """adapter_config.json and the tensors of a folder of adapters; their base is here, and is that of the training."""
+    config, tensors = read_json(path / ADAPTER_CONFIG), read_tensors(path / ADAPTER, torch.float32)
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or existing(base) is None or is_adapter(existing(base)):
+        raise ValueError(f"{path / ADAPTER_CONFIG}: its base {base!r:.200} is no folder of a whole model here")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path / ADAPTER}: {name} holds values that are not finite")
+    verify(path, lambda name: not name.startswith("training."))
+    if (path / "training.json").exists():
+        if (before := read_json(path / "training.json").get("base_weights")) not in (None, base_weights(base)):
+            raise ValueError(f"{path}: the weights in {base} are not those that the adapter stands beside: {before}")
+    return config, tensors
+
+
+def base_weights(folder: str | Path) -> dict[str, str]:
+    """{weight file: its checksum}"""
+    path = found(folder)
+    return {name: checksum(path / name) for name in weight_files(path)}
 
 
 def found(folder: str | Path) -> Path:
@@ -316,12 +369,12 @@ def load_training(
     if not moments and state[counter] == 0:
         return state  # a run that has only measured
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue  # frozen beside adapters
         of_it = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
         if any(value.ndim and value.shape != parameter.shape for value in of_it.values()) or not of_it:
             raise ValueError(f"{file} holds no moments for {name}: it is of another model")
-        optimizer.state[parameter] = {
-            key: value if key == "step" else placed(value, parameter) for key, value in of_it.items()
-        }
+        optimizer.restore(parameter, of_it)
     return state
 
 
@@ -335,8 +388,16 @@ def resume(
 
     With the run's `tokenizer`, a checkpoint whose token ids mean something else is refused.
     """
-    if existing(folder) is None:
+    path = existing(folder)
+    if path is None:
         return {}
+    if is_adapter(path):
+        _, tensors = read_adapter(path)
+        try:
+            put_back(model, tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return load_training(folder, model, optimizer)
     stored, words = load_checkpoint(folder, "cpu" if is_sharded(model) else model.device)
     if stored.config != model.config:
         raise ValueError(f"{folder} holds a model of another shape: {stored.config} instead of {model.config}")

@@ -112,7 +112,8 @@ class ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_logprobs, d_entropy):
         hidden, weight, targets, entropy = ctx.saved_tensors
-        d_hidden, d_weight, W = torch.empty_like(hidden), torch.zeros_like(weight), weight.to(ctx.dtype)
+        d_hidden, W = torch.empty_like(hidden), weight.to(ctx.dtype)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None: the head is frozen
         for first in range(0, len(targets), ctx.rows):
             part = slice(first, first + ctx.rows)
             h, d_logp = hidden[part].to(ctx.dtype), d_logprobs[part, None]
@@ -121,6 +122,8 @@ class ChunkedHead(torch.autograd.Function):
             d_logits = logp.add_(entropy[part, None]).mul_(d_entropy[part, None]).add_(d_logp).mul_(p).neg_()
             d_logits = d_logits.scatter_add_(1, targets[part, None], d_logp).div_(ctx.temperature).to(ctx.dtype)
             d_hidden[part] = d_logits @ W
+            if d_weight is None:
+                continue
             if ctx.dtype == weight.dtype:
                 d_weight.addmm_(d_logits.T, h)  # in place: no second (V, D) tensor per chunk
             else:
@@ -448,12 +451,18 @@ def own_batches(model: Transformer, lengths: list[int], micro_tokens: int) -> li
 
 
 def make_optimizer(
-    model: Transformer, name: str = "adamw", weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
-) -> Optimizer:
-    """adamw, or muon (for the matrices of the layers; AdamW for the rest). Each update sets its own learning rate."""
+    model: Transformer, name: str = "adamw", weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999),
+    moments: str = "float32",
+) -> Optimizer:  # fmt: skip
+    """adamw, or muon (for the matrices of the layers; AdamW for the rest). Each update sets its own learning rate.
+
+    moments   how adamw stores its two: float32, bfloat16 or cpu
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}: use {' or '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](model, betas=betas, weight_decay=weight_decay)
+    return OPTIMIZERS[name](
+        model, betas=betas, weight_decay=weight_decay, **({"moments": moments} if name == "adamw" else {})
+    )
 
 
 def update(
@@ -501,6 +510,8 @@ def update(
         logprobs, entropy = logprobs_and_entropy(
             model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef is not None
         )
+        if not entropy_coef:
+            entropy = entropy.detach()  # only measured: two (M, V) tensors, which its gradient would need, are let go
         losses = loss_of(logprobs, batch) * batch.weights  # (B, T)
         if entropy_coef:
             losses = losses - entropy_coef * entropy * batch.weights
@@ -540,10 +551,11 @@ def sum_gradients(model: Transformer) -> None:
     """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
     if processes.count() == 1 or is_sharded(model):  # of a sharded one the backward pass adds them up
         return
-    for parameter in model.parameters():
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    processes.add_up([parameter.grad for parameter in model.parameters()])
+    processes.add_up([parameter.grad for parameter in trained])
 
 
 def over_processes(loss: float, measured: dict[str, torch.Tensor]) -> tuple[float, dict[str, float]]:

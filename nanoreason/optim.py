@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from nanoreason.processes import buckets
-from nanoreason.sharding import together
+from nanoreason.sharding import placed, together
 
 Parameters = nn.Module | Iterable[tuple[str, nn.Parameter]]  # a model, or what its `named_parameters()` gives
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's m and v, as `torch.optim` calls them
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at 0; singular values end within about 0.7..1.2
 
 
@@ -33,7 +34,8 @@ class Optimizer:
     """What all of them share: the parameters by name, and `state`: what a step remembers of each parameter."""
 
     def __init__(self, parameters: Parameters):
-        self.named = dict(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
+        named = parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters
+        self.named = {name: parameter for name, parameter in named if parameter.requires_grad}  # others are frozen
         self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
 
     def zero_grad(self) -> None:
@@ -63,6 +65,12 @@ class Optimizer:
             moved += together(sum((w - old).square().sum() for w, old in zip(some, before, strict=True)))
             norm += together(sum(old.square().sum() for old in before))
         return math.sqrt(moved / norm)
+
+    def restore(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        """Take a state that was saved, to where a step looks for it."""
+        self.state[parameter] = {
+            key: value if key == "step" else placed(value, parameter) for key, value in state.items()
+        }
 
     def _lists(self, **memory: tuple[int, ...] | None) -> tuple[list, list, list[dict]]:
         """Weights, gradients and states of the parameters that have a gradient.
@@ -95,6 +103,12 @@ class AdamW(Optimizer):
         w <- w - lr * weight_decay * w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
     The divisors mend that both means start at zero. Equal to `torch.optim.AdamW` up to rounding.
+
+    moments   how m and v are stored between two steps; a step's arithmetic is float32 on the weights' device throughout
+              float32    8 bytes a weight
+              bfloat16   4 bytes, rounded at random (see `rounded_at_random`)
+              cpu        8 bytes of the computer's memory instead of the device's, equal to float32 bit for bit
+              The last two take one weight at a time, so that no second copy of all of them is ever there.
     """
 
     def __init__(
@@ -103,15 +117,38 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         eps: float = 1e-8,
+        moments: str = "float32",
     ):
         super().__init__(parameters)
-        self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
+        self.betas, self.weight_decay, self.eps, self.moments = betas, weight_decay, eps, moments
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        weights, gradients, states = self._lists(step=(), exp_avg=None, exp_avg_sq=None)
-        if not weights:
+        if self.moments == "float32":
+            weights, gradients, states = self._lists(step=(), exp_avg=None, exp_avg_sq=None)
+            if weights:
+                self._move(weights, gradients, states, lr)
             return
+        stored = {"dtype": torch.bfloat16} if self.moments == "bfloat16" else {"device": "cpu"}
+        for number, w in enumerate(w for w in self.named.values() if w.grad is not None):
+            if w not in self.state:
+                self.state[w] = {"step": torch.zeros(()), **{k: torch.zeros_like(w, **stored) for k in MOMENTS}}
+            state = self.state[w]
+            there = {name: state[name].to(w.device, torch.float32) for name in MOMENTS}
+            self._move([w], [w.grad], [{"step": state["step"], **there}], lr)
+            for k, name in enumerate(MOMENTS):
+                value = there[name]
+                if self.moments == "bfloat16":  # the numbers follow from step and weight: a resumed run has the same
+                    value = rounded_at_random(value, seed=(int(state["step"]) << 24) + 2 * number + k)
+                state[name].copy_(value)
+
+    def restore(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        if self.moments == "cpu":
+            self.state[parameter] = state
+        else:
+            super().restore(parameter, state)
+
+    def _move(self, weights: list, gradients: list, states: list[dict], lr: float) -> None:
         b1, b2 = self.betas
         m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         torch._foreach_add_([state["step"] for state in states], 1)
@@ -127,6 +164,18 @@ class AdamW(Optimizer):
             torch._foreach_mul_(weights, 1 - lr * self.weight_decay)
         sizes = [-lr * root / (1 - b1**t) for t, root in zip(counts, roots, strict=True)]
         torch._foreach_addcdiv_(weights, m, divisors, sizes)
+
+
+def rounded_at_random(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """x float32 -> bfloat16: up or down with the probabilities that make the mean x (stochastic rounding).
+
+    v changes by a thousandth of itself in a step (b2 = 0.999), and bfloat16 has steps of a 256th: rounded to the
+    nearest it would stay where it is for ever. A float32 is a bfloat16 and 16 more bits; adding random 16 bits carries
+    into the upper half as often as the lower half is large.
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    noise = torch.randint(0, 1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
+    return ((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
 class Muon(Optimizer):

@@ -128,7 +128,7 @@ class RunConfig:
 
 
 Config = TypeVar("Config", bound=RunConfig)
-FREE = {"out", "resume", "device", "threads", "micro_tokens", "shard", "save_every", "log_every", "eval_every"}
+FREE = {"out", "resume", "device", "threads", "micro_tokens", "memory.shard", "save_every", "log_every", "eval_every"}
 # ... may change between a stop and the resumption: they do not change what a step computes. So may `steps`, but where
 # the learning rate falls towards the last one.
 
@@ -606,7 +606,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 # What a run leaves: a folder that has one of these holds a run, or what is left of one.
-LEFT = ("policy", "policy.old", "reference", "metrics.jsonl", "samples.jsonl", "demonstrations.jsonl")
+LEFT = (
+    "policy",
+    "policy.old",
+    "adapter",
+    "adapter.old",
+    "reference",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "demonstrations.jsonl",
+)
 LOGS = ("metrics.jsonl", "samples.jsonl")
 
 

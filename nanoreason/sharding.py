@@ -1,6 +1,6 @@
 """Sharded parameters (FSDP2; the third stage of ZeRO, Rajbhandari et al., 2020), for models that fit on no one device.
 
-    torchrun --nproc-per-node 2 train.py grpo ... --shard
+    torchrun --nproc-per-node 2 train.py grpo ... --memory.shard
 
 Each of N processes holds an N-th of every parameter, of its gradient and of its two moments. A block's weights are put
 together for its forward pass and again for its backward pass, and given away behind them; the embedding, the head and
@@ -27,9 +27,9 @@ from nanoreason.model import Transformer
 def check_shard(shard: bool, optimizer: str = "adamw") -> None:
     """ValueError in one line where parameters cannot be sharded."""
     if shard and processes.count() == 1:
-        raise ValueError("--shard needs several processes: torchrun --nproc-per-node 2 train.py ...")
+        raise ValueError("--memory.shard needs several processes: torchrun --nproc-per-node 2 train.py ...")
     if shard and optimizer != "adamw":
-        raise ValueError(f"--shard with --optimizer {optimizer}: it looks at whole matrices, use adamw")
+        raise ValueError(f"--memory.shard with --optimizer {optimizer}: it looks at whole matrices, use adamw")
 
 
 def shard(model: Transformer) -> Transformer:

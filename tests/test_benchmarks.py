@@ -12,6 +12,7 @@ WORDS = {
     "grpo_step": [],
     "learner": ["update", "cuts", "optimizers"],  # a start is one of a new process
     "search": [],
+    "plan": [],
     "stability": ["none.jsonl"],
 }
 OTHERS = ["timing", "step_files", "demo_portable"]  # no workload; has a test of its own; takes minutes

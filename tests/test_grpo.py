@@ -529,8 +529,8 @@ def test_every_metric_is_there_at_every_step_and_they_agree_with_each_other(whol
     ("name", "count", "after"),
     [
         ("update", 2, True),  # in the first step: no checkpoint yet
-        ("save_checkpoint", 4, False),  # the reference is due, its policy was saved
-        ("save_checkpoint", 4, True),  # the reference was replaced, no step was done with it
+        ("save_checkpoint", 2, False),  # the reference is due, its policy was saved
+        ("save_checkpoint", 2, True),  # the reference was replaced, no step was done with it
         ("update", 8, False),  # in the first step with the new reference
         ("update", 10, False),  # in the last step, behind a checkpoint and a replacement
         ("test", 3, True),  # all done but the last checkpoint

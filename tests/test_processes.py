@@ -14,6 +14,7 @@ from nanoreason import processes
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.learn import Algorithm, make_optimizer, own_batches
+from nanoreason.memory import Memory
 from nanoreason.optim import Optimizer
 from nanoreason.recipes import grpo, sft
 from nanoreason.rewards import Cosine
@@ -54,12 +55,14 @@ def run_all(folder: Path, jobs: list[str]) -> None:
     for job in jobs:
         out, name, last, *how = job.split(":")
         config = configs(folder / out, int(last))[name]
-        config.resume, config.shard = "resume" in how, "shard" in how
+        config.resume, config.memory = "resume" in how, Memory(shard="shard" in how)
         recipe = {"one_row": sft}.get(name, grpo)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recipe, "make_optimizer", lambda *how: made.append(make_optimizer(*how)) or made[-1])
+            patch.setattr(
+                recipe, "make_optimizer", lambda *a, **how: made.append(make_optimizer(*a, **how)) or made[-1]
+            )
             recipe.run(config)
-        if config.shard:
+        if config.memory.shard:
             (folder / out / f"sizes-{processes.rank()}").write_text(json.dumps(sizes(made[-1])))
     processes.leave()
 
@@ -149,7 +152,7 @@ def test_each_of_two_processes_holds_half_of_weights_gradients_and_moments(shard
 
 
 def test_shard_needs_several_processes_and_adamw(tmp_path, capsys, monkeypatch):
-    flags = ["grpo", "--preset", "attempts", "--shard", "--out", str(tmp_path / "run")]
+    flags = ["grpo", "--preset", "attempts", "--memory.shard", "--out", str(tmp_path / "run")]
     assert main(flags) == 2 and "torchrun" in capsys.readouterr().err
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ValueError, match="--optimizer muon"):

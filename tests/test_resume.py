@@ -91,10 +91,10 @@ def whole_sft(tmp_path_factory) -> dict:
         (learn, "update", 1, False),  # before anything was learnt
         (learn, "update", 4, True),  # a step was done that no checkpoint knows of
         (learn, "update", 7, False),  # between two checkpoints, logged lines behind the last one
-        (sft, "save_checkpoint", 2, False),  # logged, not saved
-        (sft, "save_checkpoint", 2, True),
-        (sft, "save_checkpoint", 3, False),  # all done, the last checkpoint missing
-        (sft, "save_checkpoint", 3, True),  # all done
+        (sft, "save_policy", 2, False),  # logged, not saved
+        (sft, "save_policy", 2, True),
+        (sft, "save_policy", 3, False),  # all done, the last checkpoint missing
+        (sft, "save_policy", 3, True),  # all done
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
 )

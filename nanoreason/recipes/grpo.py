@@ -29,9 +29,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from nanoreason.checkpoint import existing, load_checkpoint, resume, save_checkpoint
+from nanoreason.checkpoint import existing, found, load_checkpoint, resume, save_checkpoint
 from nanoreason.environment import (
+    LOGGED_TOKENS,
     REPEAT_N,
+    SAMPLED_GROUPS,
+    SAMPLED_ROWS,
     check_words,
     compute_rewards,
     evaluate,
@@ -52,7 +55,10 @@ from nanoreason.learn import (
     token_weights,
     update,
 )
+from nanoreason.lora import squares, switched_off
+from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, sampling_policy, save_policy
 from nanoreason.model import Transformer
+from nanoreason.plan_memory import Work, base_of
 from nanoreason.rewards import (
     REWARDS,
     Accuracy,
@@ -64,7 +70,7 @@ from nanoreason.rewards import (
     Repetition,
     Reward,
 )
-from nanoreason.rollout import Rollout, Task, seed_of
+from nanoreason.rollout import Rollout, Task, prompt_row, seed_of
 from nanoreason.run import (
     AnyRows,
     Count,
@@ -89,9 +95,9 @@ from nanoreason.run import (
     table,
     task_flags,
 )
-from nanoreason.sharding import check_shard, shard, together, whole
+from nanoreason.sharding import shard, together, whole
 from nanoreason.tasks import TASKS, Addition, Attempts
-from nanoreason.tokenizer import TextTokenizer
+from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 
 @dataclass
@@ -122,7 +128,7 @@ class GrpoConfig(RunConfig):
     warmup: Count = 5  # updates of warm-up
     max_grad_norm: Annotated[float, Range(0, low_open=True)] = 1.0  # the gradient is scaled down to this norm
     micro_tokens: Positive = 2048  # tokens of a micro-batch: memory and speed, not the result
-    shard: bool = False  # weights, gradients and moments in parts, one per process of torchrun, instead of all in each
+    memory: Memory = chosen(MEMORY, Memory())  # what is kept in memory, and in which form
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: AnyRows = 80  # held-out problems of each difficulty
@@ -156,7 +162,6 @@ def check_config(config: GrpoConfig) -> None:
             "--base is needed: the checkpoint folder of a model that sometimes succeeds, because reinforcement only "
             "strengthens what is sampled. `train.py sft --steps 150 --out runs/base` leaves one in runs/base/policy"
         )
-    check_shard(config.shard)
     check_rows(prompts=config.prompts, group_size=config.group_size)
     check_rows(preflight=config.preflight, group_size=config.group_size)
     check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
@@ -164,6 +169,10 @@ def check_config(config: GrpoConfig) -> None:
         raise ValueError(f"--updates-per-rollout {config.updates_per_rollout}: a rollout has only {rows} rows")
     if config.algorithm.baseline == "group" and config.group_size < 2:
         raise ValueError("--group-size 1 compares nothing: use at least 2, or --algorithm.baseline none")
+    check_memory(config.memory, config.base)
+    updates = config.steps * config.updates_per_rollout * config.epochs
+    if config.memory.lora and config.algorithm.needs_reference and 0 < config.algorithm.reference_every <= updates:
+        raise ValueError("with adapters the reference is the base throughout: set --algorithm.reference-every 0")
     if config.temperature <= 0:
         raise ValueError(f"--temperature {config.temperature}: all samples of a group would be equal, use more than 0")
     if not any(reward.weight for reward in config.rewards):
@@ -179,16 +188,34 @@ def check_config(config: GrpoConfig) -> None:
             raise ValueError(f"n-grams of {reward.n} tokens cannot repeat in a response of --max-new-tokens {cap}")
 
 
+def workload(config: GrpoConfig) -> Work:
+    """What `--plan` is asked about: a step with responses as long as they may be. No weight is read."""
+    check_config(config)
+    (shape, size), tokenizer = base_of(config.base), load_tokenizer(found(config.base))
+    check_words(tokenizer, task=config.task)
+    problems = [config.task.problem(f"rl-{config.seed}", i) for i in range(min(config.prompts, 32))]
+    prompt = max(len(prompt_row(tokenizer, problem).tokens) for problem in problems)
+    updates, algorithm = config.updates_per_rollout * config.epochs, config.algorithm
+    response = min(config.max_new_tokens.largest, shape.max_position_embeddings - prompt)
+    groups = min(config.prompts, max(1, min(SAMPLED_GROUPS, SAMPLED_ROWS // config.group_size)))
+    return Work(
+        shape, config.prompts * config.group_size, prompt, response, config.micro_tokens, config.memory,
+        prompts=config.prompts, updates=updates, epochs=config.epochs,
+        scores=(updates > 1) + algorithm.needs_reference, reference=algorithm.needs_reference,
+        logged=min(groups * config.group_size, LOGGED_TOKENS // response), file_bytes=size,
+    )  # fmt: skip
+
+
 def run(config: GrpoConfig) -> dict:
-    """All steps; returns the last line of metrics. The policy is left in OUT/policy, the reference in OUT/reference."""
+    """All steps; returns the last line of metrics. The policy is left in OUT/policy, the reference in OUT/reference;
+    with adapters (LoRA) these are left in OUT/adapter, and the reference is the base."""
     check_config(config)
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     check_words(tokenizer, task=config.task, eval_task=config.eval_task)
     if config.eval_problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
-    if config.shard:
-        shard(policy)
-    fresh = existing(Path(config.out) / "policy") is None
+    prepare(policy, config.memory, seed_of(config.seed, "adapters"))
+    fresh = existing(Path(config.out) / resumed_from(config.memory)) is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
     if fresh:
@@ -208,23 +235,26 @@ def train(
     config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer, run: Run, measured: dict[str, float]
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
-    optimizer = make_optimizer(policy)
-    state = resume(run.folder / "policy", policy, optimizer, tokenizer)
+    optimizer = make_optimizer(policy, moments=config.memory.moments)
+    folder = run.folder / resumed_from(config.memory)
+    state = resume(folder, policy, optimizer, tokenizer)
     if state:
         run.rewind(state["step"], state.get("logged"))
     state = state or {"step": 0, "num_tokens": 0}
-    check(state.get("num_tokens"), Count, f"{run.folder / 'policy' / 'training.json'}: num_tokens")
+    check(state.get("num_tokens"), Count, f"{folder / 'training.json'}: num_tokens")
     if measured or not config.steps:
         run.log(0, **measured)
     reference = None
     with Progress(config.steps, "grpo", "steps", done=state["step"]) as progress:
         for step in range(state["step"] + 1, config.steps + 1):
-            if replaces_reference(config, step - 1):
-                reference = shard(whole(policy)) if config.shard else copy.deepcopy(policy)
+            if config.algorithm.needs_reference and config.memory.lora:
+                reference = policy  # its adapters are switched off where it is asked
+            elif replaces_reference(config, step - 1):
+                reference = shard(whole(policy)) if config.memory.shard else copy.deepcopy(policy)
                 save_checkpoint(run.folder / "reference", reference, tokenizer)
             elif config.algorithm.needs_reference and reference is None:
                 reference, _ = load_checkpoint(run.folder / "reference", policy.device)
-                if config.shard:
+                if config.memory.shard:
                     shard(reference)
             started = time.perf_counter()
             groups, metrics = collect(config, step, policy, tokenizer)
@@ -247,8 +277,8 @@ def train(
                 metrics |= test(config, step, policy, tokenizer, run)
             run.log(step, **metrics)
             if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
-                save_checkpoint(run.folder / "policy", policy, tokenizer, optimizer, state | {"logged": run.logged},
-                                extra=task_flags(flatten(config)))  # fmt: skip
+                save_policy(run.folder, config.memory, policy, tokenizer, optimizer, state | {"logged": run.logged},
+                            base=config.base, extra=task_flags(flatten(config)), last=step == config.steps)  # fmt: skip
             progress.update(tokens=tokens, reward=metrics["reward"])
             yield step, metrics
 
@@ -276,12 +306,13 @@ def collect(
     refills, cap = config.algorithm.max_refills, config.max_new_tokens.at(step)
     kept: list[list[Rollout]] = []
     groups, scored, parts = [], [], {}
+    sampler = sampling_policy(policy, config.memory)
     for attempt in range(1 + refills):
         first = ((step - 1) * (1 + refills) + attempt) * config.prompts  # never the same index twice
         missing = range(first, first + config.prompts - len(kept))
         problems = [config.task.problem(f"rl-{config.seed}", index) for index in missing]
         seed = seed_of(config.seed, "rollout", step - 1, attempt)
-        new = sample(config.task, policy, tokenizer, problems, group_size=config.group_size, max_new_tokens=cap,
+        new = sample(config.task, sampler, tokenizer, problems, group_size=config.group_size, max_new_tokens=cap,
                      temperature=config.temperature, seed=seed)  # fmt: skip
         judged = judge(config.task, tokenizer, new, cap)
         for name, values in compute_rewards(judged, config.rewards).items():
@@ -313,7 +344,9 @@ def compute_advantages(
         for row, values in zip(rows, compute_logprobs(policy, rows, *how), strict=True):
             row.old_logprobs = values
     if reference is not None:
-        for row, values in zip(rows, compute_logprobs(reference, rows, *how), strict=True):
+        with switched_off(reference):
+            of_reference = compute_logprobs(reference, rows, *how)
+        for row, values in zip(rows, of_reference, strict=True):
             row.ref_logprobs = values
             if algorithm.kl_estimator == "k1":  # in the reward: the sum of log p/q over the row
                 row.root.reward -= algorithm.kl_coef * (sum(row.old_logprobs or row.logprobs) - sum(values))
@@ -333,8 +366,9 @@ def update_policy(
     updates = config.updates_per_rollout * config.epochs
     loss = replace(config.algorithm, on_policy=updates == 1)
     constant = loss.length_constant or config.max_new_tokens.largest
-    # where all of a rollout is one update, the optimizer measures its step without this copy
-    before = [parameter.detach().clone() for parameter in policy.parameters()] if updates > 1 else []
+    measured = updates == 1 and not config.memory.lora  # by the optimizer in its step, without this copy
+    trained = [] if measured else [(name, w) for name, w in policy.named_parameters() if w.requires_grad]
+    before = {name: weight.detach().clone() for name, weight in trained}
     found: list[dict[str, float]] = []
     for i in range(updates):
         epoch, part = divmod(i, config.updates_per_rollout)
@@ -351,12 +385,12 @@ def update_policy(
                 update(policy, optimizer, minibatch, loss, lr=lr, temperature=config.temperature,
                        weights=token_weights(minibatch, loss.average, constant, rollouts),
                        micro_tokens=config.micro_tokens, max_grad_norm=config.max_grad_norm,
-                       entropy_coef=loss.entropy_coef, measure=loss.measure, update_ratio=updates == 1)
+                       entropy_coef=loss.entropy_coef, measure=loss.measure, update_ratio=measured)
             )  # fmt: skip
     metrics = {"update_ratio": 0.0, **over_updates(found), "updates": len(found), "learning_rate": lr}
     if before:
-        moved = sum((now.detach() - old).square().sum() for now, old in zip(policy.parameters(), before, strict=True))
-        metrics["update_ratio"] = math.sqrt(together(moved) / together(sum(old.square().sum() for old in before)))
+        moved, norm = (together(value) for value in squares(policy, before))
+        metrics["update_ratio"] = math.sqrt(moved / norm)
     return metrics
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nanoreason.checkpoint import load_checkpoint, load_extra, resume, save_checkpoint
+from nanoreason.checkpoint import found, load_checkpoint, load_extra, resume
 from nanoreason.environment import check_words, evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
-from nanoreason.model import LARGEST, Transformer, small_config
+from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, save_policy
+from nanoreason.model import LARGEST, ModelConfig, Transformer, small_config
+from nanoreason.plan_memory import Work, base_of
 from nanoreason.rollout import Problem, Rollout, Task, demonstration, seed_of
 from nanoreason.run import (
     AnyRows,
@@ -40,10 +42,9 @@ from nanoreason.run import (
     table,
     task_flags,
 )
-from nanoreason.sharding import check_shard, shard
 from nanoreason.tasks import TASKS, Addition, Attempts
 from nanoreason.tasks.attempts import BASE_MIXTURE
-from nanoreason.tokenizer import TextTokenizer
+from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 
 @dataclass
@@ -71,7 +72,7 @@ class SftConfig(RunConfig):
     decay: Decay = "linear"  # of the learning rate: none, cosine (to a tenth) or linear (to 0)
     warmup: Count = 20  # steps of warm-up
     micro_tokens: Positive = 1024  # tokens of a micro-batch: speed, not the result; small ones stay in a CPU cache
-    shard: bool = False  # weights, gradients and moments in parts, one per process of torchrun, instead of all in each
+    memory: Memory = chosen(MEMORY, Memory())  # what is kept in memory, and in which form
     # evaluation
     eval_task: Task | None = chosen(TASKS, None, like="task")  # what is tested; empty: the task
     eval_problems: AnyRows = 100  # held-out problems of each difficulty
@@ -103,12 +104,34 @@ def check_config(config: SftConfig) -> None:
     """What no single setting tells; ValueError says in one line what is wrong."""
     if config.data and not config.base:
         raise ValueError("--data needs --base: the checkpoint whose tokenizer knows the file's words")
+    check_memory(config.memory, config.base, config.optimizer)
     check_rows(eval_problems=config.eval_problems, eval_samples=config.eval_samples)
-    check_shard(config.shard, config.optimizer)
     if not config.base and (config.width % config.heads or config.width // config.heads % 2):
         raise ValueError(f"--width {config.width} must be an even multiple of --heads {config.heads}")
     if not config.base and config.heads % config.kv_heads:
         raise ValueError(f"--heads {config.heads} must be a multiple of --kv-heads {config.kv_heads}")
+
+
+def fresh_shape(config: SftConfig, tokenizer: TextTokenizer) -> ModelConfig:
+    return small_config(config.width, config.layers, config.heads, tokenizer.vocab_size, config.context,
+                        kv_heads=config.kv_heads, model_type=config.family)  # fmt: skip
+
+
+def workload(config: SftConfig) -> Work:
+    """What `--plan` is asked about: a step on demonstrations of the mean length of some. No weight is read."""
+    check_config(config)
+    tokenizer = load_tokenizer(found(config.base)) if config.base else config.task.tokenizer()
+    shape, size = base_of(config.base) if config.base else (fresh_shape(config, tokenizer), 0)
+    context = shape.max_position_embeddings
+    if config.data:
+        rows = file_rows(config, tokenizer, context, read_problems(Path(config.data)))(0)
+    else:
+        check_words(tokenizer, task=config.task)
+        rows = task_rows(config, tokenizer, context, Counter())(0)
+    prompt, whole = (round(sum(lengths) / len(rows)) for lengths in
+                     ([row.prompt_len for row in rows], [len(row.tokens) for row in rows]))  # fmt: skip
+    return Work(shape, len(rows), prompt, max(1, whole - prompt), config.micro_tokens, config.memory, file_bytes=size,
+                muon=config.optimizer == "muon")  # fmt: skip
 
 
 def run(config: SftConfig) -> dict:
@@ -120,9 +143,8 @@ def run(config: SftConfig) -> dict:
         model, tokenizer = load_checkpoint(config.base, device)
     else:
         tokenizer = config.task.tokenizer()
-        shape = small_config(config.width, config.layers, config.heads, tokenizer.vocab_size, config.context,
-                             kv_heads=config.kv_heads, model_type=config.family)  # fmt: skip
-        model = Transformer(shape, seed_of(config.seed, "sft")).to(device)
+        model = Transformer(fresh_shape(config, tokenizer), seed_of(config.seed, "sft")).to(device)
+    prepare(model, config.memory, seed_of(config.seed, "adapters"))
     context, counts = model.config.max_position_embeddings, Counter()
     if problems:
         rows_of = file_rows(config, tokenizer, context, problems)
@@ -133,13 +155,12 @@ def run(config: SftConfig) -> dict:
     if config.eval_problems and not problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
     run = Run(config)
-    if config.shard:
-        shard(model)
-    optimizer = make_optimizer(model, config.optimizer)
-    state = resume(run.folder / "policy", model, optimizer, tokenizer)
+    optimizer = make_optimizer(model, config.optimizer, moments=config.memory.moments)
+    folder = run.folder / resumed_from(config.memory)
+    state = resume(folder, model, optimizer, tokenizer)
     first = state.get("step", 0)
     for name, value in state.get("counts", {}).items():
-        check(value, Count, f"{run.folder / 'policy' / 'training.json'}: {name}")
+        check(value, Count, f"{folder / 'training.json'}: {name}")
         counts[name] = value
     run.rewind(first if first else -1, state.get("logged") if first else None)
 
@@ -159,7 +180,8 @@ def run(config: SftConfig) -> dict:
             run.log(done, **metrics, **counts, **shares)
         if last or is_due(done, config.save_every):
             state = {"step": done, "counts": dict(counts), "logged": run.logged}
-            save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, state, extra=extra)
+            save_policy(run.folder, config.memory, model, tokenizer, optimizer, state, base=config.base, extra=extra,
+                        last=last)  # fmt: skip
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure
