@@ -59,7 +59,7 @@ def logprobs_and_entropy(
     no_token = model.no_token
     with autocast(tokens.device):
         # <exercise mask>
-        hidden = model.hidden(tokens[:, :-1])  # (B, T-1, D): column t knows tokens[:, :t+1] and is about t+1
+        hidden = hidden_states(model, tokens[:, :-1], mask)  # (B, T-1, D): column t knows tokens[:, :t+1], is about t+1
         picked = mask[:, 1:]  # (B, T-1)
         hidden, targets = hidden[picked], tokens[:, 1:][picked]  # (M, D), (M,)
         # </exercise mask>
@@ -83,6 +83,50 @@ def logprobs_and_entropy(
         # </exercise mask>
 
     return in_columns(logprobs), in_columns(entropy)
+
+
+def hidden_states(model: Transformer, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """tokens (B, T) -> final hidden states (B, T, D), as `model.hidden` gives them from one column before the first
+    loss token of the `mask` on; what is before that may be left at 0.
+
+    The rows of a group begin with the same prompt. Where this is a quarter of the tokens or more, each prompt is read
+    once: its keys and values are those of all rows that begin with it, and gradients add up in them.
+    """
+    B, T = tokens.shape
+    L = max(0, min(T, int(mask.any(0).int().argmax()) - 1))  # columns of which nothing is asked
+    prompts, of_row = torch.unique(tokens[:, :L], dim=0, return_inverse=True)  # (P, L), (B,)
+    if (B - len(prompts)) * L < 0.25 * B * T:
+        return model.hidden(tokens)
+    positions = torch.arange(T, device=tokens.device)
+    read = Prefix(L)
+    model.hidden(prompts, positions[:L].expand(len(prompts), L), read)
+    hidden = model.hidden(tokens[:, L:], positions[L:].expand(B, T - L), Prefix(T, read, of_row))
+    return F.pad(hidden, (0, 0, L, 0))
+
+
+class Prefix:
+    """What a KVCache is to the model's layers, for training: nothing is written in place, so gradients flow through it.
+
+    slots   columns that there are keys of, from the first one on
+    read    keys and values of the columns before those that are being read now: row i goes on from row `of_row[i]`
+    """
+
+    def __init__(self, slots: int, read: Prefix | None = None, of_row: torch.Tensor | None = None):
+        self.slots, self.read, self.of_row = slots, read, of_row
+        self.kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of each layer (P, K, L, d)
+
+    def addresses(self, positions: torch.Tensor) -> None:
+        """Nothing is written."""
+
+    def write(
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """k, v (B, K, T, d) of the columns that are read now -> those of all columns (B, K, slots, d)."""
+        if self.read is None:
+            self.kv[layer] = k, v
+            return k, v
+        old = (values.index_select(0, self.of_row) for values in self.read.kv[layer])
+        return tuple(torch.cat(pair, 2) for pair in zip(old, (k, v), strict=True))
 
 
 class ChunkedHead(torch.autograd.Function):

@@ -81,7 +81,7 @@ class SumsInWords(Task):
         return Problem(f"What is {asked}?{only}", answer, answer, {"digits": len(str(max(a, b)))})
 
     def test_problems(self, count: int) -> list[Problem]:
-        """Each once, `count` of each length: of one digit there are fewer than a hundred pairs, a part of them held out."""
+        """Each once: `count` of each length, or as many as there are: of one digit there are few."""
         chosen: list[Problem] = []
         for level in (replace(self, digits=(n,)) for n in sorted(set(self.digits))):
             found: dict[str, Problem] = {}
