@@ -94,8 +94,10 @@ def hidden_states(model: Transformer, tokens: torch.Tensor, mask: torch.Tensor) 
     """
     B, T = tokens.shape
     L = max(0, min(T, int(mask.any(0).int().argmax()) - 1))  # columns of which nothing is asked
+    if L * (B - 1) < 0.25 * B * T:  # not even if all prompts were the same
+        return model.hidden(tokens)
     prompts, of_row = torch.unique(tokens[:, :L], dim=0, return_inverse=True)  # (P, L), (B,)
-    if (B - len(prompts)) * L < 0.25 * B * T:
+    if L * (B - len(prompts)) < 0.25 * B * T:
         return model.hidden(tokens)
     positions = torch.arange(T, device=tokens.device)
     read = Prefix(L)
