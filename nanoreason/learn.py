@@ -120,9 +120,7 @@ class Prefix:
     def addresses(self, positions: torch.Tensor) -> None:
         """Nothing is written."""
 
-    def write(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: None) -> tuple[torch.Tensor, torch.Tensor]:
         """k, v (B, K, T, d) of the columns that are read now -> those of all columns (B, K, slots, d)."""
         if self.read is None:
             self.kv[layer] = k, v
@@ -528,7 +526,10 @@ def update(
     optimizer.zero_grad()
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
-    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
+    moving, still = by_advantage(rollouts)
+    parts = [[some[i] for i in part] for some in (moving, still)
+             for part in micro_batches([len(rollouts[i].tokens) for i in some], micro_tokens)]  # fmt: skip
+    for indices in processes.mine(parts):
         batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)
         logprobs, entropy = logprobs_and_entropy(
             model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef is not None
@@ -543,7 +544,10 @@ def update(
                 f"the loss is {loss.item()} because of the sample with prompt {row.problem.prompt[:60]!r} "
                 f"({len(row.response)} response tokens, advantage {row.advantage}): no weight was changed"
             )
-        loss.backward()
+        # Where all rewards of a group are equal the gradient is 0, and two thirds of the work would be for nothing.
+        is_idle = bool(moving) and indices[0] not in moving and not entropy_coef
+        if not is_idle or torch.autograd.grad(loss, logprobs, retain_graph=True)[0].any():
+            loss.backward()
         total += loss.item()
         values = {} if measure is None else measure(logprobs.detach(), batch)
         for name, value in (values | ({} if entropy_coef is None else {"entropy": entropy.detach()})).items():
@@ -560,6 +564,12 @@ def update(
     total, means = over_processes(total, {name: torch.cat(parts) for name, parts in measured.items()})
     tokens = sum(sum(row.loss_mask) for row in rollouts)
     return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": tokens, **means}
+
+
+def by_advantage(rollouts: list[Rollout]) -> tuple[list[int], list[int]]:
+    """Indices of the rows that have an advantage other than 0, and of all others."""
+    moves = [row.root.advantage != 0 or any(row.token_advantages or ()) for row in rollouts]
+    return tuple([i for i, so in enumerate(moves) if so is wanted] for wanted in (True, False))
 
 
 def sum_gradients(model: Transformer) -> None:

@@ -185,7 +185,7 @@ def model_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Transform
 
 
 def halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """(heads * d, D) with the dimensions that rotate together side by side -> d/2 apart, as in Hugging Face's layout."""
+    """(heads * d, D) with the dimensions that rotate together side by side -> d/2 apart, as there."""
     return weight.view(-1, head_dim // 2, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
