@@ -164,7 +164,7 @@ def config_of(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ModelC
 
 
 def model_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Transformer:
-    """ValueError names a weight that is missing, too many or of another shape."""
+    """ValueError or RuntimeError names a weight that is missing, unknown or of another shape."""
     named = {}
     for name, tensor in tensors.items():
         part, layer = name.removesuffix(".weight").split("."), ""
@@ -177,10 +177,7 @@ def model_of(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> Transform
     if config.tie_word_embeddings:
         named["lm_head.weight"] = named.get("model.embed_tokens.weight", torch.empty(0))
     model = Transformer(config)
-    try:
-        model.load_state_dict(named)
-    except RuntimeError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+    model.load_state_dict(named)
     return model
 
 
@@ -196,7 +193,10 @@ def tokenizer_of(facts: dict[str, Any]) -> TextTokenizer:
         raise ValueError(f"the tokenizer {kind} is not supported: ('gpt2', 'smollm') is")
     tokens = facts["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in facts["tokenizer.ggml.merges"]]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    try:
+        backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    except Exception as error:  # a bare Exception
+        raise ValueError(f"tokens or merges: {error}") from None
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -224,8 +224,8 @@ def convert(path: Path, out: Path) -> None:
         model, tokenizer = model_of(config_of(facts, tensors), tensors), tokenizer_of(facts)
     except KeyError as error:
         raise ValueError(f"{path} does not say {error}") from None
-    except (ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:  # sizes that do not fit are the last
+        raise ValueError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     save_checkpoint(out, model, tokenizer)
 
 
