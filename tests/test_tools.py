@@ -258,8 +258,8 @@ def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, 
     assert {*summary["numbers"]} == {"parity", "saved", "forcing"} and (out / "figure.png").stat().st_size > 10_000
     assert [line["asked"] for line in summary["numbers"]["forcing"]["lines"]] == [1, 4]
     assert "before, free" in (out / "log.txt").read_text()
-    written = (out / "test.json").stat().st_mtime_ns
-    assert real.main(argv) == 0 and (out / "test.json").stat().st_mtime_ns == written
+    written = (out / "after.json").stat().st_mtime_ns
+    assert real.main(argv) == 0 and (out / "after.json").stat().st_mtime_ns == written
     assert read_jsonl(out / "metrics.jsonl") == lines
 
 

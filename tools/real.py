@@ -18,7 +18,9 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,10 @@ def share(task: Task, problems: list, texts: list[list[str]]) -> float:
     )
 
 
+def before_and_after(out: Path) -> dict[str, dict[str, Any]]:
+    return {when: read_json(out / f"{when}.json") for when in ("before", "after")}
+
+
 def gain(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float]:
     """(how much accuracy rose, its standard error): differences problem by problem."""
     pairs = zip(before["by_problem"], after["by_problem"], strict=True)
@@ -195,7 +201,7 @@ def lines_of(out: Path) -> list[dict]:
         {"arm": "grpo", "seed": 0, "step": line["step"]} | {name: short(line[name]) for name in KEPT if name in line}
         for line in read_jsonl(out / "grpo" / "metrics.jsonl")
     ]
-    test = read_json(out / "test.json")
+    test = before_and_after(out)
     for line, when in ((lines[0], "before"), (lines[-1], "after")):
         for name, found in test[when].items():
             line |= {f"test/{name}/{key}": short(v) for key, v in found.items() if isinstance(v, float)}
@@ -213,7 +219,7 @@ def short(value: float) -> float:
 
 
 def panels(out: Path) -> list[Panel]:
-    test = read_json(out / "test.json")
+    test = before_and_after(out)
 
     def errors(axis, results: Results) -> None:
         for i, (when, name) in enumerate((w, n) for n in ("free", "begun") for w in ("before", "after")):
@@ -246,7 +252,7 @@ def held_out_points(axis, results: Results) -> None:
 
 
 def side_by_side(out: Path, count: int = 18) -> str:
-    test = read_json(out / "test.json")
+    test = before_and_after(out)
     problems = TASK.test_problems(ALL)
     chosen = [i * len(problems) // count for i in range(count)]
     cells = [
@@ -271,7 +277,7 @@ def summarise(out: Path) -> str:
                                  "claims": claims, "numbers": numbers})  # fmt: skip
     log = [f"{'holds' if one['passed'] else 'FAILS'}  {one['name']}: {one['mean']:.3f} ({one['direction']} "
            f"{one['threshold']}; {one['reason']})" for one in claims]  # fmt: skip
-    test = read_json(out / "test.json")
+    test = before_and_after(out)
     for when in ("before", "after"):
         for name, found in test[when].items():
             log.append(f"{when}, {name}: {found['accuracy']:.3f} ± {found['standard_error']:.3f}, "
@@ -301,11 +307,7 @@ def forced(base: Path, out: Path, threads: int) -> dict[str, list[dict]]:
     return {"lines": [{name: line[name] for name in names} for line in lines]}
 
 
-def both(base: Path, policy: Path) -> dict[str, Any]:
-    return {"before": tested(base), "after": tested(policy)}
-
-
-PARTS = ("parity", "forcing", "grpo", "test", "saved", "summary")
+PARTS = ("parity", "forcing", "before", "grpo", "after", "saved", "summary")
 
 
 def main(argv: list[str]) -> int:
@@ -327,15 +329,23 @@ def main(argv: list[str]) -> int:
     try:
         if not base.exists():
             say("downloading SmolLM2-135M-Instruct (93 MB)")
-            convert(fetch(out), base)
-        for part, work in (("parity", lambda: parity(base)), ("forcing", lambda: forced(base, out, asked.threads)),
-                           ("grpo", lambda: grpo.run(config)), ("test", lambda: both(base, policy)),
-                           ("saved", lambda: parity(policy)), ("summary", lambda: say(summarise(out)))):  # fmt: skip
-            # GRPO goes on from its own checkpoint, and knows whether it is done.
-            if part in parts and (part in ("grpo", "summary") or not (out / f"{part}.json").exists()):
+            with tempfile.TemporaryDirectory() as folder:
+                convert(fetch(Path(folder)), base)
+        works: dict[str, Callable[[], Any]] = {
+            "parity": lambda: parity(base),
+            "forcing": lambda: forced(base, out, asked.threads),
+            "before": lambda: tested(base),
+            "grpo": lambda: grpo.run(config),
+            "after": lambda: tested(policy),
+            "saved": lambda: parity(policy),
+            "summary": lambda: say(summarise(out)),
+        }
+        for part in (part for part in PARTS if part in parts):
+            keeps_its_own = part in ("grpo", "summary")  # GRPO goes on from its checkpoint, and knows if it is done
+            if keeps_its_own or not (out / f"{part}.json").exists():
                 started = time.perf_counter()
-                found = work()
-                if part not in ("grpo", "summary"):
+                found = works[part]()
+                if not keeps_its_own:
                     write(out / f"{part}.json", found)
                 say(f"{part}: {time.perf_counter() - started:.0f} s")
     except (ValueError, OSError) as error:
