@@ -59,7 +59,7 @@ def logprobs_and_entropy(
     no_token = model.no_token
     with autocast(tokens.device):
         # <exercise mask>
-        hidden = hidden_states(model, tokens[:, :-1], mask)  # (B, T-1, D): column t knows tokens[:, :t+1], is about t+1
+        hidden = states_of(model, tokens[:, :-1], mask)  # (B, T-1, D): column t knows tokens[:, :t+1], is about t+1
         picked = mask[:, 1:]  # (B, T-1)
         hidden, targets = hidden[picked], tokens[:, 1:][picked]  # (M, D), (M,)
         # </exercise mask>
@@ -85,7 +85,7 @@ def logprobs_and_entropy(
     return in_columns(logprobs), in_columns(entropy)
 
 
-def hidden_states(model: Transformer, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def states_of(model: Transformer, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """tokens (B, T) -> final hidden states (B, T, D), as `model.hidden` gives them from one column before the first
     loss token of the `mask` on; what is before that may be left at 0.
 

@@ -105,7 +105,7 @@ def test_a_prompt_that_rows_share_is_read_once_and_nothing_else_changes(make_mod
     )
     T = batch.tokens.shape[1] - 1
     assert read[:2] == [3 * 19, 12 * (T - 19)]  # up to the last token of the shortest prompt
-    monkeypatch.setattr(learn, "hidden_states", lambda model, tokens, mask: model.hidden(tokens))
+    monkeypatch.setattr(learn, "states_of", lambda model, tokens, mask: model.hidden(tokens))
     plain = (
         gradient_of(model, rows, policy_loss, entropy_coef=0.01),
         token_logprobs(model, batch.tokens, batch.loss_mask),
