@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,10 +172,6 @@ def share(task: Task, problems: list, texts: list[list[str]]) -> float:
     )
 
 
-def before_and_after(out: Path) -> dict[str, dict[str, Any]]:
-    return {when: read_json(out / f"{when}.json") for when in ("before", "after")}
-
-
 def gain(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float]:
     """(how much accuracy rose, its standard error): differences problem by problem."""
     pairs = zip(before["by_problem"], after["by_problem"], strict=True)
@@ -195,17 +192,17 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-def lines_of(out: Path) -> list[dict]:
-    """The metrics that are kept: those of the steps, and of the test before the first and after the last one."""
+def lines_of(out: Path, seed: int) -> list[dict]:
+    """The metrics of a seed that are kept: those of the steps, and of the test before the first and after the last."""
     lines = [
-        {"arm": "grpo", "seed": 0, "step": line["step"]} | {name: short(line[name]) for name in KEPT if name in line}
-        for line in read_jsonl(out / "grpo" / "metrics.jsonl")
+        {"arm": "grpo", "seed": seed, "step": line["step"]} | {name: short(line[name]) for name in KEPT if name in line}
+        for line in read_jsonl(out / f"seed{seed}" / "metrics.jsonl")
     ]
-    test = before_and_after(out)
-    for line, when in ((lines[0], "before"), (lines[-1], "after")):
-        for name, found in test[when].items():
+    before, after = read_json(out / "before.json"), read_json(out / f"after{seed}.json")
+    for line, test in ((lines[0], before), (lines[-1], after)):
+        for name, found in test.items():
             line |= {f"test/{name}/{key}": short(v) for key, v in found.items() if isinstance(v, float)}
-    rise, error = gain(test["before"]["free"], test["after"]["free"])
+    rise, error = gain(before["free"], after["free"])
     lines[-1] |= {"test/gain": short(rise), "test/gain_se": short(error), "test/gain_in_errors": short(rise / error)}
     return lines
 
@@ -218,30 +215,35 @@ def short(value: float) -> float:
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
+WHEN = {"before": Results.first, "after": Results.last}
+ARMS = [
+    Line("grpo", f"{when}{label}", color, y=f"{when}/{name}")
+    for name, label in (("free", ""), ("begun", ",\nbegun")) for when, color in (("before", "C7"), ("after", "C0"))
+]  # fmt: skip
+
+
+def tested_value(results: Results, line: Line, what: str) -> PerSeed:
+    """Of the test before or after, free or begun, as the line's y says."""
+    when, name = line.y.split("/")
+    return WHEN[when](results, "grpo", f"test/{name}/{what}")
+
+
+def error_bars(axis, results: Results) -> None:
+    for i, line in enumerate(ARMS):
+        axis.errorbar(i, tested_value(results, line, "accuracy").mean,
+                      tested_value(results, line, "standard_error").mean, color="black", capsize=4)  # fmt: skip
+
+
 def panels(out: Path) -> list[Panel]:
-    test = before_and_after(out)
-
-    def errors(axis, results: Results) -> None:
-        for i, (when, name) in enumerate((w, n) for n in ("free", "begun") for w in ("before", "after")):
-            found = test[when][name]
-            axis.errorbar(i, found["accuracy"], found["standard_error"], color="black", capsize=4)
-
-    def bars(results: Results, line: Line, metric: str) -> PerSeed:
-        when, name = line.y.split("/")
-        return PerSeed({0: test[when][name]["accuracy"]})
-
-    arms = [
-        Line("grpo", f"{when}{label}", color, y=f"{when}/{name}")
-        for name, label in (("free", ""), ("begun", ",\nbegun")) for when, color in (("before", "C7"), ("after", "C0"))
-    ]  # fmt: skip
+    share = {"ylim": (0, 1), "ylabel": "share of right answers"}
     return [
-        Panel("accuracy", (Line("grpo", "practised, temperature 1 (mean of 5)", y="reward"),), smooth=5, ylim=(0, 1),
-              ylabel="share of right answers", also=held_out_points),
+        Panel("accuracy", (Line("grpo", "practised, temperature 1 (mean of 5)", y="reward"),), smooth=5,
+              also=held_out_points, **share),
         Panel("tokens of a response", (Line("grpo", "mean length"),), "completions/mean_length", smooth=5,
               ylim=(0, None)),
-        Panel("every held-out problem, 4 samples each", arms, "test", kind="bar", ylim=(0, 1), bars=bars, also=errors,
-              ylabel="share of right answers"),
-        Panel("held-out problems, first sample", (), kind="text", text=lambda r: side_by_side(out)),
+        Panel("every held-out problem, 4 samples each; error bars: one standard error over problems", ARMS, "accuracy",
+              kind="bar", bars=tested_value, also=error_bars, **share),
+        Panel("held-out problems, first sample", (), kind="text", text=lambda r: side_by_side(out, r.seeds[0])),
     ]  # fmt: skip
 
 
@@ -251,46 +253,66 @@ def held_out_points(axis, results: Results) -> None:
         axis.plot(x, y, "o--", label=label)
 
 
-def side_by_side(out: Path, count: int = 18) -> str:
-    test = before_and_after(out)
-    problems = TASK.test_problems(ALL)
-    chosen = [i * len(problems) // count for i in range(count)]
+def side_by_side(out: Path, seed: int, count: int = 18) -> str:
+    tests = [read_json(out / name)["free"]["first"] for name in ("before.json", f"after{seed}.json")]
+    problems = TASK.test_problems(len(tests[0]))
+    chosen = [i * len(problems) // count for i in range(min(count, len(problems)))]
     cells = [
-        [f"{beginning(problems[i].prompt)} {problems[i].answer}",
-         *(repr(test[when]["free"]["first"][i])[1:-1][:34] for when in ("before", "after"))] for i in chosen
-    ]  # fmt: skip
+        [f"{beginning(problems[i].prompt)} {problems[i].answer}", *(repr(first[i])[1:-1][:34] for first in tests)]
+        for i in chosen
+    ]
     return table(["problem", "before", "after"], cells)
 
 
-def summarise(out: Path) -> str:
+def floors() -> dict[str, float]:
+    """What the lenient judge gives for nothing: the same answer to every held-out problem, or the problem repeated."""
+    problems = TASK.test_problems(ALL)
+    counts = Counter(problem.answer for problem in problems)
+    echoed = [TASK.reward(problem, beginning(problem.prompt)) for problem in problems]
+    return {
+        "held_out": len(problems),
+        "constant": max(counts.values()) / len(problems),
+        "echo": statistics.fmean(echoed),
+    }
+
+
+def summarise(out: Path, seeds: int) -> str:
     """Writes metrics.jsonl, config.json, summary.json, log.txt and figure.png; returns the log."""
-    lines = lines_of(out)
+    lines = [line for seed in range(seeds) for line in lines_of(out, seed)]
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = read_json(out / "grpo" / "config.json")
-    settings = {name: value for name, value in settings.items() if name not in ("out", "base", "resume")}
-    write(out / "config.json", {"section": "real", "preset": "cpu", "seeds": 1, "jobs": {"seed0/grpo": settings}})
-    results, parts = Results(lines), {path.stem: read_json(path) for path in sorted(out.glob("*.json"))}
-    numbers = {name: parts[name] for name in ("parity", "saved", "forcing") if name in parts}
+    what = {"section": "real", "preset": "cpu", "seeds": seeds}
+    jobs = {f"seed{seed}/grpo": settings(out / f"seed{seed}") for seed in range(seeds)}
+    write(out / "config.json", what | {"jobs": jobs})
+    results = Results(lines)
+    numbers = {"floors": floors()} | {
+        name: read_json(out / f"{name}.json")
+        for name in ("parity", "saved", "forcing")
+        if (out / f"{name}.json").exists()
+    }
     seconds = sum(line.get(f"time/{part}", 0) for line in lines for part in ("rollout", "score", "update"))
     claims = [claim.judge(results) for claim in CLAIMS]
-    write(out / "summary.json", {"section": "real", "preset": "cpu", "seeds": 1, "seconds": round(seconds, 1),
-                                 "claims": claims, "numbers": numbers})  # fmt: skip
+    write(out / "summary.json", what | {"seconds": round(seconds, 1), "claims": claims, "numbers": numbers})
     log = [f"{'holds' if one['passed'] else 'FAILS'}  {one['name']}: {one['mean']:.3f} ({one['direction']} "
-           f"{one['threshold']}; {one['reason']})" for one in claims]  # fmt: skip
-    test = before_and_after(out)
-    for when in ("before", "after"):
-        for name, found in test[when].items():
-            log.append(f"{when}, {name}: {found['accuracy']:.3f} ± {found['standard_error']:.3f}, "
+           f"{one['threshold']}) {list(one['values'].values())} {one['reason']}" for one in claims]  # fmt: skip
+    for test in ("before", *(f"after{seed}" for seed in range(seeds))):
+        for name, found in read_json(out / f"{test}.json").items():
+            log.append(f"{test}, {name}: {found['accuracy']:.3f} ± {found['standard_error']:.3f}, "
                        f"{found['tokens']:.1f} tokens, {found['cut']:.2f} cut, "
                        f"{found['strict']:.2f} nothing but the number")  # fmt: skip
     log += [f"{name}: {json.dumps(found)}" for name, found in numbers.items()]
-    log += [f"{seconds / (len(lines) - 1):.1f} s a step", "", side_by_side(out, 40)]
-    text = "\n".join(log)
-    (out / "log.txt").write_text(text + "\n")
+    log += [f"{seconds / (len(lines) - seeds):.1f} s a step", "", side_by_side(out, 0, 40)]
+    (out / "log.txt").write_text("\n".join(log) + "\n")
     caption = ("SmolLM2-135M-Instruct (float32, all weights trained) learns one-digit sums, differences and products "
                "from right or wrong alone. Right: the last number of the response.")  # fmt: skip
     draw(panels(out), results, caption, out / "figure.png")
-    return text
+    return "\n".join(log)
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """Without the folders, which are another person's."""
+    return {
+        name: value for name, value in read_json(run / "config.json").items() if name not in ("out", "base", "resume")
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- main
@@ -307,6 +329,12 @@ def forced(base: Path, out: Path, threads: int) -> dict[str, list[dict]]:
     return {"lines": [{name: line[name] for name in names} for line in lines]}
 
 
+def once(path: Path, work: Callable[[], Any]) -> None:
+    """Write what `work` finds, unless the file is there."""
+    if not path.exists():
+        write(path, work())
+
+
 PARTS = ("parity", "forcing", "before", "grpo", "after", "saved", "summary")
 
 
@@ -316,6 +344,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--base", type=Path, help="a folder of your own; else SmolLM2 is downloaded (93 MB)")
     parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=GRPO.steps, help="of GRPO (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="of GRPO, one after another (default: 1)")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args(argv)
     parts, out = asked.parts.split(","), asked.out
@@ -323,31 +352,33 @@ def main(argv: list[str]) -> int:
         parser.error(f"--parts {unknown[0]}: use {', '.join(PARTS)}")
     torch.set_num_threads(asked.threads)
     out.mkdir(parents=True, exist_ok=True)
-    base, policy = asked.base or out / "base", out / "grpo" / "policy"
-    config = replace(GRPO, base=str(base), out=str(out / "grpo"), threads=asked.threads, steps=asked.steps,
-                     resume=policy.exists())  # fmt: skip
+    base, seeds = asked.base or out / "base", range(asked.seeds)
+    policies = [out / f"seed{seed}" / "policy" for seed in seeds]
     try:
         if not base.exists():
             say("downloading SmolLM2-135M-Instruct (93 MB)")
             with tempfile.TemporaryDirectory() as folder:
                 convert(fetch(Path(folder)), base)
-        works: dict[str, Callable[[], Any]] = {
-            "parity": lambda: parity(base),
-            "forcing": lambda: forced(base, out, asked.threads),
-            "before": lambda: tested(base),
-            "grpo": lambda: grpo.run(config),
-            "after": lambda: tested(policy),
-            "saved": lambda: parity(policy),
-            "summary": lambda: say(summarise(out)),
-        }
         for part in (part for part in PARTS if part in parts):
-            keeps_its_own = part in ("grpo", "summary")  # GRPO goes on from its checkpoint, and knows if it is done
-            if keeps_its_own or not (out / f"{part}.json").exists():
-                started = time.perf_counter()
-                found = works[part]()
-                if not keeps_its_own:
-                    write(out / f"{part}.json", found)
-                say(f"{part}: {time.perf_counter() - started:.0f} s")
+            started = time.perf_counter()
+            if part == "parity":
+                once(out / "parity.json", lambda: parity(base))
+            elif part == "forcing":
+                once(out / "forcing.json", lambda: forced(base, out, asked.threads))
+            elif part == "before":
+                once(out / "before.json", lambda: tested(base))
+            elif part == "grpo":
+                for seed, policy in enumerate(policies):  # goes on from its own checkpoint, and knows if it is done
+                    grpo.run(replace(GRPO, base=str(base), out=str(policy.parent), threads=asked.threads, seed=seed,
+                                     steps=asked.steps, resume=policy.exists()))  # fmt: skip
+            elif part == "after":
+                for seed, policy in enumerate(policies):
+                    once(out / f"after{seed}.json", lambda policy=policy: tested(policy))
+            elif part == "saved":
+                once(out / "saved.json", lambda: parity(policies[0]))
+            else:
+                say(summarise(out, asked.seeds))
+            say(f"{part}: {time.perf_counter() - started:.0f} s")
     except (ValueError, OSError) as error:
         print(f"real.py: {error}", file=sys.stderr)
         return 2
