@@ -545,8 +545,8 @@ def update(
                 f"({len(row.response)} response tokens, advantage {row.advantage}): no weight was changed"
             )
         # Where all rewards of a group are equal the gradient is 0, and two thirds of the work would be for nothing.
-        is_idle = bool(moving) and indices[0] not in moving and not entropy_coef
-        if not is_idle or torch.autograd.grad(loss, logprobs, retain_graph=True)[0].any():
+        may_rest = indices[0] not in moving and not entropy_coef
+        if not may_rest or torch.autograd.grad(loss, logprobs, retain_graph=True)[0].any():
             loss.backward()
         total += loss.item()
         values = {} if measure is None else measure(logprobs.detach(), batch)
@@ -573,12 +573,12 @@ def by_advantage(rollouts: list[Rollout]) -> tuple[list[int], list[int]]:
 
 
 def sum_gradients(model: Transformer) -> None:
-    """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
+    """Each gradient becomes its sum over the processes; where there was no backward pass it is 0."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     if processes.count() == 1:
         return
-    for parameter in model.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
     processes.add_up([parameter.grad for parameter in model.parameters()])
 
 

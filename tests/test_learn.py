@@ -143,6 +143,10 @@ def test_rows_without_a_gradient_cost_no_backward_pass_and_are_measured_all_the_
     monkeypatch.setattr(learn, "by_advantage", lambda rows: (list(range(len(rows))), []))
     whole = gradient_of(model, rows, policy_loss)
     assert_same(found, whole)
+    monkeypatch.undo()
+    for row in rows:
+        row.advantage = 0.0
+    assert all(gradient.eq(0).all() for gradient in gradient_of(model, rows, policy_loss).values())
 
 
 @pytest.mark.parametrize("more", [{"entropy_coef": 0.1}, {"loss": "kl"}, {"loss": "sft"}])
