@@ -60,7 +60,7 @@ def logprobs_and_entropy(
     no_token = model.no_token
     with autocast(tokens.device):
         # <exercise mask>
-        hidden = model.hidden(tokens[:, :-1])  # (B, T-1, D): column t knows tokens[:, :t+1] and is about t+1
+        hidden = states_of(model, tokens[:, :-1], mask)  # (B, T-1, D): column t knows tokens[:, :t+1], is about t+1
         picked = mask[:, 1:]  # (B, T-1)
         hidden, targets = hidden[picked], tokens[:, 1:][picked]  # (M, D), (M,)
         # </exercise mask>
@@ -84,6 +84,52 @@ def logprobs_and_entropy(
         # </exercise mask>
 
     return in_columns(logprobs), in_columns(entropy)
+
+
+def states_of(model: Transformer, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """tokens (B, T) -> final hidden states (B, T, D), as `model.hidden` gives them from one column before the first
+    loss token of the `mask` on; what is before that may be left at 0.
+
+    The rows of a group begin with the same prompt. Where this is a quarter of the tokens or more, each prompt is read
+    once: its keys and values are those of all rows that begin with it, and gradients add up in them.
+    """
+    B, T = tokens.shape
+    L = max(0, min(T, int(mask.any(0).int().argmax()) - 1))  # columns of which nothing is asked
+    if L * (B - 1) < 0.25 * B * T:  # not even if all prompts were the same
+        return model.hidden(tokens)
+    if model.recompute or is_sharded(model):  # a block is computed again, or put together, once per row
+        return model.hidden(tokens)
+    prompts, of_row = torch.unique(tokens[:, :L], dim=0, return_inverse=True)  # (P, L), (B,)
+    if L * (B - len(prompts)) < 0.25 * B * T:
+        return model.hidden(tokens)
+    positions = torch.arange(T, device=tokens.device)
+    read = Prefix(L)
+    model.hidden(prompts, positions[:L].expand(len(prompts), L), read)
+    hidden = model.hidden(tokens[:, L:], positions[L:].expand(B, T - L), Prefix(T, read, of_row))
+    return F.pad(hidden, (0, 0, L, 0))
+
+
+class Prefix:
+    """What a KVCache is to the model's layers, for training: nothing is written in place, so gradients flow through it.
+
+    slots   columns that there are keys of, from the first one on
+    read    keys and values of the columns before those that are being read now: row i goes on from row `of_row[i]`
+    """
+
+    def __init__(self, slots: int, read: Prefix | None = None, of_row: torch.Tensor | None = None):
+        self.slots, self.read, self.of_row = slots, read, of_row
+        self.kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of each layer (P, K, L, d)
+
+    def addresses(self, positions: torch.Tensor) -> None:
+        """Nothing is written."""
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, addresses: None) -> tuple[torch.Tensor, torch.Tensor]:
+        """k, v (B, K, T, d) of the columns that are read now -> those of all columns (B, K, slots, d)."""
+        if self.read is None:
+            self.kv[layer] = k, v
+            return k, v
+        old = (values.index_select(0, self.of_row) for values in self.read.kv[layer])
+        return tuple(torch.cat(pair, 2) for pair in zip(old, (k, v), strict=True))
 
 
 class ChunkedHead(torch.autograd.Function):
@@ -438,10 +484,10 @@ def micro_batches(lengths: list[int], micro_tokens: int) -> list[list[int]]:
     return cut[::-1]
 
 
-def own_batches(model: Transformer, lengths: list[int], micro_tokens: int) -> list[tuple[list[int], bool]]:
-    """This process's micro-batches, and whether each counts. Of a sharded model every process does as many, since they
-    put its blocks together at the same time: one that has too few does the cheapest again, which does not count."""
-    batches = micro_batches(lengths, micro_tokens)
+def own_batches(model: Transformer, batches: list[list[int]]) -> list[tuple[list[int], bool]]:
+    """This process's share of all micro-batches, and whether each counts. Of a sharded model every process does as
+    many, since they put its blocks together at the same time: one that has too few does the cheapest again, which does
+    not count."""
     own = [(indices, True) for indices in processes.mine(batches)]
     most = math.ceil(len(batches) / processes.count()) if is_sharded(model) else 0
     return own + [(batches[-1], False)] * (most - len(own))
@@ -504,7 +550,10 @@ def update(
     optimizer.zero_grad()
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
-    for indices, counts in own_batches(model, [len(row.tokens) for row in rollouts], micro_tokens):
+    moving, still = by_advantage(rollouts)
+    batches = [[some[i] for i in part] for some in (moving, still)
+               for part in micro_batches([len(rollouts[i].tokens) for i in some], micro_tokens)]  # fmt: skip
+    for indices, counts in own_batches(model, batches):
         batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)
         batch.weights.mul_(counts)
         logprobs, entropy = logprobs_and_entropy(
@@ -522,7 +571,10 @@ def update(
                 f"the loss is {loss.item()} because of the sample with prompt {row.problem.prompt[:60]!r} "
                 f"({len(row.response)} response tokens, advantage {row.advantage}): no weight was changed"
             )
-        loss.backward()
+        # Where all rewards of a group are equal the gradient is 0, and two thirds of the work would be for nothing.
+        may_rest = indices[0] not in moving and not entropy_coef and not is_sharded(model)
+        if not may_rest or torch.autograd.grad(loss, logprobs, retain_graph=True)[0].any():
+            loss.backward()
         total += loss.item()
         if not counts:
             continue
@@ -547,9 +599,15 @@ def update(
     return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": tokens, **means, **ratio}
 
 
+def by_advantage(rollouts: list[Rollout]) -> tuple[list[int], list[int]]:
+    """Indices of the rows that have an advantage other than 0, and of all others."""
+    moves = [row.root.advantage != 0 or any(row.token_advantages or ()) for row in rollouts]
+    return tuple([i for i, so in enumerate(moves) if so is wanted] for wanted in (True, False))
+
+
 def sum_gradients(model: Transformer) -> None:
-    """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
-    if processes.count() == 1 or is_sharded(model):  # of a sharded one the backward pass adds them up
+    """Each gradient becomes its sum over the processes; where there was no backward pass it is 0."""
+    if is_sharded(model):  # the backward pass adds them up
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -577,7 +635,7 @@ def compute_logprobs(
     the distributions that the tokens are drawn from, in nats."""
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
     scores: dict[int, list[float]] = {}
-    for indices, counts in own_batches(model, [len(row.tokens) for row in rollouts], micro_tokens):
+    for indices, counts in own_batches(model, micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
         rows = [rollouts[i] for i in indices]
         batch = collate(rows, [weights[i] for i in indices], model.device)
         found = logprobs_and_entropy(model, batch.tokens, batch.loss_mask, temperature, entropies)[entropies]

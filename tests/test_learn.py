@@ -54,6 +54,117 @@ def gradient_of(model, rows, loss_of, **options):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+# ------------------------------------------------------------------------------------ work that need not be done
+
+
+def groups_of(model, prompts: int, rows: int, kinds=(7, 9)) -> list[Rollout]:
+    """Groups of ragged responses to prompts of about 20 tokens."""
+    draw, found = torch.Generator().manual_seed(5), []
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, model.config.vocab_size, (count,), generator=draw).tolist()
+
+    for p in range(prompts):
+        prompt = tokens(20 + p % 2)
+        for i in range(rows):
+            row = Rollout(Problem("", ""), list(prompt), [False] * len(prompt), [0.0] * len(prompt), len(prompt))
+            row.force(tokens(i % 2))  # as after a word that was forced right behind the prompt
+            for token in tokens(kinds[i % len(kinds)]):
+                row.sampled(token, -1.0)
+            row.advantage = (-1.0) ** i
+            found.append(row)
+    return found
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-5 * max(1, gradient.abs().max())), name
+
+
+def reads(monkeypatch, model) -> list[int]:
+    """Tokens (rows * columns) of each call of `hidden`."""
+    read, hidden = [], type(model).hidden
+
+    def counted(self, tokens, *more):
+        read.append(tokens.numel())
+        return hidden(self, tokens, *more)
+
+    monkeypatch.setattr(type(model), "hidden", counted)
+    return read
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_key_value_heads": 2}, {"model_type": "qwen3"}])
+def test_a_prompt_that_rows_share_is_read_once_and_nothing_else_changes(make_model, monkeypatch, shape):
+    model = make_model(4, **shape)
+    rows = groups_of(model, prompts=3, rows=4)
+    batch = collate(rows, token_weights(rows), CPU)
+    read = reads(monkeypatch, model)
+    shared = (
+        gradient_of(model, rows, policy_loss, entropy_coef=0.01),
+        token_logprobs(model, batch.tokens, batch.loss_mask),
+    )
+    T = batch.tokens.shape[1] - 1
+    assert read[:2] == [3 * 19, 12 * (T - 19)]  # up to the last token of the shortest prompt
+    monkeypatch.setattr(learn, "states_of", lambda model, tokens, mask: model.hidden(tokens))
+    plain = (
+        gradient_of(model, rows, policy_loss, entropy_coef=0.01),
+        token_logprobs(model, batch.tokens, batch.loss_mask),
+    )
+    assert read[-1] == 12 * T
+    assert torch.allclose(shared[1], plain[1], atol=1e-5)
+    assert_same(shared[0], plain[0])
+
+
+def test_rows_that_share_little_are_read_as_they_are(make_model, monkeypatch):
+    model = make_model(4)
+    read = reads(monkeypatch, model)
+    for rows in (groups_of(model, prompts=6, rows=1), groups_of(model, prompts=1, rows=4, kinds=(41,))):
+        batch = collate(rows, token_weights(rows), CPU)
+        token_logprobs(model, batch.tokens, batch.loss_mask)
+        assert read.pop() == len(rows) * (batch.tokens.shape[1] - 1) and not read
+    mask = torch.ones(2, 5, dtype=torch.bool)  # nothing before what counts
+    assert token_logprobs(model, torch.ones(2, 5, dtype=torch.int64), mask).shape == (2, 5)
+
+
+def test_rows_without_a_gradient_cost_no_backward_pass_and_are_measured_all_the_same(make_model, monkeypatch):
+    model, rows = make_model(4), groups_of(make_model(4), prompts=3, rows=4)
+    for row in rows[4:8]:
+        row.advantage = 0.0
+    backward, passed = torch.Tensor.backward, []
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: (passed.append(1), backward(self))[1])
+    seen = []
+
+    def watched(logprobs, batch):
+        seen.append(len(batch.tokens))
+        return policy_loss(logprobs, batch)
+
+    found = gradient_of(model, rows, watched)
+    assert sorted(seen) == [4, 8] and len(passed) == 1
+    monkeypatch.setattr(learn, "by_advantage", lambda rows: (list(range(len(rows))), []))
+    whole = gradient_of(model, rows, policy_loss)
+    assert_same(found, whole)
+    monkeypatch.undo()
+    for row in rows:
+        row.advantage = 0.0
+    assert all(gradient.eq(0).all() for gradient in gradient_of(model, rows, policy_loss).values())
+
+
+@pytest.mark.parametrize("more", [{"entropy_coef": 0.1}, {"loss": "kl"}, {"loss": "sft"}])
+def test_rows_without_an_advantage_still_move_what_does_not_hang_on_it(make_model, monkeypatch, more):
+    """The entropy bonus, the pull to a reference, and demonstrations, of which none has an advantage."""
+    model, rows = make_model(4), groups_of(make_model(4), prompts=2, rows=4)
+    for row in rows[4:] if more.get("loss") != "sft" else rows:
+        row.advantage = 0.0
+    for row in rows:
+        row.ref_logprobs = [-2.0] * len(row.tokens)
+    loss = {"kl": learn.Algorithm(kl_coef=0.3), "sft": sft_loss, None: policy_loss}[more.get("loss")]
+    options = {"entropy_coef": more.get("entropy_coef")}
+    found = gradient_of(model, rows, loss, **options)
+    monkeypatch.setattr(learn, "by_advantage", lambda rows: (list(range(len(rows))), []))
+    whole = gradient_of(model, rows, loss, **options)
+    assert_same(found, whole)
+
+
 # -------------------------------------------------------------------------------------------------------- log-probs
 
 

@@ -169,7 +169,7 @@ def whole(tmp_path_factory):
 @pytest.mark.trains
 def test_the_first_step_is_on_policy_with_ratio_one_and_no_kl_and_later_ones_leave_the_base(whole):
     lines = read_jsonl(whole / "metrics.jsonl")[1:]
-    assert lines[0]["kl"] == 0.0 and lines[0]["logp_diff/max"] < 1e-4
+    assert lines[0]["kl"] < 1e-9 and lines[0]["logp_diff/max"] < 1e-4
     assert lines[-1]["kl"] > 1e-4 and all(line["update_ratio"] > 1e-4 for line in lines)
     base, _ = load_checkpoint(BASE)
     assert not any(torch.equal(a, b) for (n, a), (_, b) in

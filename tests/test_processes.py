@@ -13,7 +13,7 @@ import torch
 from nanoreason import processes
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint
-from nanoreason.learn import Algorithm, make_optimizer, own_batches
+from nanoreason.learn import Algorithm, make_optimizer, micro_batches, own_batches
 from nanoreason.memory import Memory
 from nanoreason.optim import Optimizer
 from nanoreason.recipes import grpo, sft
@@ -164,10 +164,10 @@ def test_a_process_with_too_few_micro_batches_does_one_that_does_not_count(monke
     model = make_model(0)
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "rank", lambda: 1)
-    assert own_batches(model, [9, 9, 9], 9) == [([1], True)]
+    assert own_batches(model, micro_batches([9, 9, 9], 9)) == [([1], True)]
     monkeypatch.setattr("nanoreason.learn.is_sharded", lambda model: True)
-    assert own_batches(model, [9, 8, 7], 9) == [([1], True), ([2], False)]
-    assert own_batches(model, [9], 9) == [([0], False)]
+    assert own_batches(model, micro_batches([9, 8, 7], 9)) == [([1], True), ([2], False)]
+    assert own_batches(model, micro_batches([9], 9)) == [([0], False)]
 
 
 def test_each_process_samples_a_share_and_one_speaks(runs):

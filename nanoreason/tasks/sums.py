@@ -3,7 +3,8 @@
     What is seventeen plus five? Answer with the number only.           numbers words
     What is 17 + 5? Answer with the number only.                        numbers figures
 
-One pair of numbers in ten is held out for each operation, by a hash of itself. Strictly right is a response that is the
+One pair of numbers in `hold_out` is held out for each operation, by a hash of itself, in both orders where the order
+does not matter: who has practised 3 * 7 is not tested on 7 * 3. Strictly right is a response that is the
 number and nothing else, as it was asked for; leniently right is one whose last number it is, or that says it in words.
 """
 
@@ -20,7 +21,7 @@ from nanoreason.run import Range
 from nanoreason.tokenizer import TextTokenizer, byte_tokenizer
 
 OPERATIONS = {"plus": "+", "minus": "-", "times": "*"}
-HOLD_OUT = 10  # one pair in ten is held out
+DRAWS = 64  # for each problem that a test asks for: of a small set nearly all are found, each once
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen").split()  # fmt: skip
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -50,6 +51,7 @@ class SumsInWords(Task):
     numbers: Literal["words", "figures", "both"] = "figures"  # both: half of the questions each
     only: bool = True  # ask for the number only
     judge: Literal["strict", "lenient"] = "strict"  # whose verdict counts; the other one is measured beside it
+    hold_out: Annotated[int, Range(2)] = 10  # one pair of numbers in so many is held out
 
     def __post_init__(self) -> None:
         if not self.digits:
@@ -66,7 +68,8 @@ class SumsInWords(Task):
             a, b = (draw.randint(10 ** (n - 1), 10**n - 1) for _ in range(2))
             if operation == "minus":
                 a, b = max(a, b), min(a, b)
-            if (seed_of("sums in words", a, operation, b) % HOLD_OUT == 0) == (split == "test"):
+            pair = seed_of("sums in words", max(a, b), operation, min(a, b))
+            if (pair % self.hold_out == 0) == (split == "test"):
                 break
         words = draw.random() < 0.5 if self.numbers == "both" else self.numbers == "words"
         return self.pose(a, operation, b, words)
@@ -78,8 +81,17 @@ class SumsInWords(Task):
         return Problem(f"What is {asked}?{only}", answer, answer, {"digits": len(str(max(a, b)))})
 
     def test_problems(self, count: int) -> list[Problem]:
-        levels = [replace(self, digits=(n,)) for n in sorted(set(self.digits))]
-        return [level.problem("test", index) for level in levels for index in range(count)]
+        """Each once: `count` of each length, or as many as there are: of one digit there are few."""
+        chosen: list[Problem] = []
+        for level in (replace(self, digits=(n,)) for n in sorted(set(self.digits))):
+            found: dict[str, Problem] = {}
+            for index in range(DRAWS * count):
+                problem = level.problem("test", index)
+                found.setdefault(problem.prompt, problem)
+                if len(found) == count:
+                    break
+            chosen += found.values()
+        return chosen
 
     def levels(self) -> list[Task]:
         return [replace(self, digits=(n,)) for n in self.digits]

@@ -15,10 +15,12 @@ In `rollout.py`, three methods of `Rollout`, whose lists `tokens`, `loss_mask` a
 In `learn.py`, two regions of `logprobs_and_entropy(model, tokens, mask, ...)`, tokens (B, T) int64 and mask (B, T)
 bool:
 
-- The first ends with three tensors. `model.hidden(tokens)` turns (B, T) ids into (B, T, D) states, and the state in
-  column t has read the tokens 0..t: it predicts token t + 1. So token 0 is predicted by nothing, whatever its mask
-  says. `picked`: bool (B, T-1), in column t whether token t + 1 counts. `hidden`: (M, D), the states that predict the M
-  tokens that count. `targets`: (M,), those tokens. M is `picked.sum()`, in the order of rows, then columns.
+- The first ends with three tensors. `states_of(model, tokens, mask)` turns (B, T) ids into (B, T, D) states, as
+  `model.hidden(tokens)` does, but reads a prompt that rows share once and leaves out what no token that counts needs.
+  The state in column t has read the tokens 0..t: it predicts token t + 1. So token 0 is predicted by nothing, whatever
+  its mask says. `picked`: bool (B, T-1), in column t whether token t + 1 counts. `hidden`: (M, D), the states that
+  predict the M tokens that count. `targets`: (M,), those tokens. M is `picked.sum()`, in the order of rows, then
+  columns.
 - The second is the body of `in_columns(values)`: values (M,) of those tokens -> (B, T), each in its token's own column,
   0 everywhere else.
 """
@@ -177,7 +179,10 @@ WRONG = {
     "EOS does not count": ("self.loss_mask.append(True)", "self.loss_mask.append(token != 0)"),
     "a retracted token gives its number back": ('self.stop_reason = ""', 'self.stop_reason = ""; self.draws -= count'),
     "the mask is inferred from values": ("picked = mask[:, 1:]", "picked = mask[:, 1:] & (tokens[:, 1:] != 0)"),
-    "the state of the token itself": ("model.hidden(tokens[:, :-1])", "model.hidden(tokens)[:, 1:]"),
+    "the state of the token itself": (
+        "states_of(model, tokens[:, :-1], mask)",
+        "states_of(model, tokens, mask)[:, 1:]",
+    ),
     "the mask is not shifted": ("picked = mask[:, 1:]", "picked = mask[:, :-1]"),
     "one column too early": ("F.pad(shifted, (1, 0))", "F.pad(shifted, (0, 1))"),
     "zeros": ("F.pad(shifted, (1, 0))", "F.pad(shifted * 0, (1, 0))"),
