@@ -4,6 +4,7 @@ from nanoreason.tasks.addition import Addition
 from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.countdown import Countdown, StreamOfSearch, ThinkingCountdown, ThreadedSearch
 from nanoreason.tasks.small import SMALL
+from nanoreason.tasks.suite import Suite
 from nanoreason.tasks.thinking import ThinkingAddition
 from nanoreason.tasks.wrappers import WRAPPERS
 
@@ -17,5 +18,6 @@ TASKS = {
     "attempts": Attempts,
     "hard_attempts": HardAttempts,
     **SMALL,
+    "suite": Suite,
     **WRAPPERS,
 }
