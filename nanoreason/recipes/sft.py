@@ -78,6 +78,7 @@ class SftConfig(RunConfig):
     eval_every: Count = 0  # steps between tests; 0: only at the end
     log_every: Positive = 20  # steps between lines of metrics.jsonl
     save_every: Positive = 100  # steps between checkpoints
+    keep: tuple[Positive, ...] = ()  # steps after which the policy is kept besides, in OUT/kept/STEP
 
 
 PRESETS = {
@@ -153,6 +154,8 @@ def run(config: SftConfig) -> dict:
         if last or is_due(done, config.save_every):
             state = {"step": done, "counts": dict(counts), "logged": run.logged}
             save_checkpoint(run.folder / "policy", model, tokenizer, optimizer, state, extra=extra)
+        if done in config.keep:
+            save_checkpoint(run.folder / "kept" / str(done), model, tokenizer, extra=extra)
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure

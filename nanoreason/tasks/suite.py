@@ -2,7 +2,7 @@
 
     own        the target's solutions as the task writes them: at once, or in a share behind a short thought
     direct     always at once
-    think      <think> hmm , WORK ; wait check , WORK ; hmm </think> ANSWER: a thought with markers and a redundant check
+    think      <think> hmm , WORK ; wait check , WORK ; hmm </think> ANSWER: markers and a redundant check
 
 Held-out problems are the target's. After "Does Math Reasoning Improve General LLM Capabilities?" (2507.00432).
 """
