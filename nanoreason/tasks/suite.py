@@ -20,6 +20,7 @@ from nanoreason.tasks.small import SMALL, Reasoning, Small, answer_of, tokenizer
 from nanoreason.tokenizer import TextTokenizer
 
 MARKERS = ("hmm", "wait", "check")  # of the style think; "own" solutions have one of them by chance alone
+SIZES = {"sort": 5, "recall": 4, "count": 6}  # what a base of a few hundred thousand weights learns in minutes
 NON = tuple(name for name, kind in SMALL.items() if not issubclass(kind, Reasoning))
 
 
@@ -27,7 +28,7 @@ NON = tuple(name for name, kind in SMALL.items() if not issubclass(kind, Reasoni
 class Suite(Task):
     """Problems of the target, and in a share `others` of every other small task alike."""
 
-    target: Literal["mul", "mod", "chain", "gcd", "sort", "sub"] = "chain"  # the task that is trained for
+    target: Literal["mul", "mod", "chain", "gcd", "sort", "sub"] = "mul"  # the task that is trained for
     others: Share = 0.0  # how many of the problems to train on are not the target's
     style: Literal["own", "direct", "think"] = "own"  # of the target's solutions
     scratch: Share = 0.3  # how many of a reasoning task's own solutions have a thought
@@ -36,7 +37,9 @@ class Suite(Task):
     def tasks(self) -> dict[str, Small]:
         """All small tasks by name, the target first."""
         names = [self.target, *(name for name in SMALL if name != self.target)]
-        return {name: SMALL[name]() if name in NON else SMALL[name](self.scratch) for name in names}
+        sizes = {name: {"length": SIZES[name]} for name in SIZES}
+        thoughts = {name: {} if name in NON else {"scratch": self.scratch} for name in names}
+        return {name: SMALL[name](**thoughts[name], **sizes.get(name, {})) for name in names}
 
     def groups(self) -> dict[str, list[str]]:
         """{target, other (reasoning tasks), non (tasks without reasoning): names}."""
