@@ -47,8 +47,8 @@ class Preset:
 CPU = Preset(
     sft.SftConfig(task=replace(OWN, others=0.75), width=64, context=160, optimizer="muon", steps=2000, lr=8e-3,
                   eval_problems=0, log_every=50),
-    sft.SftConfig(steps=60, rows_per_step=32, lr=1e-3, decay="none", warmup=2, eval_problems=0,
-                  keep=(2, 4, 8, 15, 30, 60)),
+    sft.SftConfig(steps=200, rows_per_step=32, lr=1e-3, decay="none", warmup=2, eval_problems=0,
+                  keep=(4, 10, 25, 60, 120, 200)),
     grpo.GrpoConfig(task=OWN, steps=60, prompts=16, group_size=8, lr=5e-4, warmup=2, max_new_tokens=Schedule(64),
                     preflight=0, eval_every=0, eval_problems=0, keep=(4, 8, 15, 25, 40, 60)),
     transfer_test.TransferTestConfig(problems=150),
