@@ -1,8 +1,9 @@
 """The command line: python train.py <recipe> [flags] · python train.py reproduce <section> [flags].
 
 Recipes train one policy; `reproduce` runs all arms and seeds of a section, draws its figure and judges its claims;
-`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot` and
-`behaviors` show what runs left; `compare` shows what training changed in a policy.
+`play` and `eval` (python -m nanoreason play|eval CHECKPOINT) try one policy; `look`, `plot`, `report` and `behaviors`
+show what runs left, `doctor` says why one does not learn; `compare` shows what training changed in a policy; `course`
+makes and grades exercises.
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ RECIPES = {
 SECTIONS = {
     "base": "pretraining of the base that searches by attempts: which skill arrives when, on Countdown",
     "star": "STaR with and without rationalization against direct answers, on digit addition",
-    "r1": "R1-Zero, R1's pipeline, distillation and five losses, on sums with thinking",
+    "r1": "R1-Zero, R1's pipeline, distillation and five losses, on Countdown by attempts",
     "longcot": "long against short chains of thought, rewards, windows, hacking, on Countdown by attempts",
+    "behaviors": "the four cognitive behaviours: bases with and without, priming, RL, on Countdown by attempts",
+    "zoo": "one recipe of RL on bases that differ, difficulty, format rewards, short SFT, on Countdown by attempts",
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
     "apr": "threads that spawn and join against one thread, on Countdown by attempts",
     "transfer": "training on one task by imitation or reinforcement: what is kept of eleven small tasks",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
-VIEWS = ("play", "eval", "look", "plot", "behaviors", "compare")  # nanoreason/<name>.py
+VIEWS = ("play", "eval", "look", "plot", "report", "doctor", "behaviors", "compare", "course")  # nanoreason/<name>.py
 
 USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python train.py <recipe> --help
@@ -53,9 +56,12 @@ USAGE = """usage: python train.py <recipe> [--preset NAME] [--flag value ...]
        python -m nanoreason eval CHECKPOINT [--samples 8] [--json]
        python -m nanoreason look RUN [--step N] [--only right|wrong|truncated] [--count 8]
        python -m nanoreason plot RUN [RUN ...] [--metric reward,acc/*] [--out FILE.png] [--csv FILE] [--list]
+       python -m nanoreason report RUN [RUN2] [--out FILE.html] [--samples 5000]
+       python -m nanoreason doctor RUN [--loss]
        python -m nanoreason behaviors RUN|FILE.jsonl [--csv FILE]
        python -m nanoreason compare BASE POLICY [--task ...] [--others copy,reverse] [--picture FILE.png]
-       python -m nanoreason play|eval|look|plot|behaviors|compare --help
+       python -m nanoreason course make|grade|bundle ...
+       python -m nanoreason play|eval|look|plot|report|doctor|behaviors|compare|course --help
 
 recipes
 {recipes}
@@ -86,6 +92,8 @@ def command(argv: list[str]) -> int:
         return 0
     name, flags = argv[0], argv[1:]
     try:
+        if name not in RECIPES and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(f"{name} does not run under torchrun: recipes do, reproduce has --workers")
         if name == "reproduce":
             return loaded("nanoreason.experiments.reproduce").main(flags, SECTIONS)
         if name in VIEWS:
@@ -104,7 +112,8 @@ def command(argv: list[str]) -> int:
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if (said := in_one_line(error)) is None:
             raise  # an error of ours: the traceback is what helps
-        print(f"train.py: {said}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several processes each says what is wrong, as only one may know of it
+        print(f"train.py: {f'process {rank}: ' if rank != '0' else ''}{said}", file=sys.stderr)
         return 2
 
 
@@ -149,13 +158,16 @@ def train(name: str, flags: list[str]) -> int:
     recipe = loaded(f"nanoreason.recipes.{name}")
     import torch
 
-    from nanoreason.run import check_out, parse_config
+    from nanoreason import processes
+    from nanoreason.run import check_out, parse_config, say
 
     config = parse_config(recipe.PRESETS, flags, prog=f"train.py {name}")
     check_out(config)
     torch.set_num_threads(config.threads)
+    processes.join()
     recipe.run(config)
-    print(f"\nleft in {config.out}: " + ", ".join(sorted(name for name in os.listdir(config.out) if name[0] != ".")))
+    say(f"\nleft in {config.out}: " + ", ".join(sorted(name for name in os.listdir(config.out) if name[0] != ".")))
+    processes.leave()
     return 0
 
 

@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from nanoreason import processes
 from nanoreason.hf_config import huggingface_config, read_config
 from nanoreason.model import Transformer, rope_table
 from nanoreason.run import read_json
@@ -59,8 +60,12 @@ def save_checkpoint(
     state   any JSON object with a "step" or a "round" to go on from
     extra   any JSON object that is to be known of the checkpoint later, such as its task: `load_extra` gives it back
 
-    A weight or moment that is not finite is a FloatingPointError that names it; the old checkpoint stays.
+    A weight or moment that is not finite is a FloatingPointError that names it; the old checkpoint stays. Of several
+    processes the first one saves, and all return when it has.
     """
+    if not processes.is_first():
+        processes.wait_for_all()
+        return
     folder = Path(folder)
     temporary, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -101,6 +106,7 @@ def save_checkpoint(
     os.replace(temporary, folder)
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+    processes.wait_for_all()
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
     (base, tokenizer), (policy, theirs) = (load_checkpoint(folder, device) for folder in (*folders, checkpoint))
     if tokenizer.backend.get_vocab() != theirs.backend.get_vocab():
         raise ValueError(f"{folders[0]} and {checkpoint} have different vocabularies: nothing can be compared")
-    check_words(tokenizer, **{"task" if name == "the task" else "others": task for name, task in tasks.items()})
+    check_words(tokenizer, "test", **{"task" if name == "the task" else "others": task for name, task in tasks.items()})
     found = {name: compare_on(name, task, base, policy, tokenizer, config) for name, task in tasks.items()}
     names = list(dict.fromkeys(name for numbers, _ in found.values() for name in numbers))
     say(table(["measure", *found], [[name, *(f"{numbers[name]:.3f}" if name in numbers else "-"

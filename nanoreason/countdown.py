@@ -230,6 +230,7 @@ def check_operations(numbers: Sequence[int], target: int, answer: str) -> bool:
     >>> check_operations((9, 4, 3), 24, "9-3=6, 4*6=24"), check_operations((9, 4, 3), 24, "3+9=12, 12+12=24")
     (True, False)
     """
+    # <exercise verifier>
     if len(answer) > MAX_ANSWER:
         return False
     left = list(numbers)
@@ -245,6 +246,7 @@ def check_operations(numbers: Sequence[int], target: int, answer: str) -> bool:
             return False
         left.append(result)
     return left == [target]
+    # </exercise verifier>
 
 
 def check_expression(numbers: Sequence[int], target: int, answer: str) -> bool:
@@ -253,8 +255,10 @@ def check_expression(numbers: Sequence[int], target: int, answer: str) -> bool:
     >>> check_expression((8, 3, 8, 3), 24, "8/(3-8/3)"), check_expression((9, 4, 3), 24, "4*(9-3)+0")
     (True, False)
     """
+    # <exercise verifier>
     parsed = safe_arithmetic(answer)
     return parsed is not None and parsed[0] == target and sorted(parsed[1]) == sorted(numbers)
+    # </exercise verifier>
 
 
 # ---------------------------------------------------------------------------------- when two answers are the same

@@ -9,17 +9,32 @@ Nothing here knows which task it is: a task is an object (`rollout.Task`), rewar
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
+from nanoreason import processes
 from nanoreason.evaluate import maj_at_k, pass_at_k
-from nanoreason.learn import is_zero_variance
+from nanoreason.learn import compute_logprobs, is_zero_variance
 from nanoreason.model import Transformer
 from nanoreason.prompts import END, is_well_formed
 from nanoreason.rewards import Reward, Scored, repeated_share
-from nanoreason.rollout import Problem, Rollout, Task, marked_text, prompt_groups, response_text, seed_of, stops_of
+from nanoreason.rollout import (
+    Problem,
+    Rollout,
+    Task,
+    marked_text,
+    prompt_groups,
+    prompt_row,
+    response_text,
+    seed_of,
+    stops_of,
+    token_ends,
+)
 from nanoreason.run import Run
 from nanoreason.sampler import Sampler, generate
 from nanoreason.threads import Threads
@@ -28,18 +43,26 @@ from nanoreason.tokenizer import TextTokenizer
 MOST_REWARD = 1e30  # its square is still a number, as the deviation of a group needs it
 REPEAT_N = 8  # tokens of the n-grams that `repetition` counts where no reward names another number
 FOLLOWED = 8  # held-out problems of which one response is kept at every test, to be compared over the training
+LOGGED_TOKENS = 2048  # of a logged step, at 15 to 20 bytes each: about as much as all texts of the step
 SAMPLED_GROUPS, SAMPLED_ROWS = 3, 32  # of a logged step: so many groups, but no more than one beyond so many responses
 
 
-def check_words(tokenizer: TextTokenizer, **tasks: Task | None) -> None:
-    """ValueError that names the flag if a policy has no words for what a task asks: before anything is trained."""
+def check_words(tokenizer: TextTokenizer, split: str = "train", **tasks: Task | None) -> None:
+    """ValueError that names the flag if a task has no problems in its split, which is "test" for `eval_task`, or a
+    policy no words for them: before anything is trained."""
     for name, task in tasks.items():
-        if task is not None:
-            try:
-                tokenizer.encode(task.problem("train", 0).prompt)
-            except ValueError as error:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag}: the model does not know the words of its prompts ({error})") from None
+        if task is None:
+            continue
+        flag = name.replace("_", "-")
+        try:
+            problem = task.problem("test" if name == "eval_task" else split, 0)
+        except ValueError as error:
+            raise ValueError(f"--{flag}: {error}") from None
+        try:
+            prompt_row(tokenizer, problem)
+        except ValueError as error:
+            lacks = "has no words for its chats" if "chat" in problem.info else "does not know the words of its prompts"
+            raise ValueError(f"--{flag}: the model {lacks} ({error})") from None
 
 
 def sample(
@@ -57,8 +80,40 @@ def sample(
         budget = task.max_tokens(row.problem) if max_new_tokens is None else max_new_tokens
         row.max_new_tokens = policy.config.max_position_embeddings if budget is None else budget
     sampler = Sampler(policy, tokenizer, stop=stops_of(task), temperature=temperature)
-    generate(sampler, rows, Threads(task, sampler) if task.spawn else None, name=name)
+    own = [row for group in processes.mine(groups) for row in group]
+    generate(sampler, own, Threads(task, sampler) if task.spawn else None, name=name)
+    exchange(groups)
     return groups
+
+
+# What sampling changes in a row, its children aside.
+SAMPLED = ("tokens", "loss_mask", "logprobs", "prompt_len", "seed", "draws", "max_new_tokens", "stop_reason", "counted")
+
+
+def exchange(groups: list[list[Rollout]]) -> None:
+    """Gives every process the rows that the others have sampled of their shares of the groups."""
+    if processes.count() == 1:
+        return
+    own = [[written(row) for row in group] for group in processes.mine(groups)]
+    for rank, said in enumerate(processes.gather(json.dumps(own))):
+        if rank != processes.rank():
+            for group, lines in zip(processes.of_rank(groups, rank), json.loads(said), strict=True):
+                for row, line in zip(group, lines, strict=True):
+                    read_into(row, line)
+
+
+def written(row: Rollout) -> dict[str, Any]:
+    line = {name: getattr(row, name) for name in SAMPLED}
+    return {**line, "prompt": row.problem.prompt, "children": [written(child) for child in row.children]}
+
+
+def read_into(row: Rollout, line: dict[str, Any]) -> Rollout:
+    for name in SAMPLED:
+        setattr(row, name, line[name])
+    for child in line["children"]:  # of its problem no more than the prompt is known here
+        problem = Problem(child["prompt"], row.problem.answer)
+        row.children.append(read_into(Rollout(problem, [], [], [], 0, parent=row), child))
+    return row
 
 
 # --------------------------------------------------------------------------------------------- verdicts and rewards
@@ -202,7 +257,7 @@ def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
 def log_samples(
     run: Run, step: int, kind: str, task: Task, tokenizer: TextTokenizer, groups: Sequence[list[Rollout]], *,
     count: int = SAMPLED_GROUPS, rewarded: bool = False, verdict: Callable[[Rollout], float] | None = None,
-    **more: str,
+    policy: Transformer | None = None, temperature: float = 1.0, **more: str,
 ) -> None:  # fmt: skip
     """Write a few whole groups of finished rows into samples.jsonl, a line per response: see `sample_line`.
 
@@ -211,16 +266,29 @@ def log_samples(
                they would be more than SAMPLED_ROWS responses, but one at least
     rewarded   whether the rows have rewards and advantages
     verdict    of a row, where it is not what the task says of the whole response
+    policy     that sampled the rows, with `temperature`: of tokens also the entropy is written, by one more forward
     more       what else the lines should say
+
+    The first responses of each group also tell of their tokens (`token_line`), as far as LOGGED_TOKENS go.
     """
     largest = max(map(len, groups), default=1)
     count = min(len(groups), max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
-    for i in range(count):
-        number = (2 * i + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
-        for one in judge(task, tokenizer, [groups[number]]):
+    left = LOGGED_TOKENS
+    for part in range(count):
+        number = (2 * part + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts
+        rows = groups[number]
+        spent = list(itertools.accumulate(len(row.response) for row in rows))
+        told = sum(tokens <= left for tokens in spent)  # so many rows tell of their tokens
+        left -= spent[told - 1] if told else 0
+        entropies = compute_logprobs(policy, rows[:told], temperature, 4096, entropies=True) if policy and told else []
+        for i, one in enumerate(judge(task, tokenizer, [rows])):
             if verdict is not None:
                 one = replace(one, verdict=verdict(one.row))
-            run.sample(step, kind=kind, group=number, **sample_line(task, tokenizer, one, rewarded), **more)
+            line = sample_line(task, tokenizer, one, rewarded)
+            if i < told and one.row.draws:
+                line |= token_line(tokenizer, one.row, rewarded)
+                line |= {"entropies": in_response(one.row, entropies[i])} if policy else {}
+            run.sample(step, kind=kind, group=number, **line, **more)
 
 
 def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: bool) -> dict:
@@ -250,6 +318,29 @@ def sample_line(task: Task, tokenizer: TextTokenizer, one: Scored, rewarded: boo
     if not all(row.loss_mask[row.prompt_len :]):
         line["marked"] = marked_text(tokenizer, row, row.prompt_len)
     return line
+
+
+def token_line(tokenizer: TextTokenizer, row: Rollout, rewarded: bool) -> dict:
+    """What samples.jsonl says of the tokens of a response, a list with a value per token under each name.
+
+    token_ends         characters of the response up to the end of each token; an EOS has none
+    logprobs           under the distribution that it was drawn from
+    token_advantages   what a reward of tokens adds to the row's advantage, where there is one
+    """
+    tokens = row.response
+    ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
+    ends = token_ends(tokenizer, tokens[:-1] if ended else tokens)
+    line: dict = {"token_ends": ends + ends[-1:] if ended and ends else ends or [0] * len(tokens)}
+    line["logprobs"] = in_response(row, row.logprobs)
+    if rewarded and any(row.token_advantages or ()):
+        line["token_advantages"] = in_response(row, row.token_advantages)
+    return line
+
+
+def in_response(row: Rollout, values: Sequence[float]) -> list[float | None]:
+    """A row's values for the tokens of its response, rounded to be logged; None where a token was forced."""
+    pairs = list(zip(values, row.loss_mask, strict=True))[row.prompt_len :]
+    return [round(value, 3) or 0 if sampled else None for value, sampled in pairs]
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -301,8 +392,8 @@ def lenient_accuracy(task: Task, scored: list[Scored]) -> float:
 
 def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = REPEAT_N) -> dict[str, float]:
     """Of k responses to each problem, one problem after another: pass@n for n up to k, maj@k, accuracy_lenient,
-    mean_length, format, clipped_ratio, repetition, what the task counts, and by difficulty N accuracy/N and of its
-    modes accuracy/MODE/N."""
+    mean_length, stopped_length (of those that ended by themselves), format, clipped_ratio, repetition, what the task
+    counts, and by difficulty N accuracy/N and of its modes accuracy/MODE/N."""
     groups = [scored[i : i + k] for i in range(0, len(scored), k)]
     right = [sum(one.right for one in group) for group in groups]
     metrics = {f"pass@{n}": mean([pass_at_k(k, c, n) for c in right]) for n in (1, 2, 4, 8, 16, 32, 64) if n <= k}
@@ -315,6 +406,7 @@ def sampled_metrics(task: Task, scored: list[Scored], k: int, repeat_n: int = RE
         metrics["format"] = mean([is_well_formed(one.text) for one in scored])
     metrics |= {
         "mean_length": mean([one.tokens for one in scored]),
+        "stopped_length": mean([one.tokens for one in scored if one.row.stop_reason != "length"]),
         "clipped_ratio": mean([one.row.stop_reason == "length" for one in scored]),
         "repetition": mean([repeated_share(one.row.response, repeat_n) for one in scored]),
         **task_metrics(scored),

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     checkpoint, config = for_checkpoint(EvalConfig(), argv, prog, "[--json]")
     check_rows(problems=config.problems, samples=config.samples)
     model, tokenizer = load_checkpoint(checkpoint, pick_device(config.device))
-    check_words(tokenizer, task=config.task)
+    check_words(tokenizer, "test", task=config.task)
     metrics = evaluate(config.task, model, tokenizer, config.problems, max_new_tokens=config.max_new_tokens or None,
                        samples=config.samples, temperature=config.temperature)  # fmt: skip
     if as_json:

@@ -19,9 +19,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     """
     if not (0 <= c <= n and k >= 1):
         raise ValueError(f"pass@k needs 0 <= c <= n and k >= 1, not n={n}, c={c}, k={k}")
+    # <exercise statistics>
     if c == 0:
         return 0.0
     return 1.0 - math.comb(n - c, k) / math.comb(n, k) if k <= n else 1.0
+    # </exercise statistics>
 
 
 def mean_pass_at_k(right: Sequence[Sequence[bool]], k: int) -> float:
@@ -41,6 +43,7 @@ def maj_at_k(answers: list[str | None], right: list[bool], k: int, draws: int = 
     n = len(answers)
     if not 1 <= k <= n:
         raise ValueError(f"maj@k needs 1 <= k <= {n} answers, not k={k}")
+    # <exercise statistics>
     is_right = {answer for answer, is_so in zip(answers, right, strict=True) if is_so}
     generator = random.Random(seed)
     total = 0.0
@@ -50,6 +53,7 @@ def maj_at_k(answers: list[str | None], right: list[bool], k: int, draws: int = 
         winners = [answer for answer, count in votes.items() if count == max(votes.values())]
         total += sum(answer in is_right for answer in winners) / max(1, len(winners))
     return total / len(subsets)
+    # </exercise statistics>
 
 
 def standard_error(values: list[float]) -> float:
@@ -71,10 +75,12 @@ def bootstrap_interval(
     """
     if not values:
         raise ValueError("an interval needs at least one value")
+    # <exercise statistics>
     generator = random.Random(seed)
     means = sorted(sum(generator.choices(values, k=len(values))) / len(values) for _ in range(draws))
     tail = (1 - level) / 2
     return means[int(tail * draws)], means[min(draws - 1, int((1 - tail) * draws))]
+    # </exercise statistics>
 
 
 # ------------------------------------------------------------------------------- scaling with the length of thinking

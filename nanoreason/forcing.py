@@ -58,11 +58,13 @@ def keep_going(tokenizer: TextTokenizer, row: Rollout, word: list[int], budget: 
     The row may not end right behind the word. `budget` is that of the response.
     """
     # DIFFERS from the released code: no word for which, or behind which, there is no room any more.
+    # <exercise forcing>
     if len(row.response) + len(word) >= budget:
         return False
     row.force(word)
     row.min_tokens = len(row.tokens) + 1
     return True
+    # </exercise forcing>
 
 
 def deliberate(
@@ -89,6 +91,7 @@ def deliberate(
 
     def on_close(row: Rollout) -> list[Rollout]:
         thought = thoughts[id(row)]
+        # <exercise forcing>
         thought.cut = row.stop_reason == "length"
         if not thought.cut:
             take_back_close(tokenizer, row, thought.start)
@@ -105,6 +108,7 @@ def deliberate(
             row.force(tokenizer.encode(forcing.announce))
         watch(thought)
         return []
+        # </exercise forcing>
 
     def on_answer(row: Rollout) -> list[Rollout]:
         thoughts[id(row)].done = True

@@ -12,6 +12,7 @@ Column t of every (B, T) tensor is about `tokens[:, t]`; `token_logprobs` is the
 from __future__ import annotations
 
 import functools
+import json
 import math
 import random
 import statistics
@@ -22,6 +23,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 
+from nanoreason import processes
 from nanoreason.model import Transformer
 from nanoreason.optim import OPTIMIZERS, Optimizer
 from nanoreason.rollout import Batch, Rollout, seed_of
@@ -56,9 +58,11 @@ def logprobs_and_entropy(
     """
     no_token = model.no_token
     with autocast(tokens.device):
+        # <exercise mask>
         hidden = model.hidden(tokens[:, :-1])  # (B, T-1, D): column t knows tokens[:, :t+1] and is about t+1
         picked = mask[:, 1:]  # (B, T-1)
         hidden, targets = hidden[picked], tokens[:, 1:][picked]  # (M, D), (M,)
+        # </exercise mask>
         if len(targets) * model.config.vocab_size > CHUNK_LOGITS:
             logprobs, entropy = ChunkedHead.apply(hidden, model.lm_head.weight, targets, temperature, no_token)  # (M,)
         else:
@@ -73,8 +77,10 @@ def logprobs_and_entropy(
             logprobs = logprobs.masked_fill(no_token[targets], -torch.inf)
 
     def in_columns(values: torch.Tensor) -> torch.Tensor:
+        # <exercise mask>
         shifted = torch.zeros(picked.shape, device=tokens.device).masked_scatter(picked, values)
         return F.pad(shifted, (1, 0))  # (B, T): nothing predicts the first token
+        # </exercise mask>
 
     return in_columns(logprobs), in_columns(entropy)
 
@@ -152,6 +158,7 @@ def group_advantages(groups: list[list[float]], divide_by: str = "group") -> lis
     """
     if divide_by not in ("group", "batch", "none"):
         raise ValueError(f"cannot divide advantages by {divide_by!r}: use group, batch or none")
+    # <exercise advantages>
     everything = [reward for group in groups for reward in group]
     advantages: list[list[float]] = []
     for group in groups:
@@ -162,6 +169,7 @@ def group_advantages(groups: list[list[float]], divide_by: str = "group") -> lis
         std = 1.0 if divide_by == "none" else statistics.pstdev(group if divide_by == "group" else everything)
         advantages.append([(r - mean) / std for r in group])
     return advantages
+    # </exercise advantages>
 
 
 def sft_loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -176,11 +184,13 @@ def policy_ratio(
 
     "sequence" is GSPO's s = (pi(row) / pi_old(row))^(1 / loss tokens of the row) (GSPO eq. 7), the same in all columns.
     """
+    # <exercise policy_loss>
     log_ratio = logprobs - old_logprobs
     if level == "sequence":
         mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
         log_ratio = mean.expand_as(logprobs)
     return log_ratio.clamp(-20, 20).exp()  # e^89 is inf, and a gradient of 0 * inf would be NaN
+    # </exercise policy_loss>
 
 
 def clipped_policy_loss(
@@ -205,12 +215,14 @@ def clipped_policy_loss(
             detached   -min(ratio, 1 + clip_high) * A * log-prob with the ratio held fixed: it only weighs the gradient,
                        which therefore never stops (CISPO, MiniMax-M1 eq. 4-5; no lower bound)
     """
+    # <exercise policy_loss>
     ratio = policy_ratio(logprobs, old_logprobs, level, mask)
     if level == "detached":
         return -ratio.clamp(max=1 + clip_high).detach() * advantages * logprobs
     ratio = ratio.clamp(max=cap)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+    # </exercise policy_loss>
 
 
 def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str = "k3") -> torch.Tensor:
@@ -219,6 +231,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
     k1 = log p/q is unbiased and may be negative; k2 = (log p/q)^2 / 2 is biased, never negative and has the exact
     gradient of the KL; k3 = q/p - 1 - log q/p is unbiased and never negative, but its gradient is that of KL(q || p).
     """
+    # <exercise kl>
     difference = ref_logprobs - logprobs  # log q/p
     if estimator == "k1":
         return -difference
@@ -227,6 +240,7 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: s
     if estimator == "k3":
         difference = difference.clamp(-20, 20)  # as in the ratio
         return difference.expm1() - difference
+    # </exercise kl>
     raise ValueError(f"unknown KL estimator {estimator!r}: use k1, k2 or k3")
 
 
@@ -343,6 +357,7 @@ def token_weights(
     A row counts for its root: a rollout's tokens are those of all its rows. `rollouts` is their number in the step
     where `rows` are not all of it (rows that were cut are left out, and the others count no more for it, as in TRL).
     """
+    # <exercise policy_loss>
     counts: dict[int, int] = {}
     for row in rows:
         counts[id(row.root)] = counts.get(id(row.root), 0) + sum(row.loss_mask)
@@ -358,6 +373,7 @@ def token_weights(
     else:
         raise ValueError(f"unknown average {average!r}: use token, sequence or constant")
     return [[each[id(row.root)] * counted for counted in row.loss_mask] for row in rows]
+    # </exercise policy_loss>
 
 
 # -------------------------------------------------------------------------------------------------------- batches
@@ -449,7 +465,8 @@ def update(
     entropy_coef   subtracts this much of the entropy from each token's loss and returns "entropy"; 0 only measures it
     measure        more per-token values to return, as means over loss tokens (names that end in /max: as maxima)
 
-    A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched.
+    A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched. Of several
+    processes each is given all rows and computes the gradients of some micro-batches.
     """
     if not 0 <= lr < math.inf:  # NaN is in no range
         raise ValueError(f"the learning rate is {lr}: it must be a number from 0 on")
@@ -465,7 +482,7 @@ def update(
     optimizer.zero_grad()
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
-    for indices in micro_batches([len(row.tokens) for row in rollouts], micro_tokens):
+    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
         batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)
         logprobs, entropy = logprobs_and_entropy(
             model, batch.tokens, batch.loss_mask, temperature, with_entropy=entropy_coef is not None
@@ -485,6 +502,7 @@ def update(
         values = {} if measure is None else measure(logprobs.detach(), batch)
         for name, value in (values | ({} if entropy_coef is None else {"entropy": entropy.detach()})).items():
             measured.setdefault(name, []).append(value[batch.loss_mask].float())
+    sum_gradients(model)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not torch.isfinite(grad_norm):
         longest = max(rollouts, key=lambda row: len(row.tokens))
@@ -493,27 +511,50 @@ def update(
             f"Lower the learning rate ({lr}); the longest sample has prompt {longest.problem.prompt[:60]!r}"
         )
     optimizer.step(lr)
-    metrics = {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": sum(sum(row.loss_mask) for row in rollouts)}
-    for name, parts in measured.items():
-        values = torch.cat(parts)
-        metrics[name] = (values.max() if name.endswith("/max") else values.mean()).item()
-    return metrics
+    total, means = over_processes(total, {name: torch.cat(parts) for name, parts in measured.items()})
+    tokens = sum(sum(row.loss_mask) for row in rollouts)
+    return {"loss": total, "grad_norm": grad_norm.item(), "num_tokens": tokens, **means}
+
+
+def sum_gradients(model: Transformer) -> None:
+    """Each gradient becomes its sum over the processes; one of them may have had no micro-batch, and so no gradient."""
+    if processes.count() == 1:
+        return
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.add_up([parameter.grad for parameter in model.parameters()])
+
+
+def over_processes(loss: float, measured: dict[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
+    """The sum of the losses, and the mean (of .../max: the largest) of the values that all processes have measured."""
+    own = {name: [values.sum().item(), values.max().item(), len(values)] for name, values in measured.items()}
+    losses, found = zip(*(json.loads(said) for said in processes.gather(json.dumps([loss, own]))), strict=True)
+    means = {}
+    for name in {name: None for of in found for name in of}:
+        sums, largest, counts = zip(*(of[name] for of in found if name in of), strict=True)
+        means[name] = max(largest) if name.endswith("/max") else sum(sums) / sum(counts)
+    return sum(losses), means
 
 
 @torch.no_grad()
 def compute_logprobs(
-    model: Transformer, rollouts: list[Rollout], temperature: float, micro_tokens: int
+    model: Transformer, rollouts: list[Rollout], temperature: float, micro_tokens: int, entropies: bool = False
 ) -> list[list[float]]:
-    """The log-probs that `model` gives to the sampled tokens of each row, 0 at the others."""
+    """The log-probs that `model` gives to the sampled tokens of each row, 0 at the others; or with `entropies` those of
+    the distributions that the tokens are drawn from, in nats."""
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
-    scores: list[list[float]] = [[] for _ in rollouts]
-    for indices in micro_batches([len(row.tokens) for row in rollouts], micro_tokens):
+    scores: dict[int, list[float]] = {}
+    for indices in processes.mine(micro_batches([len(row.tokens) for row in rollouts], micro_tokens)):
         rows = [rollouts[i] for i in indices]
         batch = collate(rows, [weights[i] for i in indices], model.device)
-        found = token_logprobs(model, batch.tokens, batch.loss_mask, temperature)
+        found = logprobs_and_entropy(model, batch.tokens, batch.loss_mask, temperature, entropies)[entropies]
         for i, values in zip(indices, found.tolist(), strict=True):
             scores[i] = values[: len(rollouts[i].tokens)]
-    return scores
+    if processes.count() == 1:
+        return [scores[i] for i in range(len(rollouts))]
+    everywhere = [json.loads(said) for said in processes.gather(json.dumps(scores))]  # its keys are texts
+    return [next(of[key] for of in everywhere if key in of) for key in map(str, range(len(rollouts)))]
 
 
 def fit(

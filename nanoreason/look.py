@@ -47,6 +47,16 @@ def runs_below(folder: Path) -> dict[str, Path]:
     return {place.relative_to(folder).as_posix(): place for place in found}
 
 
+def arms_below(folder: Path) -> list[tuple[str, int, Path]]:
+    """(arm, seed, folder) of each of `runs_below`: the arm is where it lies, without the folder of its seed."""
+    found = []
+    for place in runs_below(folder).values():
+        seed = read_json(place / "config.json").get("seed", 0)
+        parts = place.relative_to(folder).parts  # () of a run, (seed0, arm) of `reproduce`
+        found.append(("/".join(part for part in parts if part != f"seed{seed}") or str(folder), seed, place))
+    return found
+
+
 # --------------------------------------------------------------------------------------------------------- samples
 
 

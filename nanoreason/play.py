@@ -170,7 +170,7 @@ def main(argv: list[str]) -> int:
     checkpoint, config = for_checkpoint(PlayConfig(), argv, prog, "[--problem TEXT]")
     model, tokenizer = load_checkpoint(checkpoint, pick_device(config.device))
     task, word = config.task, config.word
-    check_words(tokenizer, task=task)
+    check_words(tokenizer, "test", task=task)
     try:
         tokenizer.encode(word)
     except ValueError as error:

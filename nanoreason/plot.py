@@ -15,8 +15,8 @@ from pathlib import Path
 
 from nanoreason.experiments.figure import Line, Panel, draw
 from nanoreason.experiments.results import Results
-from nanoreason.look import is_run, listed, runs_below
-from nanoreason.run import Parser, read_json, read_jsonl, say, table
+from nanoreason.look import arms_below, is_run, listed
+from nanoreason.run import Parser, read_jsonl, say, table
 
 # What is shown if no metric is named, as far as it is there; of a pattern, the mean of what it stands for. The loss of
 # reinforcement learning says nothing, so it is shown only where there is no reward.
@@ -33,14 +33,11 @@ def lines_of(folder: Path) -> list[dict]:
 
     ValueError if there are none.
     """
-    runs = runs_below(folder)
+    runs = arms_below(folder)
     lines = []
-    for place in runs.values():
+    for arm, seed, place in runs:
         path = place / "metrics.jsonl"
-        seed = read_json(place / "config.json").get("seed", 0)
-        parts = place.relative_to(folder).parts  # () of a run, (seed0, arm) of `reproduce`
-        name = "/".join(part for part in parts if part != f"seed{seed}") or str(folder)
-        lines += [{"run": name, "seed": seed} | line for line in (read_jsonl(path) if path.is_file() else [])]
+        lines += [{"run": arm, "seed": seed} | line for line in (read_jsonl(path) if path.is_file() else [])]
     if not runs and (folder / "metrics.jsonl").is_file():  # the arms of `reproduce` in one file, as in data/results
         for line in read_jsonl(folder / "metrics.jsonl"):
             lines.append({"run": line.pop("arm", str(folder)), "seed": line.pop("seed", 0)} | line)

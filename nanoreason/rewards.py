@@ -44,7 +44,9 @@ class Scored:
 
         A response that ends by itself with its last allowed token counts too: one token more would have been cut.
         """
+        # <exercise cosine>
         return self.row.stop_reason == "length" or self.tokens + margin >= self.limit
+        # </exercise cosine>
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class Format:
 
     def __call__(self, scored: Scored) -> float:
         return float(is_well_formed(scored.text))
+
+
+@dataclass(frozen=True)
+class Strict:
+    """The verdict, but -1 for a response that is not in the format, even if it is right (SimpleRL-Zoo, 2503.18892)."""
+
+    weight: float = 1.0
+
+    def __call__(self, scored: Scored) -> float:
+        return scored.verdict if is_well_formed(scored.text) else -1.0
 
 
 @dataclass(frozen=True)
@@ -144,10 +156,12 @@ class Cosine:
     margin: Annotated[int, Range(0)] = 0  # tokens before the limit that count as reaching it
 
     def __call__(self, scored: Scored) -> float:
+        # <exercise cosine>
         if scored.exceeds(self.margin):
             return self.exceed
         start, end = self.right if scored.right else self.wrong
         return end + (start - end) * (1 + math.cos(math.pi * scored.tokens / scored.limit)) / 2
+        # </exercise cosine>
 
 
 @dataclass(frozen=True)
@@ -172,10 +186,12 @@ class Lcpo:
         info = scored.row.problem.info
         if "target_tokens" not in info:
             raise ValueError("the reward lcpo needs problems whose info has target_tokens: a task in asked_length")
+        # <exercise lengths>
         spare = info["target_tokens"] - scored.tokens
         if info.get("kind", "exact") == "max":
             return min(1.0, max(0.0, self.alpha * spare + self.delta)) if scored.right else 0.0
         return float(scored.right) - self.alpha * abs(spare)
+        # </exercise lengths>
 
 
 # ------------------------------------------------------------------------------------------------------ repetition
@@ -278,6 +294,7 @@ class Metric:
 REWARDS = {
     "accuracy": Accuracy,
     "format": Format,
+    "strict": Strict,
     "noisy": Noisy,
     "overlong": Overlong,
     "classic": Classic,

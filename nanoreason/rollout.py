@@ -13,6 +13,7 @@ best-of-n, distillation and GRPO are all list comprehensions over `list[Rollout]
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -162,24 +163,30 @@ class Rollout:
 
     def sampled(self, token: int, logprob: float) -> None:
         """Append a token that the policy drew."""
+        # <exercise mask>
         self.tokens.append(token)
         self.loss_mask.append(True)
         self.logprobs.append(logprob)
         self.draws += 1
+        # </exercise mask>
 
     def force(self, tokens: list[int]) -> None:
         """Append tokens that the policy did not choose: context, never loss."""
+        # <exercise mask>
         self.tokens += tokens
         self.loss_mask += [False] * len(tokens)
         self.logprobs += [0.0] * len(tokens)
+        # </exercise mask>
 
     def retract(self, count: int = 1) -> None:
         """Take back the last `count` tokens of the response; the prompt cannot be retracted."""
         keep = len(self.tokens) - count
         if count < 0 or keep < self.prompt_len:
             raise ValueError(f"cannot retract {count} tokens: the response has {len(self.tokens) - self.prompt_len}")
+        # <exercise mask>
         del self.tokens[keep:], self.loss_mask[keep:], self.logprobs[keep:]
         self.stop_reason = ""
+        # </exercise mask>
 
     def erase(self, count: int) -> None:
         """Take the last `count` tokens back out of the context, but not out of the loss: they become a child that has
@@ -220,8 +227,9 @@ def seed_of(*parts: Any) -> int:
 
 
 def prompt_row(tokenizer, problem: Problem, seed: int = 0, max_new_tokens: int | None = None) -> Rollout:
-    """A row that holds only its prompt, ready for `Sampler.submit`."""
-    tokens = tokenizer.encode_prompt(problem.prompt)
+    """A row that holds only its prompt, ready for `Sampler.submit`: as a chat, if info["chat"] is a system message."""
+    chat = problem.info.get("chat")
+    tokens = tokenizer.encode_prompt(problem.prompt) if chat is None else tokenizer.encode_chat(problem.prompt, chat)
     return Rollout(problem, tokens, [False] * len(tokens), [0.0] * len(tokens), len(tokens), seed,
                    max_new_tokens=max_new_tokens)  # fmt: skip
 
@@ -275,3 +283,18 @@ def response_text(tokenizer, row: Rollout) -> str:
     """The response as text, without the EOS that closed it."""
     tokens = row.response
     return tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in tokenizer.eos_ids else tokens)
+
+
+def token_ends(tokenizer, tokens: list[int]) -> list[int]:
+    """Where each token ends in `tokenizer.decode(tokens)`, in characters, so that a text can be cut into its tokens.
+
+    What a token adds is seen from the few before it: decoding every prefix would be quadratic. A character that is
+    spelt by several tokens may be counted to any of them.
+    """
+    ends, end = [], 0
+    for t in range(len(tokens)):
+        near = tokens[max(0, t - 4) : t + 1]
+        end += len(tokenizer.decode(near)) - (len(tokenizer.decode(near[:-1])) if t else 0)
+        ends.append(end)
+    most = len(tokenizer.decode(tokens))
+    return [min(end, most) for end in itertools.accumulate(ends, max)]

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from tqdm import tqdm
 
+from nanoreason import processes
 from nanoreason.console import Console
 
 # ------------------------------------------------------------------------------------------------- kinds of settings
@@ -638,7 +639,7 @@ class Run:
         self.folder = Path(config.out)
         stored = self.folder / "config.json"
         settings = {"recipe": type(config).__name__, **flatten(config)}
-        self._lock = locked(self.folder)
+        self._lock = locked(self.folder) if processes.is_first() else contextlib.nullcontext()
         self._lock.__enter__()
         if before := stored_settings(config.out):
             check_out(config)
@@ -649,6 +650,7 @@ class Run:
                 raise ValueError(f"cannot resume {self.folder}: it ran with {said}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(stored, settings)
+        processes.wait_for_all()  # none goes on before the folder is there, or where the first one has refused it
         self._files: dict[str, typing.TextIO] = {}
         self.logged = dict.fromkeys(LOGS, 0)  # lines in each file: a checkpoint records how many belong to it
 
@@ -675,6 +677,7 @@ class Run:
 
     def last_line(self) -> dict:
         """The last line of metrics; ValueError if they are lost."""
+        processes.wait_for_all()
         path = self.folder / "metrics.jsonl"
         lines = read_jsonl(path) if path.exists() else []
         if not lines:
@@ -682,11 +685,13 @@ class Run:
         return lines[-1]
 
     def _append(self, name: str, line: dict) -> None:
+        self.logged[name] += 1
+        if not processes.is_first():
+            return
         if name not in self._files:
             self._files[name] = open(self.folder / name, "a", encoding="utf-8")
         self._files[name].write(json.dumps(line) + "\n")
         self._files[name].flush()
-        self.logged[name] += 1
 
     def log(self, step: int, **metrics: Any) -> None:
         self._append("metrics.jsonl", {"step": step, **metrics})
@@ -745,7 +750,12 @@ def read_json(path: Path) -> dict:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old text or the new one, never a half."""
+    """Write a file so that a reader finds the old text or the new one, never a half.
+
+    Of several processes the first one writes.
+    """
+    if not processes.is_first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -800,7 +810,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         # Processes that share a terminal have one line each, which is the outermost bar's.
-        quiet = not sys.stderr.isatty() or (_bar_position is not None and bool(_running))
+        quiet = not sys.stderr.isatty() or not processes.is_first() or (_bar_position is not None and bool(_running))
         self.started = time.monotonic()
         self.bar = tqdm(total=self.total, initial=self.done, desc=spoken(self.name), unit=f" {self.unit}", leave=False,
                         disable=quiet, dynamic_ncols=True, position=_bar_position)  # fmt: skip
@@ -852,7 +862,7 @@ def say(text: str, file: typing.TextIO | None = None) -> None:
     """Print lines of a report, on stdout unless a file is named, without tearing a bar apart. A stream that does not
     take them, or is not there, ends nothing."""
     stream = file or sys.stdout
-    if stream is None:
+    if stream is None or not processes.is_first():
         return
     out = stream if isinstance(stream, Console) else Console(stream)
     with tqdm.external_write_mode(file=stream):
@@ -909,7 +919,10 @@ def pick_device(name: str = "auto") -> torch.device:
     """auto: cuda, else mps, else cpu. A device that is not there is one clear error."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        name = next(kind for kind, there in available.items() if there)
+    if name == "cuda" and processes.count() > 1:  # one for each process of this machine
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(name)
     kind, colon, index = name.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not available.get(kind, False) or (colon and not (index.isdecimal() and int(index) < count)):

@@ -65,6 +65,7 @@ def draw(
     tokens, and shift every log-prob by up to 6e-4 in one direction.
     """
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
+    # <exercise sampling>
     if temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
@@ -80,6 +81,7 @@ def draw(
     tokens = torch.searchsorted(cdf, target, right=True)  # (B, 1): the first token whose CDF exceeds the target
     tokens.clamp_(max=logits.shape[-1] - 1)  # where a logit is NaN or inf, none does, and the log-prob is NaN
     return tokens[:, 0], (probs.gather(-1, tokens) / total).log()[:, 0].float()
+    # </exercise sampling>
 
 
 class Sampler:

@@ -313,6 +313,7 @@ _COMPACT: dict[type, Callable[..., str]] = {
 
 
 def _compact(events: Iterable[Event]) -> Iterator[str]:
+    # <exercise traces>
     here: Path = (0,)
     staying = False
     for event in events:
@@ -322,6 +323,7 @@ def _compact(events: Iterable[Event]) -> Iterator[str]:
         # depth first says where it is after every leaf, though it never left: one token in seven of the mixture
         if not (staying and type(event) in (Move, State)):
             yield _COMPACT[type(event)](event).rstrip()  # the root's state ends in "|"
+    # </exercise traces>
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -494,6 +496,7 @@ def _read_compact(text: str, target: int) -> Iterator[Event]:
     last: Explore | None = None  # what was explored last, for the statements that do not repeat it
     for statement in filter(None, re.split(" (?=[TEGMSXWN](?: |$))", " ".join(text.split()))):
         m = _COMPACT_STATEMENT.fullmatch(statement)
+        # <exercise traces>
         match statement[0] if m else "":
             case "E":
                 last = Explore(*_steps(m[1]), _numbers(m[2]))
@@ -513,6 +516,7 @@ def _read_compact(text: str, target: int) -> Iterator[Event]:
                 yield State(int(m[6]), _numbers(m[7]), ())
             case _:
                 yield Unreadable(statement)
+        # </exercise traces>
 
 
 # ---------------------------------------------------------------------------------------------- judging
@@ -559,9 +563,11 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
                 child.path = path
                 reading.tree.setdefault(path, child)
             case Move(path):
+                # <exercise traces>
                 if path not in reading.tree:
                     wrong.append("exploration")
                 here, child = reading.tree.get(path) or Node(None, Way(), False, path), None
+                # </exercise traces>
             case State(stated_target, left, operations):
                 known = here.numbers is not None
                 true = known and stated_target == target and here.way.says(operations)
@@ -571,6 +577,7 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
                     here = Node(left, way_of(operations), False, here.path)
                 child = None
             case Check(value, stated_target, equal):
+                # <exercise traces>
                 claim = child is not None and child.numbers == (value,) and stated_target == target
                 if not claim or equal != (value == target):
                     wrong.append("other")
@@ -578,6 +585,7 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
                     reading.ending = "goal"
                     reading.solved = not wrong and child.valid
                     reading.solution = child.way.operations if reading.solved else ()
+                # </exercise traces>
             case Exhausted():
                 reading.ending = "exhausted"
             case Unreadable():
@@ -590,6 +598,7 @@ def replay(numbers: Sequence[int], target: int, events: Sequence[Event]) -> Read
 
 
 def _explore_errors(here: Node, operation: Operation, left: Numbers) -> Iterator[str]:
+    # <exercise traces>
     a, sign, b, result = operation
     if apply(a, sign, b) != result:
         yield "arithmetic"
@@ -605,6 +614,7 @@ def _explore_errors(here: Node, operation: Operation, left: Numbers) -> Iterator
             rest.remove(number)
         if sorted([*rest, result]) != sorted(left):
             yield "other"
+    # </exercise traces>
 
 
 def _lenient(numbers: Sequence[int], target: int, events: Iterable[Event]) -> bool:

@@ -78,7 +78,9 @@ class Threads:
 
     def __call__(self, row: Rollout) -> list[Rollout]:
         thread = self.of.setdefault(row, Thread(row))
+        # <exercise threads>
         thread.clock, thread.drawn = thread.clock + row.draws - thread.drawn, row.draws
+        # </exercise threads>
         if row.stop_reason == "stop" and self.text(row).rstrip().endswith(self.closing):
             return self.spawn(thread)
         return self.end(thread)
@@ -130,6 +132,7 @@ class Threads:
     def join(self, thread: Thread) -> list[Rollout]:
         """All children of its last block have ended: it reads what they found, and goes on."""
         row, last = thread.row, thread.rounds[-1]
+        # <exercise threads>
         problems = [child.row.problem for child in last.children]
         # What a child that was cut has said is no answer, even if it looks like one.
         responses = ["" if child.row.stop_reason == "length" else response_text(self.sampler.tokenizer, child.row)
@@ -142,6 +145,7 @@ class Threads:
             return self.cut(thread)
         row.force(tokens)
         return [row]
+        # </exercise threads>
 
     def cut(self, thread: Thread) -> list[Rollout]:
         thread.row.stop_reason = "length"
@@ -149,15 +153,18 @@ class Threads:
 
     def end(self, thread: Thread) -> list[Rollout]:
         """The thread says no more; the last child of a block brings its parent back."""
+        # <exercise threads>
         if thread.parent is None:
             thread.row.counted = count(thread)
             return []
         thread.parent.running -= 1
         return [] if thread.parent.running else self.join(thread.parent)
+        # </exercise threads>
 
 
 def count(root: Thread) -> dict[str, float]:
     """What `Threads` says of a rollout that has ended; always the same names."""
+    # <exercise threads>
     threads = [root, *root.below()]
     drawn = [thread.drawn for thread in threads]
     children = len(threads) - 1
@@ -170,3 +177,4 @@ def count(root: Thread) -> dict[str, float]:
         "threads/child_tokens": sum(drawn[1:]) / max(1, children),
         "threads/cut_children": float(sum(thread.row.stop_reason == "length" for thread in threads[1:])),
     }
+    # </exercise threads>

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from nanoreason.chat import chat_template, render_chat
 from nanoreason.run import read_file, read_json
 
 EOS = "<|endoftext|>"
@@ -92,6 +93,14 @@ class TextTokenizer:
         """
         ids = self.encode(text)
         return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
+
+    def encode_chat(self, text: str, system: str = "") -> list[int]:
+        """The ids of a chat in which the user has said `text` and the assistant is to answer: see `chat.py`.
+
+        Nothing is put before it but what the template says; a system message only if there is one.
+        """
+        messages = [{"role": role, "content": said} for role, said in (("system", system), ("user", text)) if said]
+        return self.encode(render_chat(messages, *chat_template(self.files)))
 
     def _knows(self, word: str) -> bool:
         try:
@@ -202,6 +211,21 @@ def char_tokenizer(characters: str, words: list[str] = ()) -> TextTokenizer:
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     backend.add_tokens(list(words))
+    backend.add_special_tokens([EOS])
+    return TextTokenizer(backend)
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """One token per byte of the UTF-8 text: any text has one, of 256 ids and the EOS.
+
+    >>> tokenizer = byte_tokenizer()
+    >>> len(tokenizer.encode("2 π")), tokenizer.decode(tokenizer.encode("2 π")), tokenizer.vocab_size
+    (4, '2 π', 257)
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate([EOS, *alphabet])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([EOS])
     return TextTokenizer(backend)
 

@@ -135,9 +135,11 @@ def test_every_text_is_in_the_vocabulary_and_what_its_kind_says(kind):
         if kind in ("compare", "mark", "cut"):
             assert problem.prompt.endswith(("<answer>", ":")) and task.reward(problem, problem.solution) == 0.0
             continue
-        assert is_well_formed(problem.solution) and metrics["found/lost"] == 0
+        is_wrong = kind == "wrong"  # whatever its thought has found
+        assert is_well_formed(problem.solution) == (kind != "bare")
+        assert metrics["found/lost"] == metrics["found"] * is_wrong
         assert metrics["attempts/legal"] == metrics["attempts"] and metrics["verdicts/right"] == metrics["verdicts"]
-        assert task.reward(problem, problem.solution) >= metrics["found"]
+        assert task.reward(problem, problem.solution) >= metrics["found"] * (not is_wrong)
         assert metrics["thinking/length"] <= 401
         assert (
             kind not in ("short", "long", "more")
@@ -150,6 +152,26 @@ def test_guesses_are_right_as_often_as_they_should():
         task, problems = of("guess", 500, right_guess=right_guess)
         found = sum(task.reward(p, p.solution) for p in problems) / 500
         assert found == pytest.approx(right_guess + (1 - right_guess) * 0.095, abs=0.05)
+
+
+def test_a_bare_answer_is_judged_as_one_in_tags_is():
+    for right_guess in (0.0, 1.0):
+        task, problems = of("bare", 300, right_guess=right_guess)
+        right = [task.reward(p, p.solution) for p in problems]
+        assert sum(right) / 300 == pytest.approx(right_guess or 0.095, abs=0.06)
+        assert right == [task.reward(p, tagged("", p.solution)) for p in problems]
+        assert not any("<" in p.solution or "yes" in p.solution for p in problems)
+
+
+def test_an_unjudged_thought_says_no_verdict_and_ends_behind_what_is_right():
+    task, problems = of("unjudged", 400)
+    for problem in problems:
+        read = read_attempts(problem.info["numbers"], problem.info["target"], problem.solution)
+        assert read.verdicts == read.yes == 0 and read.waits == len(read.attempts) - 1
+        assert read.found == task.reward(problem, problem.solution)
+        assert problem.solution.endswith(f"<answer> {read.attempts[-1]} </answer>")
+        assert not any(attempt.endswith(f"= {problem.info['target']}") for attempt in read.attempts[:-1])
+    assert sum(task.reward(p, p.solution) for p in problems) / 400 > 0.6
 
 
 def test_who_gives_up_later_finds_more():

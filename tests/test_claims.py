@@ -11,7 +11,7 @@ import pytest
 
 from nanoreason.__main__ import SECTIONS
 from nanoreason.evaluate import control
-from nanoreason.experiments import apr, l1, longcot, r1, s1, sos, star, traces, transfer
+from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces, transfer, zoo
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
 from nanoreason.experiments.results import Results
@@ -130,6 +130,39 @@ def longcot_from_own_bases(s: int) -> dict[str, dict]:
         arms[f"width-{width}"] = {}
         arms[f"width-{width}-rl"] = {longcot.ACC: (0.1, 0.2) if s > 0 else (0.2, 0.7)}
     return arms
+
+
+def zoo_world(s: int) -> list[dict]:
+    """With s = 1 all bases gain, the longer a base grows the less it verifies, and the rest is as in the paper; with
+    s = -1 none gains and what grows verifies."""
+    k = f"eval/pass@{zoo.PRESETS['cpu'].samples}"
+    few, most = (f"short-{steps}-rl" for steps in zoo.PRESETS["cpu"].short)
+    arms: dict[str, dict] = {}
+    for i, base in enumerate(zoo.names()):
+        accuracy = (0.2, 0.6) if s > 0 else (0.2, 0.15)
+        arms[f"{base}-rl"] = {zoo.ACC: accuracy, zoo.EIGHT: (0.5, 0.5 + 0.2 * s), zoo.LENGTH: (60, 65 + 5 * i)}
+    arms[f"{zoo.OTHER}-rl"] |= {zoo.VERDICTS: 4 - 4 * (s > 0), zoo.LENGTH: (60, 60 + 30 * s)}
+    arms[f"{zoo.SHARED}-rl"][zoo.LENGTH] = (60, 95)
+    for base in zoo.names():
+        longer = arms[f"{base}-rl"][zoo.LENGTH][1] - 60
+        arms[f"{base}-rl"]["eval/verdicts/right"] = (3, 3 - s * longer / 50)
+    arms |= {
+        f"{zoo.WEAK}-easy": {}, f"{zoo.WEAK}-hard": {zoo.ACC: (0.2, 0.2) if s > 0 else (0.2, 0.6)},
+        f"{zoo.SHARED}-easy": {zoo.LENGTH: (60, 95 - 30 * s)},
+        f"{zoo.SHARED}-hard": {zoo.ACC: (0.3, 0.4 + 0.2 * s)},
+        f"{zoo.LOOSE}-format": {}, f"{zoo.SHARED}-format": {},
+        f"{zoo.LOOSE}-strict": {zoo.ACC: (0.2, 0.3)},
+        f"{zoo.SHARED}-strict": {zoo.ACC: (0.2, 0.6) if s > 0 else (0.2, 0.05)},
+        few: {zoo.ACC: (0.25, 0.5 if s > 0 else 0.1)},
+        "four-before": {k: 0.4}, "four-after": {k: 0.4 + 0.2 * s},
+        most: {zoo.ACC: (0.3, 0.35) if s > 0 else (0.1, 0.6), zoo.ATTEMPTS: 5 - 3 * s},
+    }  # fmt: skip
+    same = {zoo.ACC: 0.3, zoo.EIGHT: 0.5, k: 0.6, zoo.LENGTH: 60, zoo.STOPPED: 50, zoo.CUT: 0.1, zoo.FORMAT: 0.9,
+            zoo.VERDICTS: 4, "eval/verdicts/right": 4, zoo.ATTEMPTS: 5, zoo.RETRIES: 4, "accuracy": 0.3, "attempts": 5,
+            "verdicts/right": 4, "completions/mean_length": 60, "completions/clipped_ratio": 0.1,
+            "completions/mean_terminated_length": 50}  # fmt: skip
+    same |= {f"eval/pass@{n}": 0.3 + 0.05 * n for n in (2, 4)}
+    return [line for arm, metrics in arms.items() for line in course(arm, same | metrics)]
 
 
 def s1_world(s: int) -> list[dict]:
@@ -309,16 +342,40 @@ def transfer_world(s: int) -> list[dict]:
     return lines
 
 
+def behaviors_world(s: int) -> list[dict]:
+    """With s = 1 backtracking in the base or in the primer is what RL needs, with s = -1 it is what RL cannot use."""
+    same = {behaviors.GREEDY: 0.1, behaviors.LENGTH: 60, "accuracy": 0.3, "eval/verdicts": 4, "eval/waits": 3,
+            "eval/subgoals": 1, "eval/backward": 1, "verdicts": 4, "waits": 3, "subgoals": 1, "backward": 1,
+            "num_tokens": (0, 40000)}  # fmt: skip
+    up, low = (0.4, 0.7) if s > 0 else (0.4, 0.15), 0.1 if s > 0 else 0.4
+    arms = {kind: {behaviors.ACC: up} for kind in behaviors.RETURNING}
+    arms["all_four"] |= {"eval/verdicts": (4, 4 + 2 * s), "eval/waits": (3, 3 + 2 * s),
+                         "eval/subgoals": (1, 1 - 0.8 * s), "eval/backward": (1, 1 - 0.8 * s)}  # fmt: skip
+    arms |= {kind: {behaviors.ACC: (low, 0.5 - 0.35 * s)} for kind in behaviors.CONTROLS}
+    arms["wrong"] = {behaviors.ACC: 0.65 if s > 0 else 0.05}
+    arms["without"] = {behaviors.ACC: (0.1, 0.2 if s > 0 else 0.35), "num_tokens": (0, 20000)}
+    arms["with"] = {behaviors.ACC: (0.15, 0.6 if s > 0 else 0.3), behaviors.GREEDY: 0.2 - 0.1 * s}
+    steps = behaviors.PRESETS["cpu"].rl.steps
+    lines = [line for arm, metrics in arms.items() for line in course(arm, same | metrics, steps)]
+    for line in lines:  # most of the gain comes early; with s = -1 late
+        if line["arm"] in behaviors.RETURNING:
+            way = line["step"] / steps
+            line[behaviors.ACC] = up[0] + (up[1] - up[0]) * (way**0.5 if s > 0 else way**2)
+    return lines
+
+
 WORLDS = {
     "transfer": transfer_world,
     "apr": apr_world,
     "base": base_world,
+    "behaviors": behaviors_world,
     "star": star_world,
     "r1": r1_world,
     "longcot": longcot_world,
     "s1": s1_world,
     "l1": l1_world,
     "sos": sos_world,
+    "zoo": zoo_world,
 }
 
 
@@ -441,6 +498,15 @@ def test_the_claims_of_longcot_on_its_own_bases_meet_their_opposites_too():
     assert longcot.extra(Results(lines), "conditions")["conditions"].keys() == {"capacity", "base quality"}
 
 
+def test_primed_and_unprimed_are_compared_at_as_many_sampled_tokens():
+    other = [{"arm": "without", "seed": 0, "step": s, "num_tokens": 30 * s, behaviors.ACC: 0.1} for s in (0, 5, 10)]
+    for each, expected in ((100, 0.0), (60, 0.4), (61, 0.0), (30, 0.7), (10, 0.7)):  # 300 tokens are there to spend
+        primed = [{"arm": "a", "seed": 0, "step": s, "num_tokens": each * s, behaviors.ACC: accuracy}
+                  for s, accuracy in ((0, 0.1), (5, 0.5), (10, 0.8))]  # fmt: skip
+        found = behaviors.at_equal_tokens(Results([*other, *primed]), "a", "without")
+        assert found[0] == pytest.approx(expected)
+
+
 def test_what_is_lost_since_the_best_is_nothing_while_accuracy_rises():
     def of(accuracies) -> Results:
         return Results([{"arm": "a", "seed": 0, "step": i, "accuracy": x, "attempts": 8, "attempts/new": 6}
@@ -477,16 +543,17 @@ def test_control_scaling_and_performance_are_of_each_seed_alone():
     assert s1.s1_metric(r, "budget forcing", "scaling")[0] > 0 > s1.s1_metric(r, "budget forcing", "scaling")[1]
 
 
-def test_waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens():
+def test_waiting_is_compared_with_votes_at_as_many_tokens():
     def at(method: str, asked: int, thinking: float, accuracy: float, **more) -> dict:
         return {"arm": "s1", "seed": 0, "step": 0, "method": method, "asked": asked, "thinking": thinking,
                 "accuracy": accuracy} | more  # fmt: skip
 
-    waits = [at("wait", 0, 50.0, 0.1), at("wait", 1, 120.0, 0.8), at("wait", 2, 200.0, 0.7)]
+    waits = [at("wait", 0, 50.0, 0.1), at("wait", 1, 100.0, 0.8), at("wait", 2, 2**0.5 * 100, 0.7)]
     votes = [at("samples", k, 50.0 * k, a, kind="majority") for k, a in ((1, 0.4), (2, 0.6), (4, 0.5), (8, 0.9))]
     best = [at("samples", 1, 50.0, 0.4, kind="best")]
-    # 120 tokens: two samples, .6; 200 tokens: four would do, but two are better. That it may stop at once counts not
-    assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1")[0] == pytest.approx((0.2 + 0.1) / 2)
+    # 100 tokens: two samples, .6; 141: halfway to four samples on the figure's scale, .55. That it may stop at once
+    # counts not; behind the last number of samples nothing is gained
+    assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1")[0] == pytest.approx((0.2 + 0.15) / 2)
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1", "best")[0] == pytest.approx((0.4 + 0.3) / 2)
 
 
@@ -512,3 +579,23 @@ def test_a_parabola_explains_what_it_can():
     assert transfer.explained([(x, 3 * x * x - x + 1) for x in range(6)]) == pytest.approx(1)
     assert transfer.explained([(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]) < 0.3
     assert transfer.explained([(0, 1), (1, 1), (2, 1), (3, 1)]) is transfer.explained([(0, 1), (1, 2)]) is None
+
+
+def test_bases_are_counted_only_where_all_of_them_were_measured():
+    def of(gains: list[float]) -> Results:
+        return Results(
+            {"arm": f"{base}-rl", "seed": 0, "step": step, zoo.ACC: 0.25 + (gained if step else 0.0)}
+            for base, gained in zip(zoo.names(), gains, strict=False)
+            for step in (0, 20)
+        )
+
+    assert zoo.bases_that_gain(of([0.0625, 0.0625, 0.03125, 0.0, -0.25, 0.5, 0.0625])) == {0: 4}
+    assert zoo.bases_that_gain(of([0.5] * 6)) == {}  # one is missing
+
+
+def test_verification_is_the_share_of_attempts_with_a_true_verdict():
+    def of(tried: float, true: float) -> Results:
+        return Results([{"arm": "a", "seed": 0, "step": 1, zoo.ATTEMPTS: tried, "eval/verdicts/right": true}])
+
+    assert zoo.verification(of(8, 6), "a") == {0: 0.75}
+    assert zoo.verification(of(0, 0), "a") == {0: 0.0}  # a guess verifies nothing

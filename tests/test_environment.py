@@ -20,12 +20,13 @@ from nanoreason.environment import (
 from nanoreason.evaluate import pass_at_k
 from nanoreason.learn import collate, token_weights
 from nanoreason.rewards import Accuracy, Cosine, DenseRepetition, Format, Metric, Scored
-from nanoreason.rollout import Problem, Rollout, Task, demonstration, prompt_row
+from nanoreason.rollout import Problem, Rollout, Task, demonstration, prompt_row, token_ends
 from nanoreason.run import Run, RunConfig, read_jsonl
 from nanoreason.tasks.addition import Addition
 from nanoreason.tasks.addition import tokenizer as addition_tokenizer
 from nanoreason.tasks.thinking import ThinkingAddition, thinking_tokenizer
 from nanoreason.tasks.wrappers import Templated
+from nanoreason.tokenizer import char_tokenizer, word_tokenizer
 
 WORDS = thinking_tokenizer()
 
@@ -279,6 +280,10 @@ def test_samples_are_counted_by_problem_vote_and_difficulty():
     assert "accuracy/long/0" not in metrics and "words/0" not in metrics
     assert metrics["words"] == (4 + 3 + 6) / 12 and metrics["clipped_ratio"] == 1 / 12
     assert metrics["mean_length"] == (8 + 7 + 10) / 12 and "format" not in metrics
+    assert metrics["stopped_length"] == pytest.approx((8 + 7 + 10 - len(rows[-1].response)) / 11)
+    for row in rows:
+        row.stop_reason = "length"
+    assert sampled_metrics(TASK, judge(TASK, WORDS, [rows]), 4)["stopped_length"] == 0  # none stopped
 
 
 def test_votes_are_the_tasks_answers_so_wordings_of_one_answer_vote_together():
@@ -360,13 +365,47 @@ def test_a_logged_response_says_all_that_is_known_of_it(tmp_path):
     assert right == {
         "step": 7, "kind": "rollout", "group": 0, "difficulty": 1, "prompt": "7", "answer": "7", "response": "7",
         "tokens": 2, "stop_reason": "eos", "right": 1.0, "valid": 1.0, "reward": pytest.approx(2.1),
-        "rewards": {"accuracy": 1.0, "metric": 1.0}, "advantage": 0.5,
+        "rewards": {"accuracy": 1.0, "metric": 1.0}, "advantage": 0.5, "token_ends": [1, 1], "logprobs": [-1.0, -1.0],
     }  # fmt: skip
     assert (wrong["right"], wrong["stop_reason"], wrong["tokens"], wrong["advantage"]) == (0.0, "length", 3, -0.5)
     assert (wrong["response"], wrong["marked"]) == ("3 so wait", "3 so «wait»")
     plain = logged(tmp_path, [[row, cut]])[0]  # of a test: no reward, no advantage, under the same names
     assert plain.keys() == right.keys() and (plain["reward"], plain["rewards"], plain["advantage"]) == (None, {}, None)
     assert [line["right"] for line in logged(tmp_path, [[row, cut]], verdict=lambda row: 0.25)] == [0.25, 0.25]
+
+
+def test_the_tokens_of_a_logged_response_have_their_places_log_probs_advantages_and_entropies(tmp_path, make_model):
+    row = finished_row("7", "3 so", "length", advantage=-0.5)
+    row.force(WORDS.encode("wait"))
+    row.logprobs[-3:] = [-0.12345, -2.0, 0.0]
+    row.token_advantages = [0.0] * row.prompt_len + [0.25, -0.25, 9.0]
+    policy = make_model(3, vocab_size=WORDS.vocab_size)
+    (line,) = logged(tmp_path, [[row]], rewarded=True, policy=policy, temperature=0.7)
+    assert (line["response"], line["token_ends"]) == ("3 so wait", [1, 4, 9])
+    assert (line["logprobs"], line["token_advantages"]) == ([-0.123, -2.0, None], [0.25, -0.25, None])
+    with torch.no_grad():  # the entropies by their definition
+        logits = policy(torch.tensor([row.tokens]))[0] / 0.7
+    p = logits[row.prompt_len - 1 : -2, : WORDS.vocab_size].softmax(-1)
+    wanted = (-p * p.log()).sum(-1).tolist()
+    assert line["entropies"] == [pytest.approx(wanted[0], abs=1e-3), pytest.approx(wanted[1], abs=1e-3), None]
+    shown = demonstration(WORDS, Problem("7", "7"), "7")  # nothing was sampled: nothing is said of its tokens
+    assert not {"token_ends", "logprobs"} & logged(tmp_path, [[shown]])[0].keys()
+
+
+def test_tokens_are_logged_up_to_a_bound_and_the_responses_always(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "LOGGED_TOKENS", 5)
+    groups = [[finished_row("7", "7 7", "length"), finished_row("7", "7 so 7", "length")], [finished_row("8", "8 8")]]
+    lines = logged(tmp_path, groups, rewarded=True)
+    assert [line["tokens"] for line in lines] == [2, 3, 3]
+    assert ["logprobs" in line for line in lines] == [True, True, False]
+
+
+def test_a_text_is_cut_where_its_tokens_end():
+    for tokenizer, text in ((WORDS, "3 so wait"), (addition_tokenizer(), "1 2 + 3"), (char_tokenizer("aé\n"), "é\naé"),
+                            (word_tokenizer(["a", "\n"], digits=True), "a 407\na 12")):  # fmt: skip
+        tokens = tokenizer.encode(text) * 3
+        assert token_ends(tokenizer, tokens) == [len(tokenizer.decode(tokens[: t + 1])) for t in range(len(tokens))]
+    assert token_ends(WORDS, []) == []
 
 
 @pytest.mark.parametrize(

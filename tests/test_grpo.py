@@ -27,7 +27,7 @@ from nanoreason.learn import (
 from nanoreason.prompts import TEMPLATES, with_template
 from nanoreason.recipes import grpo, sft
 from nanoreason.recipes.grpo import PRESETS, GrpoConfig
-from nanoreason.rewards import Accuracy, Format, Overlong, Scored
+from nanoreason.rewards import Accuracy, Format, Overlong, Scored, Strict
 from nanoreason.rollout import Problem, Task, prompt_groups, prompt_row, prompt_rows, response_text, seed_of
 from nanoreason.run import Schedule, parse_config, read_jsonl
 from nanoreason.sampler import Sampler, may_complete
@@ -599,6 +599,14 @@ def scored(task: Task, problem: Problem, text: str) -> Scored:
 @pytest.mark.parametrize("text", FORMS)
 def test_the_format_is_each_tag_once_in_order_with_nothing_around(text):
     assert Format()(scored(SUMS, Problem("", "4"), text)) == FORMS[text]
+
+
+@pytest.mark.parametrize("text, value", [
+    ("<think> 2 + 2 </think> <answer> 4 </answer>", 1.0), ("<think> 2 + 2 </think> <answer> 5 </answer>", 0.0),
+    ("4", -1.0), ("<answer> 4 </answer>", -1.0), ("5", -1.0), ("", -1.0),
+])  # fmt: skip
+def test_a_strict_reward_takes_one_for_what_is_not_in_the_format_right_or_not(text, value):
+    assert Strict()(scored(Templated(SUMS), Problem("", "4"), text)) == value
 
 
 def test_with_tags_only_what_the_one_answer_holds_is_shown_to_the_verifier():

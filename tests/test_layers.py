@@ -11,13 +11,15 @@ PACKAGE = Path(nanoreason.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # An import may skip layers downward. A new module needs its place here.
 LAYERS = {
-    "__init__": 0, "console": 0, "rollout": 0, "run": 0, "tokenizer": 0,
+    "__init__": 0, "processes": 0, "console": 0, "rollout": 0, "run": 0, "tokenizer": 0, "chat": 0,
     "model": 1, "optim": 1, "prompts": 1, "arithmetic": 1, "countdown": 1, "search": 1, "search_threads": 1,
-    "spawn": 1, "evaluate": 1, "hf_config": 2, "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
-    "forcing": 4, "threads": 4, "environment": 4, "analysis": 4, "behavior_rules": 2,
+    "spawn": 1, "priming": 1, "evaluate": 1,
+    "hf_config": 2, "rewards": 2, "tasks": 2, "checkpoint": 3, "sampler": 3, "learn": 3,
+    "forcing": 4, "threads": 4, "environment": 4, "analysis": 4, "behavior_rules": 2, "curves": 2, "doctor_rules": 2,
+    "algebra": 2, "math_answers": 2, "problem_files": 2,
     "recipes": 5,
     "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6,
-    "behaviors": 6, "compare": 6,
+    "behaviors": 6, "compare": 6, "course": 6, "doctor": 6, "report": 6, "report_samples": 6,
     "__main__": 7,
 }  # fmt: skip
 ALONE = ("recipes", "tasks")  # no imports between the modules of these folders

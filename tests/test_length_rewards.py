@@ -373,7 +373,10 @@ def test_the_answers_of_unsolvable_sums_are_out_of_reach_and_held_out_sums_stay_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rewards", "linear"], "--rewards linear: one of accuracy, format, noisy, overlong, classic, cosine"),
+        (
+            ["--rewards", "linear"],
+            "--rewards linear: one of accuracy, format, strict, noisy, overlong, classic, cosine",
+        ),
         (["--rewards", "classic", "--rewards.classic.margin", "8"], "margin of 8 tokens leaves nothing"),
         (["--rewards", "cosine", "--rewards.cosine.right", "1"], "--rewards.cosine.right 1: 2 values are needed"),
         (["--rewards", "repetition", "--rewards.repetition.n", "0"], "--rewards.repetition.n 0: must be at least 1"),

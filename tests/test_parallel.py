@@ -136,13 +136,13 @@ def lines_of(arm: str, **fields) -> list[dict]:
             for i in range(len(next(iter(fields.values()))))]  # fmt: skip
 
 
-def test_threads_are_compared_with_the_best_vote_that_takes_no_more_tokens():
+def test_threads_are_compared_with_votes_at_as_many_tokens():
     threads = lines_of(
-        "test_apr", method=["asked"] * 3, asked=[1, 4, 8], total=[100, 400, 800], accuracy=[0.9, 0.5, 0.7]
+        "test_apr", method=["asked"] * 3, asked=[1, 4, 8], total=[100, 400, 1600], accuracy=[0.9, 0.5, 0.7]
     )
-    votes = lines_of("test_serial", kind=["pass"] * 3, total=[200, 401, 800], accuracy=[0.2, 0.3, 0.4])
+    votes = lines_of("test_serial", kind=["pass"] * 3, total=[200, 800, 3200], accuracy=[0.2, 0.4, 0.6])
     lead = apr.lead_at_equal_tokens(Results([*threads, *votes]), "apr", "serial", "pass")
-    assert lead == {0: pytest.approx(((0.5 - 0.2) + (0.7 - 0.4)) / 2)}
+    assert lead == {0: pytest.approx(((0.5 - 0.3) + (0.7 - 0.5)) / 2)}
     assert apr.lead_at_equal_tokens(Results([*threads, *votes]), "apr", "serial", "cons") == {}
 
 

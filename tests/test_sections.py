@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from nanoreason.__main__ import SECTIONS
-from nanoreason.experiments import l1
+from nanoreason.experiments import l1, zoo
 from nanoreason.experiments.reproduce import jobs_of, main, section_of
 from nanoreason.experiments.results import Arm
 from nanoreason.learn import ALGORITHMS
-from nanoreason.recipes import grpo
-from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Lcpo, Noisy, Overlong
+from nanoreason.recipes import grpo, sft
+from nanoreason.rewards import Accuracy, Classic, Cosine, DenseRepetition, Format, Lcpo, Noisy, Overlong, Strict
 from nanoreason.run import RunConfig, check_settings, flatten
 from nanoreason.tasks import Attempts
 from nanoreason.tasks.attempts import Mixture, attempt_tokens
@@ -153,6 +153,40 @@ def test_longcots_own_bases_differ_in_width_or_in_long_thoughts_and_see_as_many_
     assert max(tokens) < 1.1 * min(tokens)
 
 
+def test_zoo_has_one_recipe_for_bases_that_differ_and_controls_that_differ_in_one_thing():
+    arms = arms_of("zoo")
+    scratch = {name: arms[name].settings for name in zoo.SCRATCH}
+    shared = (sft.PRESETS["attempts"].family, sft.PRESETS["attempts"].width, sft.PRESETS["attempts"].layers)
+    shapes = {(b.family, b.width, b.layers) for b in scratch.values()} | {shared}
+    assert {family for family, _, _ in shapes} == {"llama", "qwen2", "qwen3"}
+    assert {width for _, width, _ in shapes} == {32, 48, 64, 96} and {layers for _, _, layers in shapes} == {2, 3}
+    for name, base in scratch.items():
+        assert name == f"{base.family}-{base.width}" and arms[name].base == ""
+    assert len({str(arms[name].settings.task.shares) for name in zoo.FURTHER}) == 3
+    assert {arms[name].base for name in zoo.FURTHER} == {zoo.SHARED}
+    assert len(zoo.names()) == 7 and all(arms[f"{base}-rl"].base == base for base in zoo.names())
+    recipe = arms[f"{zoo.SHARED}-rl"].settings
+    for base in zoo.names():
+        assert differing(arms[f"{base}-rl"].settings, recipe) == set()
+    for base in (zoo.WEAK, zoo.SHARED):
+        easy, hard = (arms[f"{base}-{level}"].settings for level in ("easy", "hard"))
+        assert hard.task.inputs == 4 and easy.task.chance[0] > recipe.task.chance[0]
+        assert easy.eval_task == hard.eval_task == recipe.eval_task  # whatever is practised, the test is the same
+        assert arms[f"{base}-easy"].base == arms[f"{base}-hard"].base == base
+    for base in (zoo.LOOSE, zoo.SHARED):
+        rewards = {end: arms[f"{base}-{end}"].settings.rewards for end in ("rl", "format", "strict")}
+        assert rewards == {"rl": (Accuracy(),), "format": (Accuracy(), Format(0.1)), "strict": (Strict(),)}
+    before, after = arms["four-before"], arms["four-after"]
+    assert differing(before.settings, after.settings) == set() and before.settings.steps == 0
+    assert (before.base, after.base) == (zoo.SHARED, f"{zoo.SHARED}-rl") and before.settings.task.inputs == 4
+    few, most = zoo.PRESETS["cpu"].short
+    assert differing(arms[f"short-{few}"].settings, arms[f"short-{most}"].settings) == {"steps"}
+    assert arms[f"short-{most}"].settings.task.right_guess == 1.0 and arms[f"short-{most}"].base == zoo.SHORT
+    for seed in (0, 3, 4):
+        start = arms_of("zoo", seed=seed)[zoo.SHARED].settings
+        assert start.base == f"data/checkpoints/attempts-{seed % 4}" and not start.steps
+
+
 def test_l1_asks_for_lengths_and_rewards_them_but_for_its_control():
     for preset in ("cpu", "tiny", "gpu"):
         arms, chosen = arms_of("l1", preset), l1.PRESETS[preset]
@@ -216,3 +250,33 @@ def test_sos_learns_from_the_same_problems_in_the_same_order():
     assert differing(arms["sos_pg_model"].settings, arms["sos_apa_model"].settings) <= {
         "algorithm", *(f"algorithm.{field.name}" for field in dataclasses.fields(ALGORITHMS["apa"]))
     }  # fmt: skip
+
+
+def test_behaviors_primes_the_base_without_them_on_the_same_problems_with_one_thing_different():
+    arms = arms_of("behaviors")
+    assert arms["base-without"].base == arms["base-with"].base == "base"
+    assert differing(arms["base-without"].settings, arms["base-with"].settings) == {"task.shares", "steps"}
+    primed = {name: arm for name, arm in arms.items() if name.startswith("primed-")}
+    assert len(primed) == 9 and {arm.base for arm in primed.values()} == {"base-without"}
+    for name, arm in primed.items():
+        assert differing(primed["primed-all_four"].settings, arm.settings) <= {"task.shares"}
+        assert str(arm.settings.task.shares) == f"{name.removeprefix('primed-')}:1.0"
+    rl = {name: arm for name, arm in arms.items() if arm.recipe == "grpo"}
+    assert {name: arm.base for name, arm in rl.items()} == {
+        "without": "base-without", "with": "base-with", **{name.removeprefix("primed-"): name for name in primed}
+    }  # fmt: skip
+    assert all(differing(rl["without"].settings, arm.settings) == set() for arm in rl.values())
+
+
+def test_the_bases_of_behaviors_see_as_many_tokens_and_only_one_of_them_a_verdict_on_its_own_attempt():
+    arms = arms_of("behaviors")
+    tokens = {}
+    for name in ("base-without", "base-with"):
+        settings = arms[name].settings
+        problems = [settings.task.problem("count", i) for i in range(3000)]
+        words = [len(p.solution.split()) + 1 for p in problems]
+        tokens[name] = settings.steps * sum(words) / len(words)
+        own = [p for p in problems if p.info["form"] not in ("compare", "mark")]
+        judged = sum(settings.task.metrics(p, p.solution)["verdicts"] > 0 for p in own)
+        assert (judged > 0) == (name == "base-with") and judged < 0.2 * len(problems)
+    assert tokens["base-with"] == pytest.approx(tokens["base-without"], rel=0.05)

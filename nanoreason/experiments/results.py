@@ -7,6 +7,7 @@ A number of an experiment is never one number but one per seed; means are taken 
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import statistics
@@ -262,6 +263,20 @@ def verdict(line: dict) -> str:
     error = "" if line["standard_error"] is None else f" ± {line['standard_error']:.3f}"
     reason = f"; {line['reason']}" if line["reason"] else ""
     return f"{'holds  ' if line['passed'] else 'FAILS  '} {line['name']}: {mean}{error} ({wanted}) [{numbers}]{reason}"
+
+
+def at_tokens(course: list[tuple[float, float]], tokens: float) -> float | None:
+    """Accuracy at so many tokens, from points (tokens, accuracy): between two of them it grows with the logarithm of
+    the tokens, behind the last it stays; None before the first.
+
+    >>> at_tokens([(100.0, 0.25), (400.0, 0.75)], 200.0), at_tokens([(100.0, 0.25)], 900.0), at_tokens([], 9.0)
+    (0.5, 0.25, None)
+    """
+    course = sorted(course)
+    for (x, low), (y, high) in itertools.pairwise(course):
+        if x <= tokens < y:
+            return low + (high - low) * math.log(tokens / x) / math.log(y / x)
+    return course[-1][1] if course and tokens >= course[-1][0] else None
 
 
 def rank_correlation(x: list[float], y: list[float]) -> float | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from nanoreason.evaluate import control, performance, scaling
 from nanoreason.experiments.base import shared
 from nanoreason.experiments.figure import Line, Panel
-from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, gain, lead, slope
+from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results, at_tokens, gain, lead, slope
 from nanoreason.recipes import budget, select, sft
 from nanoreason.tasks import Attempts, HardAttempts
 from nanoreason.tasks.attempts import Mixture
@@ -145,12 +145,12 @@ def cut_at_half(r: Results) -> PerSeed:
 
 
 def lead_over_votes(r: Results, arm: str, kind: str = "majority") -> PerSeed:
-    """Waiting minus the best of an arm's parallel samples that take no more tokens, mean over the counts of waiting."""
+    """Waiting minus an arm's parallel samples at as many tokens, mean over the counts of waiting."""
 
     def of(seed: int) -> float | None:
         votes = r.points(arm, "thinking", "accuracy", seed, kind=kind)
         runs = r.points("s1", "thinking", "accuracy", seed, **WAIT, by="asked")[1:]
-        rivals = [max((a for t, a in votes if t <= tokens), default=None) for tokens, _ in runs]
+        rivals = [at_tokens(votes, tokens) for tokens, _ in runs]
         leads = [a - rival for (_, a), rival in zip(runs, rivals, strict=True) if rival is not None]
         return statistics.fmean(leads) if leads else None
 

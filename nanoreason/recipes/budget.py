@@ -101,7 +101,7 @@ def run(config: BudgetConfig) -> dict:
     """Every run of every method is one line of metrics; returns the last one."""
     check_config(config)
     model, tokenizer = load_checkpoint(config.base, pick_device(config.device))
-    check_words(tokenizer, task=config.task)
+    check_words(tokenizer, "test", task=config.task)
     for word in config.words if "words" in config.methods else ():
         try:
             tokenizer.encode(word)

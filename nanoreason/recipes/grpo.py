@@ -183,6 +183,8 @@ def run(config: GrpoConfig) -> dict:
     check_config(config)
     policy, tokenizer = load_checkpoint(config.base, pick_device(config.device))
     check_words(tokenizer, task=config.task, eval_task=config.eval_task)
+    if config.eval_problems and config.eval_task is None:
+        check_words(tokenizer, "test", task=config.task)
     fresh = existing(Path(config.out) / "policy") is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
@@ -224,7 +226,8 @@ def train(
             groups, metrics = collect(config, step, teacher, tokenizer)
             sampled = time.perf_counter()
             compute_advantages(config, policy, reference, groups)
-            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)
+            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,
+                        temperature=config.temperature)  # fmt: skip
             compared = time.perf_counter()
             metrics |= update_policy(config, step, policy, optimizer, groups)
             tokens = metrics.pop("tokens")

@@ -59,8 +59,10 @@ SHOWN = 20  # held-out problems that are answered before and after
 
 def loss(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """-ratio * A per token (B, T); the ratio is 1, but its gradient is that of log p."""
+    # <exercise grpo>
     ratio = (logprobs - logprobs.detach()).exp()
     return -ratio * batch.advantages
+    # </exercise grpo>
 
 
 def grpo_step(
@@ -69,6 +71,8 @@ def grpo_step(
     """One rollout and one update; step counts from 0. Returns the P groups of G rows, and metrics."""
     task, P, G = config.task, config.prompts, config.group_size
     problems = [task.problem(f"rl-{config.seed}", step * P + i) for i in range(P)]
+    lr = learning_rate(step, config.steps, config.lr, warmup=5, decay="none")
+    # <exercise grpo>
     groups = sample(task, policy, tokenizer, problems, group_size=G, max_new_tokens=config.max_new_tokens,
                     seed=seed_of(config.seed, "rollout", step, 0))  # fmt: skip
     for group in groups:
@@ -79,10 +83,10 @@ def grpo_step(
         for row in group:
             row.advantage = (row.reward - mean) / std if std > 0 else 0.0  # all equal: nothing to learn from
     rows = [row for group in groups for row in group]
-    lr = learning_rate(step, config.steps, config.lr, warmup=5, decay="none")
     weights = token_weights(rows, "sequence")  # 1 / (rows * tokens of the row)
     metrics = update(policy, optimizer, rows, loss, lr=lr, weights=weights, micro_tokens=2048)
     return groups, metrics | {"reward": statistics.fmean(row.reward for row in rows)}
+    # </exercise grpo>
 
 
 def answers(config: GrpoMinimalConfig, policy, tokenizer) -> list[tuple[str, str, float]]:

@@ -128,6 +128,8 @@ def run(config: SftConfig) -> dict:
         rows_of = task_rows(config, tokenizer, context, counts)
     check_words(tokenizer, task=None if problems else config.task)
     check_words(tokenizer, eval_task=None if problems or not config.eval_problems else config.eval_task)
+    if config.eval_problems and not problems and config.eval_task is None:
+        check_words(tokenizer, "test", task=config.task)
     run = Run(config)
     optimizer = make_optimizer(model, config.optimizer)
     state = resume(run.folder / "policy", model, optimizer, tokenizer)

@@ -18,6 +18,7 @@ import copy
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -211,6 +212,34 @@ def has_hints(task: Task) -> bool:
     return getattr(type(task), "hint", Task.hint) is not Task.hint
 
 
+def right_traces(
+    config: StarConfig, tokenizer, problems: list[Problem], attempt: Callable[[list[Problem], float, str], list[Scored]]
+) -> tuple[list[Rollout], list[Rollout], list[Scored]]:
+    """Filter and rationalize (lines 3 to 6 of Algorithm 1): the right traces of the first attempt as demonstrations,
+    those of the second, and all that was attempted.
+
+    attempt(problems, temperature, name) -> one response to each, scored; the names are sample, hinted and retry
+    """
+    task = config.task
+    # <exercise star>
+    scored = attempt(problems, config.temperature, "sample")
+    kept = [demonstration(tokenizer, one.row.problem, task.clean(one.text)) for one in scored if one.right]
+    failed = [one.row.problem for one in scored if not one.right]
+    second: list[Scored] = []
+    if config.rationalize:
+        second = attempt([task.hint(problem) for problem in failed], config.temperature, "hinted")
+    elif config.retry_temperature > 0:
+        second = attempt(failed, config.retry_temperature, "retry")
+    # The trace goes under the problem as it was first posed: the hint is gone, as if it had been found unaided.
+    again = [
+        demonstration(tokenizer, problem, task.clean(one.text))
+        for problem, one in zip(failed, second, strict=False)
+        if one.right
+    ]
+    return kept, again, [*scored, *second]
+    # </exercise star>
+
+
 def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run) -> tuple[Transformer, dict]:
     """Sample, filter, rationalize, fine-tune: the body of Algorithm 1's loop (its lines 3 to 7)."""
     started = time.perf_counter()
@@ -230,24 +259,11 @@ def one_round(config: StarConfig, round: int, base, policy, tokenizer, run: Run)
     def valid(one: Scored) -> float:
         return one.verdict * task.work_is_valid(one.row.problem, one.text)
 
-    scored = attempt(problems, config.temperature, "sample")
-    kept = [demonstration(tokenizer, one.row.problem, task.clean(one.text)) for one in scored if one.right]
-    failed = [one.row.problem for one in scored if not one.right]
-    second: list[Scored] = []
-    if config.rationalize:
-        second = attempt([task.hint(problem) for problem in failed], config.temperature, "hinted")
-    elif config.retry_temperature > 0:
-        second = attempt(failed, config.retry_temperature, "retry")
-    # The trace goes under the problem as it was first posed: the hint is gone, as if it had been found unaided.
-    again = [
-        demonstration(tokenizer, problem, task.clean(one.text))
-        for problem, one in zip(failed, second, strict=False)
-        if one.right
-    ]
+    kept, again, attempts = right_traces(config, tokenizer, problems, attempt)
     metrics |= {
         "kept": len(kept) / len(problems),
         "kept_second": len(again) / len(problems),
-        "valid_share_of_kept": sum(map(valid, [*scored, *second])) / max(1, len(kept) + len(again)),
+        "valid_share_of_kept": sum(map(valid, attempts)) / max(1, len(kept) + len(again)),
         "time/rollout": time.perf_counter() - started,
     }
     if not kept and not again and not config.restart:  # the next problems may be luckier

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
 from nanoreason.countdown import Numbers, apply, check_operations, same_answer
+from nanoreason.priming import PRIMED, primed
 from nanoreason.prompts import ANSWER, CLOSE, END, OPEN, TAGS, asked, extract_answer, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Positive, Range, Share
@@ -209,6 +210,12 @@ def blind(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     return posed.problem(tagged(tried, tried), "blind")
 
 
+def bare(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
+    """The steps of a guess without any tags: a right one is accepted, but it is not in the format."""
+    right = draw.random() < task.right_guess
+    return posed.problem(draw.choice(posed.right if right else posed.attempts).text, "bare")
+
+
 def short(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """Attempts, and soon no more."""
     return posed.problem(free_thought(task, posed, draw, shuffled(posed, draw), task.give_up[0]), "short")
@@ -217,6 +224,12 @@ def short(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
 def long(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     """Attempts until one says yes, or nearly so."""
     return posed.problem(free_thought(task, posed, draw, shuffled(posed, draw), task.give_up[1]), "long")
+
+
+def unjudged(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
+    """A long thought without a word of verdict: that it ends behind a right attempt is all that one can read of it."""
+    said, answer = thought(shuffled(posed, draw), posed.target, draw, give_up=task.give_up[1], most=task.most(posed))
+    return posed.problem(in_tags([judged.rsplit(" ", 1)[0] for judged in said], answer), "unjudged")
 
 
 def cut(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
@@ -290,12 +303,22 @@ def mark(task: Attempts, posed: Posed, draw: random.Random) -> Problem:
     return Problem(prompt, "", said, {"numbers": posed.numbers, "target": posed.target, "form": "mark"})
 
 
+def priming(kind: str, task: Attempts, posed: Posed, draw: random.Random) -> Problem:
+    """A thought with some of the four cognitive behaviours and no others; the same index is the same problem and the
+    same attempts in all of PRIMED."""
+    found = primed(kind, shuffled(posed, draw), posed.target, draw, task.largest)
+    return posed.problem(tagged(*found) if found else "", kind)
+
+
 def attempt_tokens(inputs: int) -> int:
     """An attempt, its verdict and the wait behind it: 13 with three inputs, 19 with four."""
     return 6 * inputs - 5
 
 
-PLAIN = {"guess": guess, "one": one, "blind": blind, "short": short, "long": long}  # the problem, as it is
+PLAIN = {  # the problem, as it is
+    "guess": guess, "bare": bare, "one": one, "blind": blind, "short": short, "long": long, "unjudged": unjudged,
+    **{kind: functools.partial(priming, kind) for kind in PRIMED},
+}  # fmt: skip
 KINDS: dict[str, Callable[[Attempts, Posed, random.Random], Problem]] = {
     **PLAIN, "cut": cut, "asked": asked_length, "more": more, "compare": compare, "mark": mark,
 }  # fmt: skip
@@ -320,8 +343,8 @@ class Attempts(Task):
     operations: str = "+-*"  # of + - * /
     largest: Annotated[int, Range(1, 9999)] = 60  # no value exceeds it; so many number tokens, and 0
     chance: tuple[Share, Share] = (0.0, 1.0)  # only problems of which so many of the attempts are right
-    shares: Mixture = SOLUTIONS  # how many are guess, one, blind, short, long, cut, asked, more, compare, mark
-    right_guess: Share = 0.3  # chance that a guess is right on purpose
+    shares: Mixture = SOLUTIONS  # of each of KINDS, such as guess, short, long
+    right_guess: Share = 0.3  # chance that a guess, in tags or bare, is right on purpose
     give_up: tuple[Share, Share] = (0.5, 0.04)  # chance to end after a failed attempt, in short and in long thoughts
     check: Share = 0.1  # chance to state an attempt that says yes once more
     insist: Share = 0.05  # how many thoughts do so again and again, as if they were kept from ending

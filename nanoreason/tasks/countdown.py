@@ -4,6 +4,7 @@
       expression         Make 24 from 9 4 3 in one expression:        4 * ( 9 - 3 )
     StreamOfSearch       T 24 : 4 9 3                                 E 9 * 3 = 27 > 4 27 X ... W       (`search.py`)
     ThinkingCountdown    Make 24 from 9 4 3 in steps:                 <think> E ... </think> <answer> ... </answer>
+    CountdownWords       Reach 24 with the numbers 9, 4 and 3: ...    ... <answer> 4 * ( 9 - 3 ) </answer>
 
 A problem is a function of (settings, split, index) alone: draw a target, then inputs until they can reach it, so that
 easy targets are not over-represented. Whether (sorted inputs, target) is held out as `test_inputs` is decided by a hash
@@ -37,7 +38,7 @@ from nanoreason.countdown import (
     same_answer,
     same_operations,
 )
-from nanoreason.prompts import TAGS, extract_answer, tagged
+from nanoreason.prompts import ANSWER, CLOSE, END, OPEN, TAGS, extract_answer, extract_tagged, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Count, Positive, Range, Share
 from nanoreason.search import (
@@ -75,10 +76,14 @@ from nanoreason.search_threads import (
 )
 from nanoreason.search_threads import tokenizer as threads_tokenizer
 from nanoreason.spawn import Limits
-from nanoreason.tokenizer import TextTokenizer, word_tokenizer
+from nanoreason.tokenizer import TextTokenizer, byte_tokenizer, word_tokenizer
 
 SPLITS = ("train", "test_inputs", "test_targets")
 FORMS = {"operations": "in steps", "expression": "in one expression"}  # answer form -> the words that ask for it
+IN_WORDS = {  # how the answer is asked for in English, and an example that solves nothing
+    "operations": ("and round brackets, one step after another", "8 - 6 = 2 , 2 * 5 = 10"),
+    "expression": ("and round brackets, in one expression", "( 8 - 6 ) * 5"),
+}
 MAX_PATH = 12  # operations; a longer one solves nothing, and is not worth putting into one form
 HOLD_OUT = 10  # one in ten targets, and one in ten (inputs, target) of the other targets
 WORDS = ("User:", "Assistant:", *TAGS, "Make", "from", "in", "steps:", "one", "expression:", "(", ")")
@@ -394,6 +399,47 @@ class ThreadedSearch(Countdown):
 
     def is_right_leniently(self, problem: Problem, response: str) -> bool:
         return self.reward(problem, response.rstrip(". \n")) == 1
+
+
+@dataclass(frozen=True)
+class CountdownWords(Countdown):
+    """Countdown in English, for pretrained models, answered by an expression in <answer> tags (as TinyZero asks it)."""
+
+    inputs: Annotated[int, Range(2, 6)] = 3  # how many numbers a problem has
+    form: Literal["operations", "expression"] = "expression"  # of the answer
+
+    stop = (END,)
+
+    def tokenizer(self) -> TextTokenizer:
+        return byte_tokenizer()
+
+    def pose(self, numbers: Numbers, target: int, operations: tuple[Operation, ...]) -> Problem:
+        problem = super().pose(numbers, target, operations)
+        how, example = IN_WORDS[self.form]
+        question = (
+            f"Reach {target} with the numbers {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}: use each of them "
+            f"exactly once, with + - * / {how}. Think between {OPEN} and {CLOSE}, then give only the result of your "
+            f"search between {ANSWER} and {END}, as in {ANSWER} {example} {END}."
+        )
+        return replace(problem, prompt=question, solution=tagged("", problem.solution) if operations else "")
+
+    def reward(self, problem: Problem, response: str) -> float:
+        return super().reward(problem, extract_tagged(response) or "")
+
+    def is_right_leniently(self, problem: Problem, response: str) -> bool:
+        """With signs as they are printed, "= target" behind an expression, and a full stop."""
+        answer = (extract_tagged(response) or "").translate(str.maketrans("×÷−[]", "*/-()")).rstrip(". \n")
+        if self.form == "expression":
+            answer = re.sub(rf"\s*=\s*{problem.info['target']}$", "", answer)
+        return self.reward(problem, response) == 1 or Countdown.reward(self, problem, answer) == 1
+
+    def answer(self, response: str) -> str | None:
+        answer = extract_tagged(response)
+        return None if answer is None else same_answer(answer)
+
+    def metrics(self, problem: Problem, response: str) -> dict[str, float]:
+        return {"lenient": float(self.is_right_leniently(problem, response)),
+                "tagged": float(extract_tagged(response) is not None)}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- checked-in data

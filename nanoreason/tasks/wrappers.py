@@ -1,5 +1,5 @@
-"""Tasks around a task: the same problems in a template, with a number of tokens to think for, without an answer, or
-for a thread that may spawn others.
+"""Tasks around a task: the same problems in a template, as a chat, with a number of tokens to think for, without an
+answer, or for a thread that may spawn others.
 
     --task thinking,asked_length,templated       ThinkingAddition, asked for N tokens, in "User: ... Assistant:"
 
@@ -67,7 +67,8 @@ class Templated(Wrapper):
 
     def wrap(self, problem: Problem, split: str, index: int) -> Problem:
         if problem.solution and not any(tag in problem.solution for tag in TAGS):
-            problem = replace(problem, solution=tagged("", problem.solution))
+            work = problem.info.get("work", "")  # where the task tells it apart from the answer
+            problem = replace(problem, solution=tagged(work, problem.answer if work else problem.solution))
         return with_template(problem, self.template)
 
     def reward(self, problem: Problem, response: str) -> float:
@@ -228,6 +229,21 @@ class Parallel(Wrapper):
         return write_join(spawns, [extract_answer(response) or NONE for response in responses])
 
 
+@dataclass(frozen=True)
+class Chat(Wrapper):
+    """Asked as the user's message in a chat, in the template that the checkpoint brings along (`chat.py`).
+
+    The prompt stays the question; it becomes a chat where it becomes tokens, because only there the template is known.
+    """
+
+    task: Task
+    system: str = ""  # the system's message; empty: none, or what the template says by itself
+
+    def wrap(self, problem: Problem, split: str, index: int) -> Problem:
+        return replace(problem, info={**problem.info, "chat": self.system})
+
+
 WRAPPERS = {
-    "templated": Templated, "asked_length": AskedLength, "unanswerable": Unanswerable, "parallel": Parallel,
+    "templated": Templated, "chat": Chat, "asked_length": AskedLength, "unanswerable": Unanswerable,
+    "parallel": Parallel,
 }  # fmt: skip

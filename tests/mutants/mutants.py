@@ -44,8 +44,10 @@ RESULTS = "test_results.py::test_"
 CONSOLE = "test_console.py::test_"
 CLI = "test_cli.py::test_a_mistake_ends_in_one_line_that_says_what_is_wrong_and_exit_code_2"
 VIEWS = "test_views.py::test_"
+REPORT = "test_report.py::test_"
 ANALYSIS = "test_analysis.py::test_"
 BEHAVIORS = "test_behavior_rules.py::test_"
+DOCTOR = "test_doctor.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -525,8 +527,8 @@ MUTANTS = [
     ),
     Mutant(
         "every minibatch the same rows", "recipes/grpo.py",
-        "minibatch = order[part :: config.updates_per_rollout]",
-        "minibatch = order[:: config.updates_per_rollout]",
+        "roots = order[part :: config.updates_per_rollout]",
+        "roots = order[:: config.updates_per_rollout]",
         GRPO + "every_epoch_deals_all_rows_out_once_in_a_new_order",
     ),
     Mutant(
@@ -709,9 +711,9 @@ MUTANTS = [
     ),
     Mutant(
         "waiting compared with votes that take more tokens", "experiments/s1.py",
-        "max((a for t, a in votes if t <= tokens), default=None)",
-        "max((a for t, a in votes), default=None)",
-        CLAIMS + "waiting_is_compared_with_the_best_vote_that_takes_no_more_tokens",
+        "[at_tokens(votes, tokens) for tokens, _ in runs]",
+        "[max(a for _, a in votes) for tokens, _ in runs]",
+        CLAIMS + "waiting_is_compared_with_votes_at_as_many_tokens",
     ),
     Mutant(
         "the responses to one problem count as independent", "recipes/budget.py",
@@ -763,8 +765,8 @@ MUTANTS = [
     ),
     Mutant(
         "a person is told the search of a drawn problem", "play.py",
-        "right = task.told(problem)",
-        "right = problem.solution",
+        "task.told(row.problem)\n",
+        "row.problem.solution\n",
         PLAY + "without_the_word_in_its_vocabulary_a_model_is_kept_from_stopping_all_the_same",
     ),
     # ------------------------------------------------------------------------------------ sums with thinking, R1
@@ -989,8 +991,8 @@ MUTANTS = [
     ),
     Mutant(
         "a second EOS behind a demonstration", "rollout.py",
-        "if not response or response[-1] not in tokenizer.eos_ids:",
-        "if True:",
+        "if ends and (not response or response[-1] not in tokenizer.eos_ids):",
+        "if ends:",
         NUMBERS + "a_demonstration_that_ends_itself_gets_no_second_eos",
     ),
     Mutant(
@@ -1346,16 +1348,42 @@ MUTANTS = [
         VIEWS + "a_mean_of_metrics_is_of_those_that_a_line_has",
     ),
     Mutant(
+        "a text can close the element of the data of a report", "report.py",
+        '.replace("<", "\\\\u003c")',
+        "",
+        REPORT + "no_text_leaves_the_data",
+    ),
+    Mutant(
+        "thinning a report keeps the first samples", "report_samples.py",
+        "groups[(2 * i + 1) * len(groups) // (2 * count)]",
+        "groups[i]",
+        REPORT + "too_many_samples_are_thinned_by_whole_groups_evenly_and_in_one_line",
+    ),
+    Mutant(
+        "methods that were asked for different things share an axis", "report.py",
+        'axis, x = "asked: " + line["method"], line.get("asked")',
+        'axis, x = "asked", line.get("asked")',
+        REPORT + "what_was_asked_of_a_method_is_an_axis_of_its_own_and_a_metric_that_is_missing_a_gap",
+    ),
+    Mutant(
+        "the tokens of a response are logged without an end", "environment.py",
+        "told = sum(tokens <= left for tokens in spent)",
+        "told = len(rows)",
+        ENVIRONMENT + "tokens_are_logged_up_to_a_bound_and_the_responses_always",
+    ),
+    Mutant(
         "only the first rows of a group are logged", "environment.py",
-        "judge(task, tokenizer, [groups[number]])",
-        "judge(task, tokenizer, [groups[number][:1]])",
+        "judge(task, tokenizer, [rows])",
+        "judge(task, tokenizer, [rows[:1]])",
         ENVIRONMENT + "so_few_whole_groups_are_logged_taken_evenly_from_all[9-4-numbers3]",
     ),
     Mutant(
         "samples are logged before the advantages are known", "recipes/grpo.py",
         '        compute_advantages(config, policy, reference, groups)\n'
-        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n',
-        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True)\n'
+        '            log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,\n'
+        '                        temperature=config.temperature)  # fmt: skip\n',
+        '        log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,\n'
+        '                        temperature=config.temperature)  # fmt: skip\n'
         '            compute_advantages(config, policy, reference, groups)\n',
         GRPO + "every_metric_is_there_at_every_step_and_they_agree_with_each_other",
     ),
@@ -1438,5 +1466,18 @@ MUTANTS = [
         "what is made forward counts as backward", "behavior_rules.py",
         "if target not in made and (uses or explains):", "if uses or explains:",
         BEHAVIORS + "texts_and_their_opposites",
+    ),
+    # ------------------------------------------------------------------------------------------------- the doctor
+    Mutant(
+        "a gradient that is not logged is taken for 0", "doctor_rules.py",
+        '(is_finite(norm := line.get("grad_norm")) and abs(norm) < 1e-9)',
+        'abs(line.get("grad_norm") or 0.0) < 1e-9',
+        DOCTOR + "a_dead_gradient_is_told_by_its_cause",
+    ),
+    Mutant(
+        "a fall is measured from the first steps, not from the best ones", "curves.py",
+        "return (reward.best - reward.last) / one",
+        "return (reward.first - reward.last) / one",
+        DOCTOR + "what_rose_and_fell_again_in_small_steps_is_told_apart_from_a_wrong_sign",
     ),
 ]  # fmt: skip

@@ -45,6 +45,12 @@ def as_parameter(mutant):
     return pytest.param(mutant, id=mutant.name, marks=[] if mutant.fast else pytest.mark.slow)
 
 
+def test_every_mutant_still_finds_the_text_that_it_replaces():
+    """The slow ones are not run often: that the package has moved on is known at once."""
+    texts = {mutant.file: (ROOT / "nanoreason" / mutant.file).read_text(encoding="utf-8") for mutant in MUTANTS}
+    assert [mutant.name for mutant in MUTANTS if texts[mutant.file].count(mutant.old) != 1] == []
+
+
 @pytest.mark.parametrize("mutant", map(as_parameter, MUTANTS))
 def test_the_mutant_is_caught(mutant, tmp_path):
     source = copied_to(tmp_path) / "nanoreason" / mutant.file

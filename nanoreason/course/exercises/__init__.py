@@ -1,0 +1,1 @@
+"""One module an exercise; `sheet.py` says what it holds."""
