@@ -1,14 +1,14 @@
 """Eleven small tasks of one vocabulary: what a policy that was trained on one of them keeps of the others.
 
-    other reasoning    mul 4 7 * 8 =                  <think> 4 0 * 8 = 3 2 0 , 7 * 8 = 5 6 </think> 3 7 6
+    other reasoning    mul 4 7 * 8 =      <think> 4 0 * 8 = 3 2 0 , 7 * 8 = 5 6 </think> <answer> 3 7 6 </answer>
                        mod ( 1 7 + 5 ) mod 4 =        chain 1 2 + 3 - 4 + 5 =       sub 8 2 1 3 - 9 1 5 =
                        gcd 4 8 , 1 8 =                sort 4 1 , 7 , 2 3 , ... =
     no reasoning       copy a b c =     reverse a b c =     max 4 1 , 7 , 2 3 =     recall a : 3 , b : 7 ; b =
                        count a : a b a =
 
-The prompt names the task, every digit is a token. Reasoning tasks are answered at once or, in a share `scratch` of the
-solutions, behind a short thought; the others always at once. One question in ten is held out, by a hash of itself. The
-suite follows the transferability study (2507.00432), at the size of a base of some million parameters.
+The prompt names the task, every digit is a token, and all answers are in the tags of DeepSeek-R1. The thought is empty
+but in a share `scratch` of the solutions of reasoning tasks. One question in ten is held out, by a hash of itself. The
+suite follows the transferability study (2507.00432), at the size of a base of some 100,000 parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import random
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from nanoreason.prompts import CLOSE, OPEN, spaced
+from nanoreason.prompts import END, TAGS, extract_tagged, spaced, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Range, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
@@ -27,20 +27,19 @@ from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 HOLD_OUT = 10  # one question in ten is held out
 LETTERS = "abcdefghijklmnop"
 NAMES = ("mul", "mod", "chain", "gcd", "sort", "copy", "reverse", "max", "recall", "count", "sub")
-# "wait", "hmm" and "check" are words that a teacher's style may bring; no solution here has them.
-WORDS = [*NAMES, OPEN, CLOSE, "wait", "hmm", "check", *"+-*=,:;()", *"0123456789", *LETTERS]
+WORDS = [*NAMES, *TAGS, *"+-*=,:;()", *"0123456789", *LETTERS]
 
 
 @functools.cache
 def tokenizer() -> TextTokenizer:
-    """The 53 tokens that all small tasks are made of, EOS among them."""
+    """The tokens that all small tasks are made of, and EOS."""
     return word_tokenizer(WORDS)
 
 
 class Asked(NamedTuple):
     question: str
     answer: str
-    work: str = ""  # a short thought; empty: the task is answered at once
+    work: str = ""  # a short thought; empty: the task needs none
 
 
 def listed(numbers: list[int]) -> str:
@@ -51,20 +50,11 @@ def listed(numbers: list[int]) -> str:
     return " , ".join(map(spaced, numbers))
 
 
-def answer_of(response: str) -> str:
-    """What stands behind the thought, if there is one that is opened first and closed once; else the whole response.
-
-    >>> answer_of("<think> 7 * 8 </think> 5 6"), answer_of(" 5 6"), answer_of("5 </think> 5 6")
-    ('5 6', '5 6', '5 </think> 5 6')
-    """
-    text = response.strip()
-    one_thought = text.startswith(OPEN) and text.count(OPEN) == text.count(CLOSE) == 1
-    return text.partition(CLOSE)[2].strip() if one_thought else text
-
-
 @dataclass(frozen=True)
 class Small(Task):
     """A question drawn by `asked`; the same question is always in the same split."""
+
+    stop = (END,)
 
     def asked(self, draw: random.Random) -> Asked:
         raise NotImplementedError
@@ -81,14 +71,14 @@ class Small(Task):
             if (seed_of(prompt) % HOLD_OUT == 0) == (split == "test"):
                 break
         thinks = bool(work) and draw.random() < getattr(self, "scratch", 0.0)
-        return Problem(prompt, answer, f"{OPEN} {work} {CLOSE} {answer}" if thinks else answer, {"thinks": thinks})
+        return Problem(prompt, answer, tagged(work if thinks else "", answer), {"thinks": thinks})
 
     def reward(self, problem: Problem, response: str) -> float:
-        """1.0 if exactly the answer stands behind the thought, or alone."""
-        return float(answer_of(response) == problem.answer)
+        """1.0 if exactly the answer stands in the one <answer>."""
+        return float(extract_tagged(response) == problem.answer)
 
     def answer(self, response: str) -> str | None:
-        return answer_of(response) or None
+        return extract_tagged(response)
 
 
 # -------------------------------------------------------------------------------------------------- other reasoning
