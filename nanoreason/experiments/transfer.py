@@ -2,8 +2,8 @@
 
 A base learns all of them, and is then trained on one, the target, in several ways:
 
-    think, think/3, /10, /50   SFT on a teacher's long solutions, the learning rate divided by so much
-    direct, replay             SFT on bare answers; on long solutions with 10 % of what the base had learnt
+    think, think/3, /10, /50   SFT on a teacher's solutions in words of its own, the learning rate divided by so much
+    plain, direct, replay      SFT on a solver's in the base's words; on answers alone; on think with 10 % other tasks
     self                       SFT on the base's own right samples: the labels nearest to the base
     online                     1-0 REINFORCE: sample the policy, learn what is right (on-policy SFT)
     grpo, grpo-kl              GRPO without and with a KL penalty
@@ -45,12 +45,12 @@ class Preset:
 
 
 CPU = Preset(
-    sft.SftConfig(task=replace(OWN, others=0.75), width=64, context=160, optimizer="muon", steps=2000, lr=8e-3,
-                  eval_problems=0, log_every=50),
-    sft.SftConfig(steps=200, rows_per_step=32, lr=1e-3, decay="none", warmup=2, eval_problems=0,
-                  keep=(4, 10, 25, 60, 120, 200)),
-    grpo.GrpoConfig(task=OWN, steps=60, prompts=16, group_size=8, lr=5e-4, warmup=2, max_new_tokens=Schedule(64),
-                    preflight=0, eval_every=0, eval_problems=0, keep=(4, 8, 15, 25, 40, 60)),
+    sft.SftConfig(task=replace(OWN, others=0.5), context=320, optimizer="muon", steps=2000, lr=5e-3, eval_problems=0,
+                  log_every=50),
+    sft.SftConfig(steps=120, rows_per_step=32, lr=1e-3, decay="none", warmup=2, eval_problems=0,
+                  keep=(3, 8, 20, 40, 75, 120)),
+    grpo.GrpoConfig(task=OWN, steps=20, prompts=16, group_size=8, lr=3e-4, warmup=2, max_new_tokens=Schedule(256),
+                    preflight=0, eval_every=0, eval_problems=0, keep=(2, 4, 7, 10, 14, 20)),
     transfer_test.TransferTestConfig(problems=150),
 )  # fmt: skip
 PRESETS = {
@@ -62,9 +62,10 @@ PRESETS = {
         transfer_test.PRESETS["tiny"],
     ),
     "gpu": Preset(
-        replace(CPU.base, width=192, layers=4, heads=6, kv_heads=3, steps=6000, lr=4e-3, micro_tokens=32768),
-        replace(CPU.tune, micro_tokens=32768, lr=5e-4),
-        replace(CPU.rl, prompts=64, lr=1e-4, micro_tokens=65536),
+        replace(CPU.base, width=256, layers=6, heads=8, kv_heads=4, steps=4000, rows_per_step=128, lr=3e-3,
+                micro_tokens=65536),
+        replace(CPU.tune, micro_tokens=65536, lr=5e-4),
+        replace(CPU.rl, prompts=64, lr=2e-4, micro_tokens=65536),
         transfer_test.PRESETS["gpu"],
     ),
 }  # fmt: skip
@@ -78,7 +79,7 @@ def named(arm: str) -> str:
 def arms(preset: str, seed: int) -> list[Arm]:
     """The base, its trainings and a measurement of each."""
     chosen = PRESETS[preset]
-    long, bare = replace(OWN, style="think"), replace(OWN, style="direct")
+    think = replace(OWN, style="think")
     tune, rl = chosen.tune, chosen.rl
 
     def reinforced(arm: str, algorithm: Algorithm, teacher: str = "") -> Arm:
@@ -86,9 +87,9 @@ def arms(preset: str, seed: int) -> list[Arm]:
         return Arm(arm, "grpo", replace(rl, algorithm=algorithm), "base", inputs)
 
     trained = [
-        *(Arm(named(arm), "sft", replace(tune, task=long, lr=tune.lr / by), "base") for arm, by in SWEEP.items()),
-        Arm("direct", "sft", replace(tune, task=bare), "base"),
-        Arm("replay", "sft", replace(tune, task=replace(long, others=0.1)), "base"),
+        *(Arm(named(arm), "sft", replace(tune, task=think, lr=tune.lr / by), "base") for arm, by in SWEEP.items()),
+        *(Arm(style, "sft", replace(tune, task=replace(OWN, style=style)), "base") for style in ("plain", "direct")),
+        Arm("replay", "sft", replace(tune, task=replace(think, others=0.1)), "base"),
         reinforced("self", REINFORCE, "base"),
         reinforced("online", REINFORCE),
         reinforced("grpo", Algorithm()),
@@ -110,8 +111,8 @@ def arms(preset: str, seed: int) -> list[Arm]:
 # --------------------------------------------------------------------------------------- at equal target accuracy
 
 ARMS = {
-    "think": "SFT, long", "think_3": "SFT, long, lr / 3", "think_10": "SFT, long, lr / 10",
-    "think_50": "SFT, long, lr / 50", "direct": "SFT, bare answers", "replay": "SFT, long, replay",
+    "think": "SFT, teacher's words", "think_3": "the same, lr / 3", "think_10": "the same, lr / 10",
+    "think_50": "the same, lr / 50", "replay": "the same, replay", "plain": "SFT, a solver's", "direct": "SFT, answers",
     "self": "SFT, base's own right samples", "online": "1-0 REINFORCE", "grpo": "GRPO", "grpo-kl": "GRPO, KL",
     "teacher-rl": "off-policy RL",
 }  # fmt: skip
@@ -300,7 +301,7 @@ def extra(results: Results, preset: str) -> dict:
 
 # -------------------------------------------------------------------------------------------------------- figure
 
-COLORS = {"think": "C3", "think_3": "C1", "think_10": "gold", "think_50": "khaki", "direct": "C5", "replay": "C6",
+COLORS = {"think": "C3", "think_3": "C1", "think_10": "gold", "think_50": "khaki", "plain": "C7", "direct": "C5", "replay": "C6",
           "self": "C8", "online": "C2", "grpo": "C0", "grpo-kl": "C9", "teacher-rl": "C4"}  # fmt: skip
 
 
@@ -386,7 +387,7 @@ def words(results: Results) -> str:
 def caption(preset: str) -> str:
     chosen = PRESETS[preset]
     return (
-        f"Training on one of eleven small tasks ({OWN.target}), preset {preset}: a base of width {chosen.base.width}, "
-        f"SFT of up to {chosen.tune.steps} and RL of up to {chosen.rl.steps} steps. Greedy accuracy on "
+        f"Training on Countdown alone, preset {preset}: a base of width {chosen.base.width}, "
+        f"SFT of up to {chosen.tune.steps} and RL of up to {chosen.rl.steps} steps. One sample of "
         f"{chosen.test.problems} held-out problems of each task."
     )

@@ -1,7 +1,7 @@
 """What a training on one task changed in all others: the kept checkpoints of a run, measured beside their base.
 
-    BASE, each of TRAINED/STEP --greedy texts of every task--> accuracies, rank shift, style leak, shifted words
-                               --samples of each, T = 1------> KL both ways;  prompts -> PCA shift;  weights -> distance
+    BASE, each of TRAINED/STEP --a sample of each problem, T = 1--> accuracies, rank shift, style leak, shifted words,
+                                                                    KL both ways;  prompts -> PCA shift;  weights
 
 A line of metrics per checkpoint, under its step; without TRAINED one line of the base. Names end in a group of the
 suite (target, other, non), `acc/` also in a task. The measures are `analysis.py`'s, the protocol is that of "Does Math
@@ -36,9 +36,9 @@ class TransferTestConfig(RunConfig):
     base: str = ""  # checkpoint folder of the base; needed
     trained: str = ""  # folder of kept checkpoints, OUT/kept of a run with --keep; empty: the base is measured alone
     task: Task = chosen(TASKS, Suite())  # the suite, and which of its tasks is the target
-    problems: Rows = 200  # held-out problems of each task, answered greedily: the same ones for every checkpoint
+    problems: Rows = 200  # held-out problems of each task, one response to each: the same ones for every checkpoint
     analysed: Rows = 40  # of these, how many distributions, ranks and hidden states are made of; three at least
-    max_new_tokens: Positive = 96  # response tokens after which a row is cut
+    max_new_tokens: Positive = 256  # response tokens after which a row is cut
 
 
 PRESETS = {
@@ -85,19 +85,16 @@ def kept_steps(folder: Path) -> list[int]:
 
 
 class Texts:
-    """What a model answers to the same held-out problems of every task: {task: ...}."""
+    """What a model answers to the same held-out problems of every task: {task: ...}, at temperature 1."""
 
     def __init__(self, config: TransferTestConfig, model: Transformer, tokenizer: TextTokenizer):
-        self.greedy: dict[str, list[Rollout]] = {}
-        self.sampled: dict[str, list[Rollout]] = {}  # at temperature 1
+        self.rows: dict[str, list[Rollout]] = {}
         self.right: dict[str, float] = {}
         for name, task in config.task.tasks().items():
-            problems, how = task.test_problems(config.problems), {"max_new_tokens": config.max_new_tokens}
-            groups = sample(task, model, tokenizer, problems, temperature=0.0, **how)
+            problems = task.test_problems(config.problems)
+            groups = sample(task, model, tokenizer, problems, seed=config.seed, max_new_tokens=config.max_new_tokens)
             self.right[name] = mean([one.verdict for one in judge(task, tokenizer, groups)])
-            self.greedy[name] = [row for (row,) in groups]
-            some = sample(task, model, tokenizer, problems[: config.analysed], seed=config.seed, **how)
-            self.sampled[name] = [row for (row,) in some]
+            self.rows[name] = [row for (row,) in groups]
 
 
 def accuracies(suite: Suite, right: dict[str, float]) -> dict[str, float]:
@@ -114,30 +111,30 @@ def measure(
     forgotten     mean loss of accuracy on the tasks that are not the target (`evaluate.forgetting`)
     kl/GROUP      D(policy || base) per token of the policy's samples, exact, in nats; kl_estimate: one sample's
     base_kl       D(base || policy) per token of the base's samples of the target
-    rank, changed/GROUP   mean rank shift of a greedy token; tokens of another rank per greedy response
-    leak, length/GROUP    share of greedy responses with a marker; their tokens over those of the base
+    rank, changed/GROUP   mean rank shift of a token of the policy's samples; tokens of another rank per response
+    leak, length/GROUP    share of the responses with a marker; their tokens over those of the base
     pca, pca_relative, pca_paper/GROUP, distance   shift of hidden states, of weights (Euclidean)
     """
     after, own = Texts(config, policy, tokenizer), config.task.groups()
     numbers: dict = accuracies(config.task, after.right)
     others = [*own["other"], *own["non"]]
     numbers["forgotten"] = forgetting([before.right[n] for n in others], [after.right[n] for n in others])
-    at_base = token_shifts(base, policy, before.sampled[config.task.target])
+    (target,) = own["target"]
+    at_base = token_shifts(base, policy, before.rows[target][: config.analysed])
     numbers["base_kl"] = at_base.mean(at_base.reverse_kl)
     for group, names in own.items():
-        sampled = token_shifts(base, policy, [row for name in names for row in after.sampled[name]])
-        rows = [row for name in names for row in after.greedy[name][: config.analysed]]
+        rows = [row for name in names for row in after.rows[name][: config.analysed]]
         shifts = token_shifts(base, policy, rows)
-        greedy, theirs = ([row for name in names for row in texts.greedy[name]] for texts in (after, before))
-        lengths = [mean([len(row.response) for row in some]) for some in (greedy, theirs)]
+        all_rows, theirs = ([row for name in names for row in texts.rows[name]] for texts in (after, before))
+        lengths = [mean([len(row.response) for row in some]) for some in (all_rows, theirs)]
         prompts = [row.tokens[: row.prompt_len] for row in rows]
         moved = pca_shift(pooled_states(base, prompts), pooled_states(policy, prompts))
         found = {
-            "kl": sampled.mean(sampled.kl),
-            "kl_estimate": sampled.mean(sampled.log_ratio),
+            "kl": shifts.mean(shifts.kl),
+            "kl_estimate": shifts.mean(shifts.log_ratio),
             "rank": shifts.mean(shifts.rank_shift),
             "changed": float((shifts.rank_shift != 0).sum()) / len(rows),
-            "leak": style_leak_rate([response_text(tokenizer, row) for row in greedy], MARKERS),
+            "leak": style_leak_rate([response_text(tokenizer, row) for row in all_rows], MARKERS),
             "length": lengths[0] / max(1.0, lengths[1]),
             "pca": moved.distance,
             "pca_relative": mean(moved.relative),
