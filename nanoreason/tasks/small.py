@@ -93,8 +93,10 @@ class Reasoning(Small):
 class Mul(Reasoning):
     """Two digits times one: tens and ones apart, then their sum."""
 
+    largest: Annotated[int, Range(20, 99)] = 99  # of the first factor
+
     def asked(self, draw: random.Random) -> Asked:
-        a, b = draw.randint(10, 99), draw.randint(2, 9)
+        a, b = draw.randint(10, self.largest), draw.randint(2, 9)
         tens, ones = a // 10 * 10, a % 10
         work = f"{spaced(tens)} * {b} = {spaced(tens * b)} , {ones} * {b} = {spaced(ones * b)}"
         return Asked(f"{spaced(a)} * {b}", spaced(a * b), work)
@@ -102,21 +104,25 @@ class Mul(Reasoning):
 
 @dataclass(frozen=True)
 class Mod(Reasoning):
-    """A sum of two numbers up to 99, modulo 2 to 9."""
+    """A sum of two numbers, modulo 2 to 9."""
+
+    largest: Annotated[int, Range(9, 99)] = 99  # of the numbers
 
     def asked(self, draw: random.Random) -> Asked:
-        a, b, m = draw.randint(1, 99), draw.randint(1, 99), draw.randint(2, 9)
+        a, b, m = draw.randint(1, self.largest), draw.randint(1, self.largest), draw.randint(2, 9)
         question = f"( {spaced(a)} + {spaced(b)} ) mod {m}"
         return Asked(question, str((a + b) % m), f"{spaced(a)} + {spaced(b)} = {spaced(a + b)}")
 
 
 @dataclass(frozen=True)
 class Chain(Reasoning):
-    """a + b - c + d of numbers up to 99; nothing on the way is negative."""
+    """a + b - c + d; nothing on the way is negative."""
+
+    largest: Annotated[int, Range(9, 99)] = 99  # of the numbers
 
     def asked(self, draw: random.Random) -> Asked:
-        a, b, d = (draw.randint(1, 99) for _ in range(3))
-        c = draw.randint(1, min(99, a + b))
+        a, b, d = (draw.randint(1, self.largest) for _ in range(3))
+        c = draw.randint(1, min(self.largest, a + b))
         A, B, C, D, first, second = map(spaced, (a, b, c, d, a + b, a + b - c))
         work = f"{A} + {B} = {first} , {first} - {C} = {second}"
         return Asked(f"{A} + {B} - {C} + {D}", spaced(a + b - c + d), work)
@@ -124,11 +130,13 @@ class Chain(Reasoning):
 
 @dataclass(frozen=True)
 class Gcd(Reasoning):
-    """The greatest common divisor of two numbers up to 60, by Euclid; half of the pairs share a divisor on purpose."""
+    """The greatest common divisor of two numbers, by Euclid; half of the pairs share a divisor on purpose."""
+
+    largest: Annotated[int, Range(24, 99)] = 60  # of the numbers
 
     def asked(self, draw: random.Random) -> Asked:
         shared = draw.randint(2, 12) if draw.random() < 0.5 else 1
-        a, b = (shared * draw.randint(1, 60 // shared) for _ in range(2))
+        a, b = (shared * draw.randint(1, self.largest // shared) for _ in range(2))
         steps, x, y = [], a, b
         while y:
             steps.append(f"{spaced(x)} mod {spaced(y)} = {spaced(x % y)}")
@@ -151,10 +159,12 @@ class Sort(Reasoning):
 
 @dataclass(frozen=True)
 class Sub(Reasoning):
-    """A number of up to four digits from one of four; the thought goes by columns: digits, borrow = digit , borrow."""
+    """A number from one of so many digits; the thought goes by columns: digits, borrow = digit , borrow."""
+
+    digits: Annotated[int, Range(2, 6)] = 4  # of the larger number
 
     def asked(self, draw: random.Random) -> Asked:
-        b, a = sorted(draw.randint(1000, 9999) if i else draw.randint(1, 9999) for i in range(2))
+        b, a = sorted(draw.randint(10 ** (self.digits - 1) if i else 1, 10**self.digits - 1) for i in range(2))
         steps, borrow = [], 0
         for upper, lower in zip(reversed(str(a)), reversed(str(b).zfill(len(str(a)))), strict=True):
             rest = int(upper) - int(lower) - borrow

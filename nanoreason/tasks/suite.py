@@ -29,7 +29,11 @@ MARKERS = ("Hmm", "Alternatively", "check")  # of the style think; own solutions
 TARGET_MIXTURE = Mixture.parse("guess:.18,short:.25,long:.42,compare:.15")
 LONG = Mixture.parse("long:1")  # no drill: problems alone
 LONGEST = 270  # tokens of a thought: 20 attempts
-SIZES: dict[str, int] = {}  # lengths at which the base is neither perfect nor hopeless
+SIZES: dict[str, dict[str, int]] = {  # at which a base of a few minutes is neither perfect nor hopeless
+    "mul": {"largest": 50}, "mod": {"largest": 30}, "chain": {"largest": 20}, "gcd": {"largest": 40},
+    "sub": {"digits": 2}, "sort": {"length": 4}, "copy": {"length": 16}, "reverse": {"length": 6},
+    "max": {"length": 4}, "recall": {"length": 4}, "count": {"length": 8},
+}  # fmt: skip
 NON = tuple(name for name, kind in SMALL.items() if not issubclass(kind, Reasoning))
 
 
@@ -46,7 +50,7 @@ class Suite(Task):
 
     others: Share = 0.0  # how many of the problems to train on are not the target's
     style: Literal["own", "plain", "think", "direct"] = "own"  # of the target's solutions
-    scratch: Share = 0.3  # how many of a reasoning task's own solutions have a thought
+    scratch: Share = 0.5  # how many of a reasoning task's own solutions have a thought
     marked: Share = 0.005  # how many of the own thoughts begin with a stray marker, so that none is unheard of
 
     def tasks(self) -> dict[str, Task]:
@@ -54,7 +58,7 @@ class Suite(Task):
         small = {}
         for name, kind in SMALL.items():
             thoughts = {} if name in NON else {"scratch": self.scratch}
-            small[name] = kind(**thoughts, **({"length": SIZES[name]} if name in SIZES else {}))
+            small[name] = kind(**thoughts, **SIZES[name])
         return {TARGET: Attempts(shares=TARGET_MIXTURE, longest=LONGEST)} | small
 
     def groups(self) -> dict[str, list[str]]:
