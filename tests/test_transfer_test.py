@@ -10,6 +10,7 @@ from nanoreason.learn import ALGORITHMS, Algorithm
 from nanoreason.recipes import grpo, sft, transfer_test
 from nanoreason.run import Schedule, read_jsonl
 from nanoreason.tasks import Addition
+from nanoreason.tasks.small import SMALL
 from nanoreason.tasks.suite import MARKERS, SIZES, Suite
 
 
@@ -17,37 +18,42 @@ def of(task: Suite, count: int = 300, split: str = "train") -> list:
     return [task.problem(split, i) for i in range(count)]
 
 
-def name(problem) -> str:
-    return problem.prompt.split()[0]
+def thought_of(problem) -> str:
+    return problem.solution.removeprefix("<think>").partition("</think>")[0].strip()
 
 
 def test_the_mixture_has_the_target_in_its_share_and_all_others_alike():
-    names = [name(problem) for problem in of(Suite(others=0.8), 2000)]
+    names = [problem.info["task"] for problem in of(Suite(others=0.8), 2000)]
     counts = {task: names.count(task) for task in Suite().tasks()}
-    assert list(counts) == [Suite().target, *(task for task in counts if task != Suite().target)] and len(counts) == 11
-    assert 320 < counts.pop(Suite().target) < 480 and min(counts.values()) > 110 and max(counts.values()) < 220
-    assert {name(problem) for problem in of(Suite(others=0.8), 50, "test")} == {Suite().target}  # held out: the target
+    assert list(counts) == ["countdown", *SMALL] and len(counts) == 12
+    assert 320 < counts.pop("countdown") < 480 and min(counts.values()) > 100 and max(counts.values()) < 190
+    assert {problem.info["task"] for problem in of(Suite(others=0.8), 50, "test")} == {"countdown"}  # held out
 
 
 def test_the_groups_are_all_tasks_once_each():
-    for target in ("mul", "sort"):
-        suite = Suite(target)
-        groups = suite.groups()
-        assert groups["target"] == [target] and sorted(sum(groups.values(), [])) == sorted(suite.tasks())
-        assert groups["non"] == ["copy", "reverse", "max", "recall", "count"]
-        assert all(suite.tasks()[task].length == size for task, size in SIZES.items())
+    groups = Suite().groups()
+    assert groups["target"] == ["countdown"] and sorted(sum(groups.values(), [])) == sorted(Suite().tasks())
+    assert groups["non"] == ["copy", "reverse", "max", "recall", "count"] and len(groups["other"]) == 6
+    for name, sizes in SIZES.items():
+        assert all(getattr(Suite().tasks()[name], field) == size for field, size in sizes.items())
 
 
-def test_a_style_changes_solutions_alone_and_every_one_is_right():
-    own, bare, long = (of(Suite(style=style, marked=0.0)) for style in ("own", "direct", "think"))
-    for a, b, c in zip(own, bare, long, strict=True):
-        assert a.prompt == b.prompt == c.prompt and b.solution == b.answer == a.answer
+def test_one_vocabulary_has_all_words_and_problems_are_judged_by_their_own_task():
+    suite = Suite(others=0.9)
+    for problem in of(suite, 200):
+        assert suite.tokenizer().encode(f"{problem.prompt} {problem.solution}")
+        if problem.info["task"] != "countdown":
+            assert suite.reward(problem, problem.solution) == 1 and suite.reward(problem, "<answer> = </answer>") < 1
+
+
+def test_a_teacher_is_always_right_in_its_own_words():
+    plain, think, bare = (of(Suite(style=style)) for style in ("plain", "think", "direct"))
+    for a, b, c in zip(plain, think, bare, strict=True):
+        assert a.prompt == b.prompt == c.prompt and thought_of(c) == ""
         assert all(Suite().reward(problem, problem.solution) == 1 for problem in (a, b, c))
-        work = c.solution.split(" hmm , ")[1].split(" ; wait check , ")
-        assert work[1].startswith(f"{work[0]} ; hmm </think>")  # the check is the work again
-        if "<think>" in a.solution:
-            assert work[0] == a.solution.split("<think> ")[1].split(" </think>")[0]
-    assert 60 < sum("<think>" in problem.solution for problem in own) < 120
+        tried = thought_of(a).split(" wait ")
+        assert [attempt.split()[-1] for attempt in tried] == ["no"] * (len(tried) - 1) + ["yes"]
+        assert thought_of(b) == f"Hmm {' Alternatively '.join(tried)} check {tried[-1]}"
 
 
 def test_markers_are_rare_in_the_own_style_but_not_unheard_of():
@@ -61,7 +67,11 @@ def test_markers_are_rare_in_the_own_style_but_not_unheard_of():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("base")
-    sft.run(replace(sft.PRESETS["tiny"], task=Suite(others=0.5), steps=2, eval_problems=0, out=str(out / "run")))
+    sft.run(
+        replace(
+            sft.PRESETS["tiny"], task=Suite(others=0.5), steps=2, context=320, eval_problems=0, out=str(out / "run")
+        )
+    )
     return str(out / "run" / "policy")
 
 

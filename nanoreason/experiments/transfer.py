@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanoreason.evaluate import pooled_sigma, transferability, weighted_gain
+from nanoreason.evaluate import LEAST_GAIN, NEAR_ZERO, pooled_sigma, relative_gain, transferability, weighted_gain
 from nanoreason.experiments.figure import Line, Panel
 from nanoreason.experiments.results import LESS, Arm, Claim, PerSeed, Results
 from nanoreason.learn import ALGORITHMS, Algorithm
@@ -257,7 +257,7 @@ def best_of_sweep(results: Results) -> PerSeed:
 
 
 def indices(results: Results) -> dict[str, dict[str, dict]]:
-    """The transferability index (version 2) of each arm and seed at its last checkpoint; null where it is undefined."""
+    """The transferability index, both versions, of each arm and seed at its last checkpoint; null: undefined."""
     tasks = OWN.groups()
     pairs: dict[str, dict] = {group: {} for group in GROUPS}
     for seed in results.seeds:
@@ -271,13 +271,15 @@ def indices(results: Results) -> dict[str, dict[str, dict]]:
     for group, of in pairs.items():
         sigma = pooled_sigma(list(of.values()))
         gains[group] = {who: weighted_gain(before, after, sigma) for who, (before, after) in of.items()}
+    relative = {group: {who: relative_gain(*pair) for who, pair in of.items()} for group, of in pairs.items()}
+    versions = {"1": (relative, NEAR_ZERO), "2": (gains, LEAST_GAIN)}
     return {
-        f"transferability to {group}, last checkpoint": {
-            arm: {str(seed): rounded(transferability(gains[group][arm, seed], gains["target"][arm, seed]))
-                  for seed in results.seeds if (arm, seed) in gains[group]}
+        f"transferability (version {version}) to {group}, last checkpoint": {
+            arm: {str(seed): rounded(transferability(found[group][arm, seed], found["target"][arm, seed], least))
+                  for seed in results.seeds if (arm, seed) in found[group]}
             for arm in ARMS
         }
-        for group in ("other", "non")
+        for version, (found, least) in versions.items() for group in ("other", "non")
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from nanoreason.prompts import OPEN, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Share
-from nanoreason.tasks.attempts import WORDS, Attempts, Mixture, attempts_tokenizer
+from nanoreason.tasks.attempts import WORDS, Attempts, Mixture
 from nanoreason.tasks.small import SMALL, Reasoning
 from nanoreason.tasks.small import WORDS as SMALL_WORDS
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
