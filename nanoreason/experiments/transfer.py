@@ -33,6 +33,7 @@ from nanoreason.tasks.suite import Suite
 SWEEP = {"think": 1, "think/3": 3, "think/10": 10, "think/50": 50}
 GROUPS = ("target", "other", "non")
 OWN = Suite()
+GRPO = Algorithm(average="token")  # as in the paper's trainer
 REINFORCE = replace(ALGORITHMS["reinforce"], average="token")  # rewards 0 and 1: wrong samples have no gradient
 
 
@@ -92,9 +93,9 @@ def arms(preset: str, seed: int) -> list[Arm]:
         Arm("replay", "sft", replace(tune, task=replace(think, others=0.1)), "base"),
         reinforced("self", REINFORCE, "base"),
         reinforced("online", REINFORCE),
-        reinforced("grpo", Algorithm()),
-        reinforced("grpo-kl", Algorithm(kl_coef=0.05, reference_every=0)),
-        reinforced("teacher-rl", Algorithm(), "think"),
+        reinforced("grpo", GRPO),
+        reinforced("grpo-kl", replace(GRPO, kl_coef=0.05, reference_every=0)),
+        reinforced("teacher-rl", GRPO, "think"),
     ]
     measured = [
         Arm(f"{arm.name}-test", "transfer_test", chosen.test, "base", {"trained": f"{arm.name}/kept"})
@@ -303,8 +304,8 @@ def extra(results: Results, preset: str) -> dict:
 
 # -------------------------------------------------------------------------------------------------------- figure
 
-COLORS = {"think": "C3", "think_3": "C1", "think_10": "gold", "think_50": "khaki", "plain": "C7", "direct": "C5", "replay": "C6",
-          "self": "C8", "online": "C2", "grpo": "C0", "grpo-kl": "C9", "teacher-rl": "C4"}  # fmt: skip
+COLORS = {"think": "C3", "think_3": "C1", "think_10": "gold", "think_50": "khaki", "plain": "C7", "direct": "C5",
+          "replay": "C6", "self": "C8", "online": "C2", "grpo": "C0", "grpo-kl": "C9", "teacher-rl": "C4"}  # fmt: skip
 
 
 def panels(preset: str) -> list[Panel]:

@@ -1,9 +1,9 @@
 """Countdown by attempts among eleven small tasks: a mixture to pretrain on, then a teacher's solutions of Countdown.
 
     own        the target as `attempts.py` writes it: guesses, short and long thoughts; drills besides
-    plain      <think> A no wait B yes </think> <answer> B </answer>     a solver in the base's own words: never gives up
+    plain      <think> A no wait B yes </think> <answer> B </answer>    a solver in the base's own words: never gives up
     think      <think> Hmm A no Alternatively B yes check B yes </think> ...    other words, and a redundant check
-    direct     <think> </think> <answer> B </answer>                     the answer at once
+    direct     <think> </think> <answer> B </answer>                    the answer at once
 
 All tasks share their tags, one vocabulary and the digits; held-out problems are the target's. After "Does Math
 Reasoning Improve General LLM Capabilities?" (2507.00432).
