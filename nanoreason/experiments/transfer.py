@@ -46,13 +46,13 @@ class Preset:
 
 
 CPU = Preset(
-    sft.SftConfig(task=replace(OWN, others=0.5), context=320, optimizer="muon", steps=2000, lr=5e-3, eval_problems=0,
+    sft.SftConfig(task=replace(OWN, others=0.65), context=320, optimizer="muon", steps=2500, lr=6e-3, eval_problems=0,
                   log_every=50),
-    sft.SftConfig(steps=120, rows_per_step=32, lr=1e-3, decay="none", warmup=2, eval_problems=0,
-                  keep=(3, 8, 20, 40, 75, 120)),
-    grpo.GrpoConfig(task=OWN, steps=20, prompts=16, group_size=8, lr=3e-4, warmup=2, max_new_tokens=Schedule(256),
-                    preflight=0, eval_every=0, eval_problems=0, keep=(2, 4, 7, 10, 14, 20)),
-    transfer_test.TransferTestConfig(problems=150),
+    sft.SftConfig(steps=90, rows_per_step=32, lr=1e-3, decay="none", warmup=2, eval_problems=0,
+                  keep=(3, 8, 20, 45, 90)),
+    grpo.GrpoConfig(task=OWN, steps=16, prompts=16, group_size=8, lr=3e-4, warmup=2, max_new_tokens=Schedule(256),
+                    preflight=0, eval_every=0, eval_problems=0, keep=(2, 5, 8, 12, 16)),
+    transfer_test.TransferTestConfig(problems=120, analysed=30),
 )  # fmt: skip
 PRESETS = {
     "cpu": CPU,

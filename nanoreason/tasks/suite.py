@@ -30,9 +30,9 @@ TARGET_MIXTURE = Mixture.parse("guess:.18,short:.25,long:.42,compare:.15")
 LONG = Mixture.parse("long:1")  # no drill: problems alone
 LONGEST = 270  # tokens of a thought: 20 attempts
 SIZES: dict[str, dict[str, int]] = {  # at which a base of a few minutes is neither perfect nor hopeless
-    "mul": {"largest": 50}, "mod": {"largest": 30}, "chain": {"largest": 20}, "gcd": {"largest": 40},
-    "sub": {"digits": 2}, "sort": {"length": 4}, "copy": {"length": 16}, "reverse": {"length": 6},
-    "max": {"length": 4}, "recall": {"length": 4}, "count": {"length": 8},
+    "mul": {"largest": 30}, "mod": {"largest": 30}, "chain": {"largest": 12}, "gcd": {"largest": 30},
+    "sub": {"digits": 2}, "sort": {"length": 3}, "copy": {"length": 20}, "reverse": {"length": 8},
+    "max": {"length": 4}, "recall": {"length": 3}, "count": {"length": 6},
 }  # fmt: skip
 NON = tuple(name for name, kind in SMALL.items() if not issubclass(kind, Reasoning))
 
@@ -50,7 +50,7 @@ class Suite(Task):
 
     others: Share = 0.0  # how many of the problems to train on are not the target's
     style: Literal["own", "plain", "think", "direct"] = "own"  # of the target's solutions
-    scratch: Share = 0.5  # how many of a reasoning task's own solutions have a thought
+    scratch: Share = 0.7  # how many of a reasoning task's own solutions have a thought
     marked: Share = 0.005  # how many of the own thoughts begin with a stray marker, so that none is unheard of
 
     def tasks(self) -> dict[str, Task]:
