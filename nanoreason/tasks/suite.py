@@ -85,6 +85,13 @@ class Suite(Task):
         found = self.tasks()[TARGET].test_problems(count)
         return [replace(problem, info=problem.info | {"task": TARGET}) for problem in found]
 
+    def parse(self, text: str) -> Problem:
+        problem = self.tasks()[TARGET].parse(text)
+        return replace(problem, info=problem.info | {"task": TARGET})
+
+    def told(self, problem: Problem) -> str:
+        return self.tasks()[problem.info["task"]].told(problem)
+
     def reward(self, problem: Problem, response: str) -> float:
         return self.tasks()[problem.info["task"]].reward(problem, response)
 
