@@ -95,6 +95,9 @@ class Suite(Task):
     def reward(self, problem: Problem, response: str) -> float:
         return self.tasks()[problem.info["task"]].reward(problem, response)
 
+    def difficulty(self, problem: Problem) -> int:
+        return self.tasks()[problem.info["task"]].difficulty(problem)
+
     def answer(self, response: str) -> str | None:
         return self.tasks()[TARGET].answer(response)
 
