@@ -30,6 +30,7 @@ RECIPES = {
     "select": "choose demonstrations: rejection sampling of a teacher, or few good ones of a pool as in s1",
     "budget": "budget forcing: how a model that thinks in tags scales with forced and asked-for lengths",
     "parallel": "how a model scales with the threads that it spawns, or as one thread",
+    "transfer_test": "what training on one small task changed in all others, at every kept checkpoint",
     "search_test": "how a searcher searches on Countdown, beside the symbolic strategies",
 }
 SECTIONS = {
@@ -42,6 +43,7 @@ SECTIONS = {
     "l1": "a length in the prompt: LCPO-Exact and LCPO-Max, on Countdown by attempts",
     "s1": "few chosen samples, budget forcing and its rivals, on Countdown by attempts",
     "apr": "threads that spawn and join against one thread, on Countdown by attempts",
+    "transfer": "training on one task by imitation or reinforcement: what is kept of eleven small tasks",
     "sos": "Stream of Search: searches against optimal paths, and self-improvement, on Countdown",
 }
 VIEWS = ("play", "eval", "look", "plot", "report", "doctor", "behaviors", "compare", "course")  # nanoreason/<name>.py

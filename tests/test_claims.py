@@ -11,7 +11,7 @@ import pytest
 
 from nanoreason.__main__ import SECTIONS
 from nanoreason.evaluate import control
-from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces, zoo
+from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces, transfer, zoo
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
 from nanoreason.experiments.results import Results
@@ -308,6 +308,40 @@ def apr_world(s: int) -> list[dict]:
     return lines
 
 
+def transfer_world(s: int) -> list[dict]:
+    """With s = 1 SFT on a teacher's texts loses what is not trained, at every learning rate; with s = -1 RL does."""
+    tasks = transfer.OWN.groups()
+    before = {"target": 0.3, "other": 0.6, "non": 0.9}
+    lost = {arm: 0.25 for arm in ("think", "think_3", "think_10", "think_50", "direct", "replay", "self")}
+    lost |= {"online": 0.0, "grpo": 0.0, "grpo-kl": 0.0, "teacher-rl": 0.1}
+    if s < 0:
+        lost = dict.fromkeys(lost, -0.05) | {"online": 0.3, "grpo": 0.25, "grpo-kl": 0.1, "teacher-rl": 0.0}
+    else:
+        lost |= {"self": 0.05}
+
+    def accuracies(of: dict[str, float]) -> dict[str, float]:
+        named = {f"acc/{name}": of[group] for group, names in tasks.items() for name in names}
+        return named | {f"acc/{group}": value for group, value in of.items()}
+
+    lines = [{"arm": "base-test", "step": 0} | accuracies(before)]
+    for arm, loss in lost.items():
+        after = accuracies({"target": 0.9, "other": before["other"] - loss, "non": before["non"] - loss})
+        far = loss > 0.2
+        metrics = {key: (value, after[key]) for key, value in accuracies(before).items()}
+        for name in ("kl", "rank", "changed", "pca", "pca_relative", "pca_paper", "length"):
+            metrics |= {f"{name}/{group}": (0.0, 10.0 if far else 1.0) for group in tasks}
+        metrics |= {f"leak/{group}": (0.0, 0.5 if far else 0.01) for group in tasks}
+        metrics |= {"distance": (0.0, 1.0)}
+        for line in course(f"{arm}-test", metrics, 4):
+            x = line["step"] / 4 * (1 + len(arm) / 10)
+            noise = (line["step"] * 7 + len(arm) * 5) % 3 - 1
+            words = {f"words/{group}": [["wait", True, 3, 20], ["7", False, 2, 5]] for group in tasks}
+            lines.append(line | words | {"base_kl": x, "forgotten": x * x if s > 0 else 0.5 + noise})
+        if s < 0 and arm == "grpo":  # it ends in a collapse
+            lines.append({**lines[-1], "step": 5, "acc/target": 0.1})
+    return lines
+
+
 def behaviors_world(s: int) -> list[dict]:
     """With s = 1 backtracking in the base or in the primer is what RL needs, with s = -1 it is what RL cannot use."""
     same = {behaviors.GREEDY: 0.1, behaviors.LENGTH: 60, "accuracy": 0.3, "eval/verdicts": 4, "eval/waits": 3,
@@ -331,6 +365,7 @@ def behaviors_world(s: int) -> list[dict]:
 
 
 WORLDS = {
+    "transfer": transfer_world,
     "apr": apr_world,
     "base": base_world,
     "behaviors": behaviors_world,
@@ -520,6 +555,30 @@ def test_waiting_is_compared_with_votes_at_as_many_tokens():
     # counts not; behind the last number of samples nothing is gained
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1")[0] == pytest.approx((0.2 + 0.15) / 2)
     assert s1.lead_over_votes(Results([*waits, *votes, *best]), "s1", "best")[0] == pytest.approx((0.4 + 0.3) / 2)
+
+
+def test_transfer_is_compared_where_two_arms_are_as_accurate_on_the_target():
+    def line(arm: str, step: int, target: float, non: float) -> dict:
+        return {"arm": f"{arm}-test", "seed": 0, "step": step, "acc/target": target, "acc/non": non}
+
+    base = line("base", 0, 0.25, 0.9)
+    sft = [line("think", 1, 0.75, 0.5), line("think", 2, 1.0, 0.1)]
+    rl = [line("grpo", 1, 0.5, 0.8), line("grpo", 2, 0.4, 0.0)]
+    r = Results([base, *sft, *rl])
+    assert transfer.level(r, "think", "grpo") == {0: 0.5}  # the best of the arm that gets less far
+    assert transfer.difference("grpo", "think")(r)[0] == pytest.approx(0.8 - 0.7)  # half of the way from .9 to .5
+    assert transfer.lost("think", "grpo")(r)[0] == pytest.approx(0.2)
+    hardly = Results([base, *sft, line("grpo", 1, 0.3, 0.9)])
+    assert transfer.level(hardly, "think", "grpo") == {} == transfer.difference("grpo", "think")(hardly)
+    # the best rate is the one that keeps most; one that never gets so far is not compared
+    more = Results([base, *sft, *rl, line("think_3", 1, 0.75, 0.9), line("think_50", 1, 0.26, 0.95)])
+    assert transfer.best_of_sweep(more)[0] == pytest.approx(0.8 - 0.9)
+
+
+def test_a_parabola_explains_what_it_can():
+    assert transfer.explained([(x, 3 * x * x - x + 1) for x in range(6)]) == pytest.approx(1)
+    assert transfer.explained([(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]) < 0.3
+    assert transfer.explained([(0, 1), (1, 1), (2, 1), (3, 1)]) is transfer.explained([(0, 1), (1, 2)]) is None
 
 
 def test_bases_are_counted_only_where_all_of_them_were_measured():

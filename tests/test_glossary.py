@@ -12,9 +12,10 @@ from nanoreason.doctor import slug
 from nanoreason.doctor_rules import RULES
 from nanoreason.learn import Algorithm
 from nanoreason.model import Transformer, small_config
-from nanoreason.recipes import budget, grpo, grpo_minimal, parallel, search_test, select, sft, star
+from nanoreason.recipes import budget, grpo, grpo_minimal, parallel, search_test, select, sft, star, transfer_test
 from nanoreason.run import Schedule, read_jsonl
 from nanoreason.tasks import Addition, Attempts, HardAttempts, StreamOfSearch, ThinkingAddition, ThinkingCountdown
+from nanoreason.tasks.suite import Suite
 from nanoreason.tasks.wrappers import Parallel, Templated
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,8 @@ def logged(tmp_path_factory) -> set[str]:
                     samples=2),
         ],
     }  # fmt: skip
+    kept = base("kept/1", Suite())
+    configs[transfer_test] = [replace(transfer_test.PRESETS["tiny"], base=kept, trained=str(out / "kept"))]
     names: set[str] = set()
     for recipe, some in configs.items():
         for i, config in enumerate(some):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from nanoreason.tasks.small import LETTERS, SMALL, WORDS, Mul, Reasoning, tokenizer
+from nanoreason.tasks.small import LETTERS, SMALL, WORDS, Chain, Gcd, Mod, Mul, Reasoning, Sub, tokenizer
 
 PROBLEMS = {name: [kind().problem(split, i) for split in ("train", "test") for i in range(120)]
             for name, kind in SMALL.items()}  # fmt: skip
@@ -51,7 +51,7 @@ def test_every_answer_is_what_its_question_asks(name):
 def test_thoughts_calculate_right_and_are_as_frequent_as_their_share(name):
     task = SMALL[name](scratch=1.0)
     for problem in (task.problem("train", i) for i in range(60)):
-        thought = problem.solution.removeprefix("<think> ").partition(" </think>")[0]
+        thought = problem.solution.removeprefix("<think> ").partition(" </think> <answer>")[0]
         for step in thought.split(" , ") if name != "sort" else []:
             left, right = (side.replace(" ", "") for side in step.split(" = "))
             if name == "sub":
@@ -75,7 +75,17 @@ def test_thoughts_calculate_right_and_are_as_frequent_as_their_share(name):
 
 def test_by_hand():
     mul = next(p for p in (Mul(scratch=1.0).problem("train", i) for i in range(2000)) if p.prompt == "mul 4 7 * 8 =")
-    assert mul.solution == "<think> 4 0 * 8 = 3 2 0 , 7 * 8 = 5 6 </think> 3 7 6" and mul.answer == "3 7 6"
+    assert mul.solution == "<think> 4 0 * 8 = 3 2 0 , 7 * 8 = 5 6 </think> <answer> 3 7 6 </answer>"
+    assert mul.answer == "3 7 6"
+
+
+@pytest.mark.parametrize("task, most", [
+    (Mul(largest=20), 20), (Mod(largest=9), 9), (Chain(largest=9), 9), (Gcd(largest=24), 24), (Sub(digits=2), 99),
+    (Sub(digits=6), 999_999),
+])  # fmt: skip
+def test_numbers_are_as_large_as_asked(task, most):
+    found = [max(numbers(task.problem("train", i).prompt)) for i in range(300)]
+    assert max(found) <= most and max(found) > 0.8 * most
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -83,9 +93,11 @@ def test_verdicts_are_strict(name):
     task = SMALL[name]()
     for problem in PROBLEMS[name][:40]:
         right = problem.answer
-        assert task.reward(problem, right) == task.reward(problem, f"<think> wait hmm </think> {right}") == 1
-        wrong = [f"{right} {right}", f"{right} 0", "", f"<think> {right}", f"{right} <think> </think>", f"= {right}",
-                 f"<think> {right} </think>", f"<think> <think> </think> {right}", f"1 </think> {right}"]  # fmt: skip
+        said = f"<answer> {right} </answer>"
+        assert task.reward(problem, said) == task.reward(problem, f"<think> = = </think> {said}") == 1
+        assert task.reward(problem, problem.solution) == 1
+        wrong = [f"<answer> {right} {right} </answer>", f"{said} {said}", f"<answer> {right} 0 </answer>", "", right,
+                 f"<think> {right} </think>", f"<answer> {right}", f"<answer> = {right} </answer>"]  # fmt: skip
         assert not any(task.reward(problem, response) for response in wrong)
 
 

@@ -31,6 +31,7 @@ from nanoreason.tasks import (
 from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.countdown import CountdownWords
 from nanoreason.tasks.small import SMALL
+from nanoreason.tasks.suite import Suite
 from nanoreason.tasks.sums import SumsInWords
 from nanoreason.tasks.wrappers import AskedLength, Chat, Parallel, Templated, Unanswerable
 from nanoreason.tasks.written import Gsm8k, Math
@@ -59,6 +60,8 @@ BARE = {
     "math": Math(MATH),
     "math, hashes": Math(MATH, form="hashes"),
     **{name: kind() for name, kind in SMALL.items()},
+    "suite": Suite(others=0.8),
+    "suite, think": Suite(style="think"),
 }
 SUMS = ThinkingAddition((1, 2), error_prob=0.0)
 WRAPPED = {
@@ -76,7 +79,7 @@ WRAPPED = {
     "all of them": Templated(AskedLength(Unanswerable(SUMS, 0.5))),
 }
 ALL = BARE | WRAPPED
-ERRS = {"thinking", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
+ERRS = {"thinking", "suite", "unanswerable", "all of them", "search", "search, paper", "thinking_countdown",
         "thinking_countdown, templated", "hard_attempts",
         "hard_attempts, parallel", "threaded_search, serial"}  # whose solutions are not always right  # fmt: skip
 
@@ -215,7 +218,7 @@ def test_a_typed_problem_is_asked_as_a_drawn_one(task, name):
         assert task.problem("test", 0).prompt.endswith(problem.prompt.partition("How many?")[2])
         assert problem.answer == "" and task.reward(problem, "") == task.reward(problem, "0") == 0
         return
-    search = any(word in name for word in ("search", "countdown", "attempts"))
+    search = any(word in name for word in ("search", "countdown", "attempts", "suite"))
     problem = task.parse("24 from 9 4 3" if search else "47 + 38")
     assert type(problem) is Problem and task.difficulty(problem) == (3 if search else 2)
     drawn = task.problem("test", 0).prompt

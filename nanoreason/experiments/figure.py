@@ -154,7 +154,7 @@ def draw_lines(axis, panel: Panel, results: Results) -> None:
                 else:
                     label = line.label if style == "-" else None
                     axis.plot(x, y, line.style or style, color=color, linewidth=1.8, label=label,
-                              marker=panel.marker or None, markersize=4)  # fmt: skip
+                              markersize=4, **{"marker": panel.marker} if panel.marker else {})  # fmt: skip
     for name, style in zip(metrics, ("-", "--", ":"), strict=False):
         if name:
             axis.plot([], [], style, color="dimgray", label=name)

@@ -116,6 +116,7 @@ class GrpoConfig(RunConfig):
     prompts: Rows = 16  # P, problems of a rollout
     group_size: Rows = 16  # G, responses to each problem
     temperature: Rate = 1.0  # of the sampling; the learner's log-probs are those of this distribution
+    teacher: str = ""  # checkpoint folder of who is sampled instead of the policy: off-policy; empty: the policy
     max_new_tokens: Schedule = Schedule(64)  # response tokens after which a row is cut; 50,31:112: 112 from step 31 on
     preflight: AnyRows = 32  # problems on which the base is measured before the first step; 0: none
     # loss
@@ -135,6 +136,7 @@ class GrpoConfig(RunConfig):
     eval_samples: AnyRows = 0  # samples of each, before the first step too: pass@k, maj@k, length; 0: greedy only
     eval_every: Count = 20  # steps between tests and lines of the table; 0: only at the end
     save_every: Positive = 10  # steps between checkpoints
+    keep: tuple[Positive, ...] = ()  # steps after which the policy is kept besides, in OUT/kept/STEP
 
 
 PRESETS = {
@@ -236,6 +238,7 @@ def train(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
     optimizer = make_optimizer(policy, moments=config.memory.moments)
+    teacher = load_checkpoint(config.teacher, policy.device)[0] if config.teacher else policy
     folder = run.folder / resumed_from(config.memory)
     state = resume(folder, policy, optimizer, tokenizer)
     if state:
@@ -257,7 +260,7 @@ def train(
                 if config.memory.shard:
                     shard(reference)
             started = time.perf_counter()
-            groups, metrics = collect(config, step, policy, tokenizer)
+            groups, metrics = collect(config, step, teacher, tokenizer)
             sampled = time.perf_counter()
             compute_advantages(config, policy, reference, groups)
             log_samples(run, step, "rollout", config.task, tokenizer, groups, rewarded=True, policy=policy,
@@ -279,6 +282,9 @@ def train(
             if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
                 save_policy(run.folder, config.memory, policy, tokenizer, optimizer, state | {"logged": run.logged},
                             base=config.base, extra=task_flags(flatten(config)), last=step == config.steps)  # fmt: skip
+            if step in config.keep:
+                save_checkpoint(run.folder / "kept" / str(step), policy, tokenizer, base=config.base,
+                                extra=task_flags(flatten(config)))  # fmt: skip
             progress.update(tokens=tokens, reward=metrics["reward"])
             yield step, metrics
 

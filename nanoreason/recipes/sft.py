@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nanoreason.checkpoint import found, load_checkpoint, load_extra, resume
+from nanoreason.checkpoint import found, load_checkpoint, load_extra, resume, save_checkpoint
 from nanoreason.environment import check_words, evaluate
 from nanoreason.learn import fit, in_epochs, make_optimizer
 from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, save_policy
@@ -81,6 +81,7 @@ class SftConfig(RunConfig):
     eval_every: Count = 0  # steps between tests; 0: only at the end
     log_every: Positive = 20  # steps between lines of metrics.jsonl
     save_every: Positive = 100  # steps between checkpoints
+    keep: tuple[Positive, ...] = ()  # steps after which the policy is kept besides, in OUT/kept/STEP
 
 
 PRESETS = {
@@ -182,6 +183,8 @@ def run(config: SftConfig) -> dict:
             state = {"step": done, "counts": dict(counts), "logged": run.logged}
             save_policy(run.folder, config.memory, model, tokenizer, optimizer, state, base=config.base, extra=extra,
                         last=last)  # fmt: skip
+        if done in config.keep:
+            save_checkpoint(run.folder / "kept" / str(done), model, tokenizer, base=config.base, extra=extra)
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure

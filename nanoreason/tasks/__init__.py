@@ -4,6 +4,7 @@ from nanoreason.tasks.addition import Addition
 from nanoreason.tasks.attempts import Attempts, HardAttempts
 from nanoreason.tasks.countdown import Countdown, CountdownWords, StreamOfSearch, ThinkingCountdown, ThreadedSearch
 from nanoreason.tasks.small import SMALL
+from nanoreason.tasks.suite import Suite
 from nanoreason.tasks.sums import SumsInWords
 from nanoreason.tasks.thinking import ThinkingAddition
 from nanoreason.tasks.wrappers import WRAPPERS
@@ -23,5 +24,6 @@ TASKS = {
     "gsm8k": Gsm8k,
     "math": Math,
     **SMALL,
+    "suite": Suite,
     **WRAPPERS,
 }

@@ -1,14 +1,14 @@
 """Eleven small tasks of one vocabulary: what a policy that was trained on one of them keeps of the others.
 
-    other reasoning    mul 4 7 * 8 =                  <think> 4 0 * 8 = 3 2 0 , 7 * 8 = 5 6 </think> 3 7 6
+    other reasoning    mul 4 7 * 8 =      <think> 4 0 * 8 = 3 2 0 , 7 * 8 = 5 6 </think> <answer> 3 7 6 </answer>
                        mod ( 1 7 + 5 ) mod 4 =        chain 1 2 + 3 - 4 + 5 =       sub 8 2 1 3 - 9 1 5 =
                        gcd 4 8 , 1 8 =                sort 4 1 , 7 , 2 3 , ... =
     no reasoning       copy a b c =     reverse a b c =     max 4 1 , 7 , 2 3 =     recall a : 3 , b : 7 ; b =
                        count a : a b a =
 
-The prompt names the task, every digit is a token. Reasoning tasks are answered at once or, in a share `scratch` of the
-solutions, behind a short thought; the others always at once. One question in ten is held out, by a hash of itself. The
-suite follows the transferability study (2507.00432), at the size of a base of some million parameters.
+The prompt names the task, every digit is a token, and all answers are in the tags of DeepSeek-R1. The thought is empty
+but in a share `scratch` of the solutions of reasoning tasks. One question in ten is held out, by a hash of itself. The
+suite follows the transferability study (2507.00432), at the size of a base of some 100,000 parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import random
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from nanoreason.prompts import CLOSE, OPEN, spaced
+from nanoreason.prompts import END, TAGS, extract_tagged, spaced, tagged
 from nanoreason.rollout import Problem, Task, seed_of
 from nanoreason.run import Range, Share
 from nanoreason.tokenizer import TextTokenizer, word_tokenizer
@@ -27,20 +27,19 @@ from nanoreason.tokenizer import TextTokenizer, word_tokenizer
 HOLD_OUT = 10  # one question in ten is held out
 LETTERS = "abcdefghijklmnop"
 NAMES = ("mul", "mod", "chain", "gcd", "sort", "copy", "reverse", "max", "recall", "count", "sub")
-# "wait", "hmm" and "check" are words that a teacher's style may bring; no solution here has them.
-WORDS = [*NAMES, OPEN, CLOSE, "wait", "hmm", "check", *"+-*=,:;()", *"0123456789", *LETTERS]
+WORDS = [*NAMES, *TAGS, *"+-*=,:;()", *"0123456789", *LETTERS]
 
 
 @functools.cache
 def tokenizer() -> TextTokenizer:
-    """The 53 tokens that all small tasks are made of, EOS among them."""
+    """The tokens that all small tasks are made of, and EOS."""
     return word_tokenizer(WORDS)
 
 
 class Asked(NamedTuple):
     question: str
     answer: str
-    work: str = ""  # a short thought; empty: the task is answered at once
+    work: str = ""  # a short thought; empty: the task needs none
 
 
 def listed(numbers: list[int]) -> str:
@@ -51,20 +50,11 @@ def listed(numbers: list[int]) -> str:
     return " , ".join(map(spaced, numbers))
 
 
-def answer_of(response: str) -> str:
-    """What stands behind the thought, if there is one that is opened first and closed once; else the whole response.
-
-    >>> answer_of("<think> 7 * 8 </think> 5 6"), answer_of(" 5 6"), answer_of("5 </think> 5 6")
-    ('5 6', '5 6', '5 </think> 5 6')
-    """
-    text = response.strip()
-    one_thought = text.startswith(OPEN) and text.count(OPEN) == text.count(CLOSE) == 1
-    return text.partition(CLOSE)[2].strip() if one_thought else text
-
-
 @dataclass(frozen=True)
 class Small(Task):
     """A question drawn by `asked`; the same question is always in the same split."""
+
+    stop = (END,)
 
     def asked(self, draw: random.Random) -> Asked:
         raise NotImplementedError
@@ -81,14 +71,14 @@ class Small(Task):
             if (seed_of(prompt) % HOLD_OUT == 0) == (split == "test"):
                 break
         thinks = bool(work) and draw.random() < getattr(self, "scratch", 0.0)
-        return Problem(prompt, answer, f"{OPEN} {work} {CLOSE} {answer}" if thinks else answer, {"thinks": thinks})
+        return Problem(prompt, answer, tagged(work if thinks else "", answer), {"thinks": thinks})
 
     def reward(self, problem: Problem, response: str) -> float:
-        """1.0 if exactly the answer stands behind the thought, or alone."""
-        return float(answer_of(response) == problem.answer)
+        """1.0 if exactly the answer stands in the one <answer>."""
+        return float(extract_tagged(response) == problem.answer)
 
     def answer(self, response: str) -> str | None:
-        return answer_of(response) or None
+        return extract_tagged(response)
 
 
 # -------------------------------------------------------------------------------------------------- other reasoning
@@ -103,8 +93,10 @@ class Reasoning(Small):
 class Mul(Reasoning):
     """Two digits times one: tens and ones apart, then their sum."""
 
+    largest: Annotated[int, Range(20, 99)] = 99  # of the first factor
+
     def asked(self, draw: random.Random) -> Asked:
-        a, b = draw.randint(10, 99), draw.randint(2, 9)
+        a, b = draw.randint(10, self.largest), draw.randint(2, 9)
         tens, ones = a // 10 * 10, a % 10
         work = f"{spaced(tens)} * {b} = {spaced(tens * b)} , {ones} * {b} = {spaced(ones * b)}"
         return Asked(f"{spaced(a)} * {b}", spaced(a * b), work)
@@ -112,21 +104,25 @@ class Mul(Reasoning):
 
 @dataclass(frozen=True)
 class Mod(Reasoning):
-    """A sum of two numbers up to 99, modulo 2 to 9."""
+    """A sum of two numbers, modulo 2 to 9."""
+
+    largest: Annotated[int, Range(9, 99)] = 99  # of the numbers
 
     def asked(self, draw: random.Random) -> Asked:
-        a, b, m = draw.randint(1, 99), draw.randint(1, 99), draw.randint(2, 9)
+        a, b, m = draw.randint(1, self.largest), draw.randint(1, self.largest), draw.randint(2, 9)
         question = f"( {spaced(a)} + {spaced(b)} ) mod {m}"
         return Asked(question, str((a + b) % m), f"{spaced(a)} + {spaced(b)} = {spaced(a + b)}")
 
 
 @dataclass(frozen=True)
 class Chain(Reasoning):
-    """a + b - c + d of numbers up to 99; nothing on the way is negative."""
+    """a + b - c + d; nothing on the way is negative."""
+
+    largest: Annotated[int, Range(9, 99)] = 99  # of the numbers
 
     def asked(self, draw: random.Random) -> Asked:
-        a, b, d = (draw.randint(1, 99) for _ in range(3))
-        c = draw.randint(1, min(99, a + b))
+        a, b, d = (draw.randint(1, self.largest) for _ in range(3))
+        c = draw.randint(1, min(self.largest, a + b))
         A, B, C, D, first, second = map(spaced, (a, b, c, d, a + b, a + b - c))
         work = f"{A} + {B} = {first} , {first} - {C} = {second}"
         return Asked(f"{A} + {B} - {C} + {D}", spaced(a + b - c + d), work)
@@ -134,11 +130,13 @@ class Chain(Reasoning):
 
 @dataclass(frozen=True)
 class Gcd(Reasoning):
-    """The greatest common divisor of two numbers up to 60, by Euclid; half of the pairs share a divisor on purpose."""
+    """The greatest common divisor of two numbers, by Euclid; half of the pairs share a divisor on purpose."""
+
+    largest: Annotated[int, Range(24, 99)] = 60  # of the numbers
 
     def asked(self, draw: random.Random) -> Asked:
         shared = draw.randint(2, 12) if draw.random() < 0.5 else 1
-        a, b = (shared * draw.randint(1, 60 // shared) for _ in range(2))
+        a, b = (shared * draw.randint(1, self.largest // shared) for _ in range(2))
         steps, x, y = [], a, b
         while y:
             steps.append(f"{spaced(x)} mod {spaced(y)} = {spaced(x % y)}")
@@ -161,10 +159,12 @@ class Sort(Reasoning):
 
 @dataclass(frozen=True)
 class Sub(Reasoning):
-    """A number of up to four digits from one of four; the thought goes by columns: digits, borrow = digit , borrow."""
+    """A number from one of so many digits; the thought goes by columns: digits, borrow = digit , borrow."""
+
+    digits: Annotated[int, Range(2, 6)] = 4  # of the larger number
 
     def asked(self, draw: random.Random) -> Asked:
-        b, a = sorted(draw.randint(1000, 9999) if i else draw.randint(1, 9999) for i in range(2))
+        b, a = sorted(draw.randint(10 ** (self.digits - 1) if i else 1, 10**self.digits - 1) for i in range(2))
         steps, borrow = [], 0
         for upper, lower in zip(reversed(str(a)), reversed(str(b).zfill(len(str(a)))), strict=True):
             rest = int(upper) - int(lower) - borrow

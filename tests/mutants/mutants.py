@@ -50,6 +50,7 @@ BEHAVIORS = "test_behavior_rules.py::test_"
 DOCTOR = "test_doctor.py::test_"
 THREADS = "test_threads.py::test_"
 PROCESSES = "test_processes.py::test_"
+TRANSFER = "test_transfer_test.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -1541,5 +1542,16 @@ MUTANTS = [
         "return (reward.best - reward.last) / one",
         "return (reward.first - reward.last) / one",
         DOCTOR + "what_rose_and_fell_again_in_small_steps_is_told_apart_from_a_wrong_sign",
+    ),
+    # --------------------------------------------------------------------------------------------------- transfer
+    Mutant(
+        "arms are compared where one of them never came", "experiments/transfer.py",
+        "reached = min(map(max, found))", "reached = max(map(max, found))",
+        CLAIMS + "transfer_is_compared_where_two_arms_are_as_accurate_on_the_target", fast=True,
+    ),
+    Mutant(
+        "the policy is sampled in place of its teacher", "recipes/grpo.py",
+        "collect(config, step, teacher, tokenizer)", "collect(config, step, policy, tokenizer)",
+        TRANSFER + "a_teacher_is_sampled_in_place_of_the_policy",
     ),
 ]  # fmt: skip
