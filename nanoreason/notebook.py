@@ -24,6 +24,7 @@ MARKS = ("# <exercise ", "# </exercise ")  # of the exercises, which a reader of
 def show(thing: Any, first: str = "", last: str = "") -> None:
     """Print the source of a function, class or module from the first line that has `first` up to the next one that has
     `last`; without them all of it. ValueError where no line has them: the source has changed."""
+    thing = inspect.unwrap(thing)  # behind `torch.no_grad`
     lines, start = inspect.getsourcelines(thing)
     begin = place(lines, first, 0, thing)
     end = place(lines, last, begin, thing) if last else len(lines) - 1

@@ -72,18 +72,28 @@ def train(name, base, **settings):
     return RUNS / name / "policy"
 
 
-without = train("base-without", ROOT / "data" / "checkpoints" / "attempts-0", **({} if QUICK else {"steps": 60, "rows_per_step": 32}))
+without = train(
+    "base-without",
+    ROOT / "data" / "checkpoints" / "attempts-0",
+    **({} if QUICK else {"steps": 60, "rows_per_step": 32}),
+)
 for name in ("primed-verification", "primed-forward"):
     train(name, without)
 
 # %%
-names = {"pass@1": "accuracy", "mean_length": "tokens", "attempts": "attempts", "verdicts": "verdicts", "waits": "retries"}
+names = {
+    "pass@1": "accuracy",
+    "mean_length": "tokens",
+    "attempts": "attempts",
+    "verdicts": "verdicts",
+    "waits": "retries",
+}
 rows = [[name, *(f"{line['eval/' + key]:.2f}" for key in names)] for name, line in found.items()]
 print(table(["", *names.values()], rows))
 
 # %% [markdown]
-# Priming puts the behaviour there; most of its texts end without a right answer, so what it gains in accuracy is little.
-# What reinforcement makes of it is the section's run, twelve steps of GRPO on each of eleven bases:
+# Texts that verify and go back put the habit there, and accuracy with it; the control teaches the same answers and no habit. What
+# reinforcement makes of either is the section's run, twelve steps of GRPO on each of eleven bases:
 #
 # ## The committed run
 

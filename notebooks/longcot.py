@@ -18,7 +18,7 @@ from dataclasses import replace
 from nanoreason.experiments import longcot
 from nanoreason.notebook import claims, figure, show
 from nanoreason.recipes import sft
-from nanoreason.rewards import Classic, Cosine, DenseRepetition, Scored, discounted_returns, repetition_penalties
+from nanoreason.rewards import Classic, Cosine, Scored, discounted_returns, repetition_penalties
 from nanoreason.rollout import Problem, Rollout
 from nanoreason.run import table
 
@@ -71,11 +71,23 @@ arms = {arm.name: arm for arm in longcot.arms(preset, 0)}
 rows = []
 for name in (f"{kind}-{n}" for n in (sizes[0], sizes[-1] if QUICK else sizes[2]) for kind in ("long", "short")):
     config = replace(
-        arms[name].settings, base=str(ROOT / "data" / "checkpoints" / "attempts-0"), out=str(RUNS / name),
-        eval_problems=4 if QUICK else 80, eval_samples=1,
+        arms[name].settings,
+        base=str(ROOT / "data" / "checkpoints" / "attempts-0"),
+        out=str(RUNS / name),
+        eval_problems=4 if QUICK else 80,
+        eval_samples=1,
     )
+    print(name, end=": ")
     last = sft.run(config)
-    rows.append([name, *(f"{last['eval/' + key]:.2f}" for key in ("pass@1", "mean_length", "attempts", "gave_up", "clipped_ratio"))])
+    rows.append(
+        [
+            name,
+            *(
+                f"{last['eval/' + key]:.2f}"
+                for key in ("pass@1", "mean_length", "attempts", "gave_up", "clipped_ratio")
+            ),
+        ]
+    )
 print(table(["demonstrations", "accuracy", "tokens", "attempts", "gave up", "cut"], rows))
 
 # %% [markdown]

@@ -54,8 +54,15 @@ show(grpo.train, "metrics |= update_policy", "metrics |= update_policy")
 
 # %%
 config = replace(
-    grpo.PRESETS["attempts"], base=BASE, out=str(RUNS / "zero"), steps=1 if QUICK else 8,
-    prompts=2 if QUICK else 16, group_size=4 if QUICK else 16, eval_problems=4 if QUICK else 60, eval_samples=2, eval_every=0,
+    grpo.PRESETS["attempts"],
+    base=BASE,
+    out=str(RUNS / "zero"),
+    steps=1 if QUICK else 8,
+    prompts=2 if QUICK else 16,
+    group_size=4 if QUICK else 16,
+    eval_problems=4 if QUICK else 60,
+    eval_samples=2,
+    eval_every=0,
 )
 last = grpo.run(config)
 
@@ -64,7 +71,9 @@ last = grpo.run(config)
 # response, `gave_up` the responses that close their thought behind a *no*.
 
 # %%
-steps(RUNS / "zero", "accuracy", "completions/mean_length", "attempts", "gave_up", "completions/clipped_ratio", "entropy")
+steps(
+    RUNS / "zero", "accuracy", "completions/mean_length", "attempts", "gave_up", "completions/clipped_ratio", "entropy"
+)
 
 # %% [markdown]
 # The same held-out problem, sampled before and after with the same random numbers:

@@ -69,8 +69,16 @@ print("with a hint", accuracy(base, [task.hint(problem) for problem in held_out]
 # %%
 config = replace(
     star.PRESETS["tiny" if QUICK else "cpu"],
-    base=str(ROOT / "data" / "checkpoints" / "star-base"), task=task, rationalize=True,
-    rounds=1 if QUICK else 2, pool=300, problems=8 if QUICK else 150, first_steps=4 if QUICK else 150, step_increment=0, lr=2e-3, eval_problems=5 if QUICK else 50,
+    base=str(ROOT / "data" / "checkpoints" / "star-base"),
+    task=task,
+    rationalize=True,
+    rounds=1 if QUICK else 2,
+    pool=300,
+    problems=8 if QUICK else 150,
+    first_steps=4 if QUICK else 150,
+    step_increment=0,
+    lr=2e-3,
+    eval_problems=5 if QUICK else 50,
 )
 problems = star.round_problems(config, 1)
 kept, rationalized, attempts = star.right_traces(config, tokenizer, problems, lambda some, *how: attempt(base, some))

@@ -19,9 +19,7 @@ from nanoreason.experiments import zoo
 from nanoreason.learn import group_advantages
 from nanoreason.notebook import claims, figure, show, steps
 from nanoreason.recipes import grpo, sft
-from nanoreason.rewards import Accuracy, Strict
-from nanoreason.run import table
-from nanoreason.tasks import Attempts
+from nanoreason.rewards import Strict
 
 # %% [markdown]
 # ## Bases that differ in what they usually do
@@ -32,7 +30,7 @@ from nanoreason.tasks import Attempts
 # %%
 for base, mixture in zoo.FURTHER.items():
     print(f"{base}: {mixture}")
-    for kind, share in mixture.shares[:2]:
+    for kind, _ in mixture.shares[:2]:
         text = replace(zoo.TASK, shares=type(mixture)(((kind, 1.0),))).problem("train", 4).solution
         print(f"    {kind:9}{text[:100]}{'...' if len(text) > 100 else ''}")
 
@@ -42,7 +40,12 @@ for base, mixture in zoo.FURTHER.items():
 # %%
 show(Strict, "def __call__")
 print()
-base_without_tags = [("right, in tags", 1.0), ("right, no tags", -1.0), ("wrong, in tags", 0.0), ("wrong, no tags", -1.0)]
+base_without_tags = [
+    ("right, in tags", 1.0),
+    ("right, no tags", -1.0),
+    ("wrong, in tags", 0.0),
+    ("wrong, no tags", -1.0),
+]
 for (what, _), advantage in zip(base_without_tags, group_advantages([[r for _, r in base_without_tags]])[0]):
     print(f"strict: {what}: advantage {advantage:5.2f}")
 print("\nall wrong:", group_advantages([[0.0] * 4])[0], " all right:", group_advantages([[1.0] * 4])[0])
@@ -59,7 +62,9 @@ print("\nall wrong:", group_advantages([[0.0] * 4])[0], " all right:", group_adv
 # %%
 preset = "tiny" if QUICK else "cpu"
 arms = {arm.name: arm for arm in zoo.arms(preset, 0)}
-further = replace(arms["tagless"].settings, base=str(ROOT / "data" / "checkpoints" / "attempts-0"), out=str(RUNS / "tagless"))
+further = replace(
+    arms["tagless"].settings, base=str(ROOT / "data" / "checkpoints" / "attempts-0"), out=str(RUNS / "tagless")
+)
 sft.run(further)
 
 for name in ("tagless-rl", "tagless-strict"):
@@ -70,7 +75,15 @@ for name in ("tagless-rl", "tagless-strict"):
 # %%
 for name in ("tagless-rl", "tagless-strict"):
     print(name)
-    steps(RUNS / name, "accuracy", "completions/mean_length", "completions/clipped_ratio", "frac_reward_zero_std", "eval/format", "eval/pass@1")
+    steps(
+        RUNS / name,
+        "accuracy",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "frac_reward_zero_std",
+        "eval/format",
+        "eval/pass@1",
+    )
 
 # %% [markdown]
 # ## Data that are too hard
