@@ -44,14 +44,14 @@ show(forcing.keep_going, "if len(row.response)", "return True")
 
 # %%
 policy, tokenizer = load_checkpoint(BASE)
-problem = Attempts().test_problems(8)[6]
+problem = Attempts().test_problems(9)[8]
 print(problem.prompt)
 for name, how in {
     "alone": forcing.Forcing(budget=0),
     "cut at 16 tokens": forcing.Forcing(budget=16),
-    "wait, three times": forcing.Forcing(budget=120, waits=3),
+    "wait, three times": forcing.Forcing(budget=160, waits=3),
 }.items():
-    (thought,) = forcing.think(policy, tokenizer, [problem], how, seed=3)
+    (thought,) = forcing.think(policy, tokenizer, [problem], how, seed=7)
     right = Attempts().reward(problem, tokenizer.decode(thought.row.response))
     print(f"\n{name}: {thought.tokens} tokens, {'right' if right else 'wrong'}")
     print(marked_text(tokenizer, thought.row, thought.row.prompt_len))
