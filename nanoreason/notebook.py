@@ -76,15 +76,16 @@ def steps(folder: str | Path, *names: str) -> None:
     lines = [line for line in read_jsonl(Path(folder) / "metrics.jsonl") if any(name in line for name in names)]
     if not lines:
         raise ValueError(f"{folder}/metrics.jsonl has none of {', '.join(names)}")
-    short = [name.split("/")[-1] for name in names]
+    last = [name.split("/")[-1] for name in names]
+    short = [part if last.count(part) == 1 else name for part, name in zip(last, names, strict=True)]
     print(table(["step", *short], [[str(line["step"]), *(number(line.get(name)) for name in names)] for line in lines]))
 
 
 def number(value: float | str | None) -> str:
     """
-    >>> number(0.12345), number(12.345), number(100), number(None), number("wait")
-    ('0.123', '12.3', '100', '', 'wait')
+    >>> number(0.12345), number(12.345), number(-1e-9), number(100), number(None), number("wait")
+    ('0.123', '12.3', '0.000', '100', '', 'wait')
     """
     if value is None or isinstance(value, (str, int)):
         return "" if value is None else str(value)
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{round(value, 3) + 0.0:.3f}"  # + 0.0: no minus before a zero

@@ -68,8 +68,6 @@ for name in ("think", "grpo"):
     steps(RUNS / f"test-{name}", "acc/target", "acc/other", "acc/non", "kl/target", "kl/non", "rank/target", "base_kl")
 
 # %% [markdown]
-# Columns of one name stand for the groups in the order asked for: `kl` on the target, then on the tasks without reasoning.
-#
 # ## The committed run
 
 # %%

@@ -304,5 +304,7 @@ def test_steps_prints_the_metrics_that_are_there(tmp_path, capsys):
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["step", "reward", "b"], ["1", "0.500"], ["3", "1", "x"],
     ]  # fmt: skip
+    notebook.steps(tmp_path, "a/reward", "other", "b/other")  # two that end alike have their whole names
+    assert capsys.readouterr().out.split()[:4] == ["step", "reward", "other", "b/other"]
     with pytest.raises(ValueError, match="has none of c"):
         notebook.steps(tmp_path, "c")
