@@ -79,7 +79,8 @@ def test_every_cell_of_every_notebook_runs_outside_of_the_repository(tmp_path):
 @pytest.mark.trains
 def test_a_notebook_runs_in_jupyter(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    run_in_jupyter(nbformat, nbclient, FOLDER / "01_grpo_on_one_page.ipynb", tmp_path, quick=True)
+    outputs = run_in_jupyter(nbformat, nbclient, FOLDER / "star.ipynb", tmp_path, quick=True)
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the committed figure is not shown"
 
 
 @pytest.mark.slow
@@ -89,7 +90,8 @@ def test_a_notebook_runs_at_its_full_size(name, tmp_path):
     run_in_jupyter(nbformat, nbclient, FOLDER / f"{name}.ipynb", tmp_path, quick=False)
 
 
-def run_in_jupyter(nbformat, nbclient, path: Path, folder: Path, quick: bool) -> None:
+def run_in_jupyter(nbformat, nbclient, path: Path, folder: Path, quick: bool) -> list[dict]:
+    """What its cells showed."""
     made = nbformat.read(path, as_version=4)
     environ = dict(os.environ)
     os.environ.update(environment(quick))
@@ -98,7 +100,9 @@ def run_in_jupyter(nbformat, nbclient, path: Path, folder: Path, quick: bool) ->
     finally:
         os.environ.clear()
         os.environ.update(environ)
-    assert any(cell.get("outputs") for cell in made.cells)
+    outputs = [output for cell in made.cells for output in cell.get("outputs", ())]
+    assert outputs
+    return outputs
 
 
 # ------------------------------------------------------------------------------------- what the sources look like
