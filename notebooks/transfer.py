@@ -114,7 +114,8 @@ print(table(["", *columns], [[name, *(f"{numbers[name]:.3f}" for numbers in foun
 # %% [markdown]
 # Accuracies here are greedy, on few problems: read both policies on the target beside one another, and then what each has moved for
 # it. The teacher's words are there on tasks that no lesson was about; the policy that sampled itself has moved less by two orders of
-# magnitude. Whether that is the algorithm or only the smaller step is what the section asks: with a sweep of learning rates, at equal
+# magnitude. (Asked for a length, the greedy base states a right attempt again until the window cuts it, so that whoever forgets to look at
+# the number gains there: forgetting is not always a loss, and a task must be solved before it can be forgotten.) Whether that is the algorithm or only the smaller step is what the section asks: with a sweep of learning rates, at equal
 # accuracy on the target, on eleven other tasks.
 #
 # ## The committed run
