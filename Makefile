@@ -1,10 +1,10 @@
-# make demo · make real · make test · make test-slow · make test-portable · make bench · make lint, each alone on a
-# fresh clone.
+# make demo · make real · make test · make test-slow · make test-portable · make bench · make notebooks · make lint,
+# each alone on a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real test test-slow test-portable bench lint clean
+.PHONY: demo real test test-slow test-portable bench notebooks lint clean
 
 # Made anew only when the pins change. torch comes first, by its exact pin: an open range may fetch gigabytes of CUDA.
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -40,6 +40,10 @@ test-portable: $(VENV)/ready
 
 bench: $(VENV)/ready
 	for name in sample grpo_step learner search; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# The .ipynb from the .py beside them.
+notebooks: $(VENV)/ready
+	$(BIN)/python notebooks/build.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What the documentation shows is run as it stands, and what it names exists."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -24,18 +25,22 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.trains
-def test_own_task_reward_and_model_work_as_the_page_says(tmp_path, monkeypatch, capsys):
+def test_own_task_reward_model_and_recipe_work_as_the_page_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "extend.md"
+    page, made = ROOT / "docs" / "extend.md", {}
     for block in blocks(page, "python"):
         name = re.search(r"class (\w+)", block)[1].lower()
         (tmp_path / f"{name}.py").write_text(block)
-        exec(compile(block, name, "exec"), {"__name__": name})  # noqa: S102
+        made[name] = {"__name__": name}
+        exec(compile(block, name, "exec"), made[name])  # noqa: S102
     monkeypatch.setattr("builtins.input", lambda prompt: "q")
+    base = ROOT / "data" / "checkpoints" / "attempts-0"
+    last = made["raft"]["run"](dataclasses.replace(made["raft"]["PRESETS"]["tiny"], base=str(base)))
+    assert last["step"] == 2 and 0 <= last["accuracy"] <= 1
     for command in commands(page):
         flags = command[2:] if command[1] == "train.py" else command[3:]
         less = {"sft": ["--steps", "60", "--eval-problems", "4"], "grpo": ["--steps", "1", "--eval-problems", "4"]}
-        more = less.get(flags[0], []) + (["--out", "runs/own"] if "--rewards" in flags else [])
+        more = less.get(flags[0], [])
         if "FOLDER" not in flags and not any(flag.startswith("--family") for flag in flags):
             assert main([*flags, *more]) == 0, (command, capsys.readouterr())
 
@@ -49,6 +54,16 @@ def test_every_command_names_what_exists_and_every_link_leads_somewhere(page):
             assert set(command[3].split("|")) <= set(SECTIONS), command
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_and_notebook_is_linked_from_the_readme_or_from_the_map():
+    linked = set()
+    for page in (ROOT / "README.md", ROOT / "notebooks" / "00_map.py"):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+            linked.add((page.parent / target).resolve())
+    for path in [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
+        assert path.resolve() in linked, f"{path.name} is linked from neither README.md nor notebooks/00_map.py"
 
 
 def test_every_section_has_a_page_and_a_line_in_the_map():

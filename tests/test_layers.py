@@ -20,7 +20,7 @@ LAYERS = {
     "behavior_rules": 2, "curves": 2, "doctor_rules": 2,
     "algebra": 2, "math_answers": 2, "problem_files": 2,
     "recipes": 5,
-    "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6,
+    "experiments": 6, "play": 6, "eval": 6, "look": 6, "plot": 6, "notebook": 6,
     "behaviors": 6, "compare": 6, "course": 6, "doctor": 6, "report": 6, "report_samples": 6,
     "__main__": 7,
 }  # fmt: skip

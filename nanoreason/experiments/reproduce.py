@@ -93,7 +93,7 @@ def code_hash() -> str:
     """
     package, digest = Path(nanoreason.__file__).parent, hashlib.sha256()
     only_look = ("experiments", "play.py", "eval.py", "look.py", "plot.py", "behaviors.py", "compare.py",
-                 "doctor.py", "doctor_rules.py", "curves.py", "__main__.py")  # fmt: skip
+                 "doctor.py", "doctor_rules.py", "curves.py", "notebook.py", "__main__.py")  # fmt: skip
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package)
         if place.parts[0] not in only_look:

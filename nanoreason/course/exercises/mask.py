@@ -20,9 +20,9 @@ bool:
   The state in column t has read the tokens 0..t: it predicts token t + 1. So token 0 is predicted by nothing, whatever
   its mask says. `picked`: bool (B, T-1), in column t whether token t + 1 counts. `hidden`: (M, D), the states that
   predict the M tokens that count. `targets`: (M,), those tokens. M is `picked.sum()`, in the order of rows, then
-  columns.
-- The second is the body of `in_columns(values)`: values (M,) of those tokens -> (B, T), each in its token's own column,
-  0 everywhere else.
+  columns. What follows uses these three names.
+- The second is the body of `in_columns(values)`, which sees `picked` and `tokens`: values (M,) of those tokens ->
+  (B, T), each in its token's own column, 0 everywhere else.
 """
 
 import itertools

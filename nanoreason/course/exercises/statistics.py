@@ -10,10 +10,11 @@ Write three functions in `evaluate.py`, each behind its checks of the arguments.
 or None, `right` says of each whether it is right.
 
 - None is no answer and has no vote; where no one votes, 0 is won.
-- Equal texts vote together, and are right if any of them is (`right` may differ: one was written against the rules).
+- Equal texts vote together, and are right if any of them in all of `answers` is, drawn or not (`right` may differ: one
+  was written against the rules).
 - A tie is broken evenly: of m texts with the most votes, r of which are right, r / m is won.
-- For k = n there is one subset: all answers. For k < n it is the mean over `draws` random subsets of k different
-  answers, from `random.Random(seed)`.
+- For k = n there is one subset: all answers. For k < n it is the mean over `draws` random subsets of k places in
+  `answers`, drawn without replacement from one `random.Random(seed)`; equal texts in them are as many votes.
 
 `bootstrap_interval(values, level, draws, seed)`: draw `len(values)` of the values **with** replacement and take their
 mean, `draws` times, from `random.Random(seed)`. The result is the pair of those means that leave a share of

@@ -15,12 +15,13 @@ the target. Write five regions of `search.py`, around its compact language of on
    says where it is after every leaf, although it never left: a `Move` to the current node is not said, nor is a `State`
    behind such a move. The current node is that of the last `Move`, at first the root.
 2. `_read_compact`, its loop: `m` is the match of one statement, or None. Yield its event; remember in `last` the last
-   `Explore`, for those that do not repeat it. `_steps(text)` and `_numbers(text)` read operations and numbers.
+   `Explore`, for those that do not repeat it. `_steps(text)` and `_numbers(text)` read operations and numbers;
+   a node is its path, the numbers of its text.
 
        E   Explore(the operation of m[1], the numbers of m[2])
        G   Generate(node m[3], target, the numbers and the operation of `last`); () and None if there is none
        M   Move(node m[3])                       S   State(target, numbers m[4], operations m[5])
-       W X Check(the number that `last` left, or None if it did not leave just one; target; whether it is W)
+       W X Check(the number that `last` left, or None if there is no `last` or it left more; target; whether it is W)
        N   Exhausted()                           T   State(m[6] as int, numbers m[7], ()): the prompt
        else Unreadable(statement)
 
