@@ -36,7 +36,12 @@ def configs(folder: Path, last: int = 4) -> dict[str, object]:
         max_new_tokens=Schedule(40), steps=1, preflight=0, eval_problems=0, micro_tokens=128,
     )  # fmt: skip
     one_row = sft.SftConfig(base=base, task=Attempts(), steps=2, rows_per_step=1, eval_problems=4)
-    found = {"grpo": reinforced, "threads": threads, "one_row": one_row}
+    adapted = grpo.GrpoConfig(
+        base=base, task=Attempts(), prompts=5, group_size=4, max_new_tokens=Schedule(40), steps=2, warmup=1,
+        preflight=0, eval_problems=0, micro_tokens=256, algorithm=Algorithm(kl_coef=0.1, reference_every=0), lr=1e-3,
+        memory=grpo.Memory(lora=4, recompute=True),
+    )  # fmt: skip
+    found = {"grpo": reinforced, "threads": threads, "one_row": one_row, "adapted": adapted}
     for name, config in found.items():
         config.out = str(folder / name)
     return found
@@ -83,18 +88,18 @@ def assert_same_run(a: Path, b: Path) -> None:
 def runs(tmp_path_factory) -> Path:
     """Everything with one process (`one`) and with two (`two`)."""
     folder = tmp_path_factory.mktemp("processes")
-    run_all(folder, ["one:grpo:4", "one:threads:1", "one:one_row:2", "one_two:grpo:2"])
-    jobs = ["two:grpo:4", "two:threads:1", "two:one_row:2", "two_one:grpo:2", "one_two:grpo:4:resume"]
+    run_all(folder, ["one:grpo:4", "one:threads:1", "one:one_row:2", "one:adapted:2", "one_two:grpo:2"])
+    jobs = ["two:grpo:4", "two:threads:1", "two:one_row:2", "two:adapted:2", "two_one:grpo:2", "one_two:grpo:4:resume"]
     done = torchrun(str(folder), *jobs)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "said").write_text(done.stdout)
     return folder
 
 
-@pytest.mark.parametrize("name", ["grpo", "threads", "one_row"])
+@pytest.mark.parametrize("name", ["grpo", "threads", "one_row", "adapted"])
 def test_two_processes_leave_what_one_leaves(runs, name):
     """grpo: a reference, minibatches, refills, a batch that does not divide by two. threads: children, erased blocks.
-    one_row: a process without a micro-batch."""
+    one_row: a process without a micro-batch. adapted: frozen weights, which have no gradients to sum."""
     assert_same_run(runs / "one" / name, runs / "two" / name)
 
 
@@ -107,6 +112,7 @@ def test_the_runs_have_learnt_something_that_could_differ(runs):
     lines = lines_of(runs / "one" / "grpo", "metrics.jsonl")
     assert max(line.get("grad_norm", 0) for line in lines) > 0.01
     assert max(line.get("kl", 0) for line in lines) > 1e-4
+    assert lines_of(runs / "one" / "adapted", "metrics.jsonl")[-1]["kl"] > 1e-6
     children = lines_of(runs / "one" / "threads", "metrics.jsonl")
     assert max(line.get("threads/children", 0) for line in children) > 0
 
