@@ -68,7 +68,8 @@ def test_what_a_step_keeps_by_hand():
     assert lora["weights"] == 4 * N + 4 * adapters and lora["moments"] == 8 * adapters and lora["reference"] == 0
     assert memory_of(replace(WORK, reference=True))["update"]["reference"] == 4 * N
     merged = memory_of(replace(WORK, memory=Memory(lora=8)))["save"]["merged copy"]
-    assert merged == 4 * (N - 49_152 * 576) and "save" not in phases
+    assert merged == 4 * (N - 49_152 * 576) and phases["save"]["merged copy"] == 0
+    assert "save" not in memory_of(WORK, on_card=True)
 
 
 def test_each_setting_takes_from_the_part_that_it_is_about_and_from_no_other():
