@@ -1,7 +1,8 @@
 """What a training step keeps in memory, part by part, computed from the shape of the model and the settings of the run.
 
-A step has phases: loading, sampling, updating (the passes of a micro-batch), stepping (the optimizer). A part is there
-in some of them; the largest sum is the peak. Weights are counted on the meta device, by the code that will make them.
+A step has phases: loading, sampling, updating (the passes of a micro-batch), stepping (the optimizer), saving. A part
+is there in some of them; the largest sum is the peak. Weights are counted on the meta device, by the code that makes
+them.
 Bytes are those of float32 on a CPU, as measured (docs/from-laptop-to-gpu.md); on a card forward passes are in bfloat16,
 and nothing of that was measured.
 """
@@ -89,7 +90,8 @@ def saved_floats(work: Work) -> float:
 
 
 def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
-    """{phase: {part: bytes}}: loading, sampling, updating (the passes of a micro-batch), stepping (the optimizer)."""
+    """{phase: {part: bytes}}: loading, sampling, updating (the passes of a micro-batch), stepping (the optimizer), and
+    on a CPU saving."""
     c, m = work.shape, work.memory
     N, T = counted(c, m)
     V, D, inner = c.vocab_size, c.hidden_size, c.intermediate_size
@@ -124,9 +126,10 @@ def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
     largest = D * inner if m.lora else max(V * D, D * inner)
     stepping = 4 * T if m.moments == "float32" else 20 * min(largest, T)
     phases["step"] = lasting | gradients | before | {"work": max(stepping, 2 * head)}
-    if m.lora and not on_card:  # OUT/policy is made on the CPU
+    if not on_card:  # asking whether a weight is finite takes 6 bytes of each of its numbers
         heads = V * D * (1 if c.tie_word_embeddings else 2)
-        phases["save"] = lasting | gradients | {"merged copy": 4 * (N - heads)}
+        copy = {"merged copy": 4 * (N - heads) if m.lora else 0}  # OUT/policy is made on the CPU
+        phases["save"] = lasting | gradients | before | copy | {"work": 6 * V * D}
     return phases
 
 

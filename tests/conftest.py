@@ -182,3 +182,25 @@ def assert_same_weights():
             assert torch.equal(mine[name], theirs[name]), name
 
     return check
+
+
+@pytest.fixture(scope="session")
+def saved_bytes():
+    """saved_bytes(model, tokens): what a forward pass keeps for the backward pass, weights and tables aside."""
+
+    def bytes_of(model: Transformer, tokens: torch.Tensor) -> int:
+        own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+        kept = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage  # held, so that no other one gets its address
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = model.hidden(tokens)
+        assert hidden.grad_fn is not None
+        return sum(storage.nbytes() for storage in kept.values())
+
+    return bytes_of

@@ -22,23 +22,6 @@ BASE = str(Path(__file__).parent / "data" / "one-digit-sums")
 SHAPES = [{}, {"model_type": "qwen3", "tie_word_embeddings": False, "num_hidden_layers": 4}]
 
 
-def saved_bytes(model, tokens) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights and tables aside."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held, so that no other one gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = model.hidden(tokens)
-    assert hidden.grad_fn is not None
-    return sum(storage.nbytes() for storage in kept.values())
-
-
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_recomputed_gradients_are_equal_to_the_bit(make_model, finished, shape, rank):
@@ -57,7 +40,7 @@ def test_recomputed_gradients_are_equal_to_the_bit(make_model, finished, shape, 
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_recomputing_keeps_the_input_of_each_block_and_no_more(make_model, rank):
+def test_recomputing_keeps_the_input_of_each_block_and_no_more(make_model, saved_bytes, rank):
     model, tokens = make_model(1, num_hidden_layers=4), torch.ones(2, 30, dtype=torch.int64)
     if rank:
         add_adapters(model, rank)

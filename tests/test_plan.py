@@ -18,7 +18,6 @@ from nanoreason.recipes import grpo, sft
 from nanoreason.run import Schedule
 from nanoreason.tasks import Addition
 from nanoreason.tokenizer import load_tokenizer
-from tests.test_memory import saved_bytes
 
 BASE = str(Path(__file__).parent / "data" / "one-digit-sums")
 SMOL = ModelConfig(vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
@@ -32,7 +31,7 @@ MEMORIES = [Memory(), Memory(recompute=True), Memory(lora=8), Memory(lora=8, rec
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=str)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_activations_are_those_that_autograd_keeps(make_model, kind, memory):
+def test_activations_are_those_that_autograd_keeps(make_model, saved_bytes, kind, memory):
     """Byte for byte where all is trained; with adapters the first norm keeps nothing, as no gradient goes below it."""
     model = make_model(1, model_type=kind, num_hidden_layers=3)
     prepare(model, memory, 0)
@@ -69,7 +68,8 @@ def test_what_a_step_keeps_by_hand():
     assert lora["weights"] == 4 * N + 4 * adapters and lora["moments"] == 8 * adapters and lora["reference"] == 0
     assert memory_of(replace(WORK, reference=True))["update"]["reference"] == 4 * N
     merged = memory_of(replace(WORK, memory=Memory(lora=8)))["save"]["merged copy"]
-    assert merged == 4 * (N - 49_152 * 576) and "save" not in phases
+    assert merged == 4 * (N - 49_152 * 576) and phases["save"]["merged copy"] == 0
+    assert "save" not in memory_of(WORK, on_card=True)
 
 
 def test_each_setting_takes_from_the_part_that_it_is_about_and_from_no_other():

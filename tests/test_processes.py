@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from nanoreason import processes
 from nanoreason.__main__ import main
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.learn import Algorithm, make_optimizer, micro_batches, own_batches
-from nanoreason.memory import Memory
 from nanoreason.optim import Optimizer
 from nanoreason.recipes import grpo, sft
 from nanoreason.rewards import Cosine
@@ -41,7 +41,12 @@ def configs(folder: Path, last: int = 4) -> dict[str, object]:
         max_new_tokens=Schedule(40), steps=1, preflight=0, eval_problems=0, micro_tokens=128, rewards=(Cosine(),),
     )  # fmt: skip
     one_row = sft.SftConfig(base=base, task=Attempts(), steps=2, rows_per_step=1, eval_problems=4)
-    found = {"grpo": reinforced, "threads": threads, "one_row": one_row}
+    adapted = grpo.GrpoConfig(
+        base=base, task=Attempts(), prompts=5, group_size=4, max_new_tokens=Schedule(40), steps=2, warmup=1,
+        preflight=0, eval_problems=0, micro_tokens=256, algorithm=Algorithm(kl_coef=0.1, reference_every=0), lr=1e-3,
+        memory=grpo.Memory(lora=4, recompute=True),
+    )  # fmt: skip
+    found = {"grpo": reinforced, "threads": threads, "one_row": one_row, "adapted": adapted}
     for name, config in found.items():
         config.out = str(folder / name)
     return found
@@ -55,7 +60,7 @@ def run_all(folder: Path, jobs: list[str]) -> None:
     for job in jobs:
         out, name, last, *how = job.split(":")
         config = configs(folder / out, int(last))[name]
-        config.resume, config.memory = "resume" in how, Memory(shard="shard" in how)
+        config.resume, config.memory = "resume" in how, replace(config.memory, shard="shard" in how)
         recipe = {"one_row": sft}.get(name, grpo)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
@@ -106,19 +111,19 @@ def assert_same_run(a: Path, b: Path) -> None:
 def runs(tmp_path_factory) -> Path:
     """Everything with one process (`one`) and with two (`two`)."""
     folder = tmp_path_factory.mktemp("processes")
-    run_all(folder, ["one:grpo:4", "one:threads:1", "one:one_row:2", "one_two:grpo:2"])
+    run_all(folder, ["one:grpo:4", "one:threads:1", "one:one_row:2", "one:adapted:2", "one_two:grpo:2"])
     shutil.copytree(folder / "one_two", folder / "one_shard")
-    jobs = ["two:grpo:4", "two:threads:1", "two:one_row:2", "two_one:grpo:2", "one_two:grpo:4:resume"]
+    jobs = ["two:grpo:4", "two:threads:1", "two:one_row:2", "two:adapted:2", "two_one:grpo:2", "one_two:grpo:4:resume"]
     done = torchrun(str(folder), *jobs)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "said").write_text(done.stdout)
     return folder
 
 
-@pytest.mark.parametrize("name", ["grpo", "threads", "one_row"])
+@pytest.mark.parametrize("name", ["grpo", "threads", "one_row", "adapted"])
 def test_two_processes_leave_what_one_leaves(runs, name):
     """grpo: a reference, minibatches, refills, a batch that does not divide by two. threads: children, erased blocks.
-    one_row: a process without a micro-batch."""
+    one_row: a process without a micro-batch. adapted: frozen weights, which have no gradients to sum."""
     assert_same_run(runs / "one" / name, runs / "two" / name)
 
 
@@ -179,6 +184,7 @@ def test_the_runs_have_learnt_something_that_could_differ(runs):
     lines = lines_of(runs / "one" / "grpo", "metrics.jsonl")
     assert max(line.get("grad_norm", 0) for line in lines) > 0.01
     assert max(line.get("kl", 0) for line in lines) > 1e-4
+    assert lines_of(runs / "one" / "adapted", "metrics.jsonl")[-1]["kl"] > 1e-6
     children = lines_of(runs / "one" / "threads", "metrics.jsonl")
     assert max(line.get("threads/children", 0) for line in children) > 0 and children[-1]["grad_norm"] > 0.01
 

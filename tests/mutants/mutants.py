@@ -51,6 +51,8 @@ DOCTOR = "test_doctor.py::test_"
 THREADS = "test_threads.py::test_"
 PROCESSES = "test_processes.py::test_"
 TRANSFER = "test_transfer_test.py::test_"
+LORA = "test_lora.py::test_"
+MEMORY = "test_memory.py::test_"
 
 CHUNKS = MODEL + "any_cut_into_cached_chunks_with_ragged_positions_equals_one_uncached_pass[llama]"
 AGREEMENT = SAMPLER + "stored_logprobs_equal_those_of_the_learner_in_ragged_retired_and_refilled_batches[0.7]"
@@ -316,8 +318,8 @@ MUTANTS = [
     ),
     Mutant(
         "the optimizer's moments not restored", "checkpoint.py",
-        "        optimizer.state[parameter] = {\n",
-        "        optimizer.state[parameter] = {} if True else {\n",
+        "        optimizer.restore(parameter, of_it)\n",
+        "        optimizer.restore(parameter, {})\n",
         SFT_RESUME,
     ),
     Mutant(
@@ -1553,5 +1555,43 @@ MUTANTS = [
         "the policy is sampled in place of its teacher", "recipes/grpo.py",
         "collect(config, step, teacher, tokenizer)", "collect(config, step, policy, tokenizer)",
         TRANSFER + "a_teacher_is_sampled_in_place_of_the_policy",
+    ),
+    # --------------------------------------------------------------------------------------------- adapters, moments
+    Mutant(
+        "alpha is not divided by the rank", "lora.py",
+        "alpha / rank, True",
+        "alpha / 1, True",
+        LORA + "a_layer_is_w_x_plus_alpha_over_r_b_a_x",
+    ),
+    Mutant(
+        "the base is trained beside its adapters", "lora.py",
+        "    model.requires_grad_(False)\n",
+        "",
+        LORA + "only_adapters_get_gradients_moments_and_steps",
+    ),
+    Mutant(
+        "the reference of adapters is the policy itself", "recipes/grpo.py",
+        "        with switched_off(reference):\n",
+        "        if True:\n",
+        LORA + "the_reference_is_the_base_without_a_copy",
+    ),
+    Mutant(
+        "adapters that were switched off stay off after an error", "lora.py",
+        "    try:\n        yield\n    finally:\n        for layer in layers:\n            layer.on = True\n",
+        "    yield\n    for layer in layers:\n        layer.on = True\n",
+        LORA + "switched_off_it_is_the_base_to_the_bit_and_then_on_again_even_after_an_error",
+    ),
+    Mutant(
+        "the adapter is saved before the policy that it is merged into", "memory.py",
+        "    if memory.lora and last:\n",
+        "    if memory.lora and last:\n"
+        "        save_checkpoint(folder / 'adapter', policy, tokenizer, optimizer, state, extra=extra, base=base)\n",
+        LORA + "a_run_that_was_stopped_and_resumed_ends_bit_equal[save_checkpoint]",
+    ),
+    Mutant(
+        "moments in bfloat16 rounded to the nearest", "optim.py",
+        "((x.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)",
+        "x.to(torch.bfloat16)",
+        MEMORY + "a_second_moment_in_bfloat16_fades_as_it_should",
     ),
 ]  # fmt: skip
