@@ -55,7 +55,7 @@ FORCING = budget.BudgetConfig(
     task=TASK, problems=40, methods=("forcing", "wait"), budgets=(1, 8, 16, 32), waits=(0, 1, 2), longest=32,
     words=("wait",), answer_tokens=12,
 )  # fmt: skip
-SAMPLES = 4  # responses to each held-out problem
+SAMPLES = 2  # responses to each held-out problem
 KEPT = ("reward", "accuracy", "strict", "acc/1", "eval/pass@1", "eval/strict", "eval/mean_length", "entropy",
         "grad_norm", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "update_ratio",
         "num_tokens", "learning_rate", "time/rollout", "time/score", "time/update")  # fmt: skip
@@ -241,7 +241,7 @@ def panels(out: Path) -> list[Panel]:
               also=held_out_points, **share),
         Panel("tokens of a response", (Line("grpo", "mean length"),), "completions/mean_length", smooth=5,
               ylim=(0, None)),
-        Panel("every held-out problem, 4 samples each; error bars: one standard error over problems", ARMS, "accuracy",
+        Panel("every held-out problem, 2 samples each", ARMS, "accuracy",
               kind="bar", bars=tested_value, also=error_bars, **share),
         Panel("held-out problems, first sample", (), kind="text", text=lambda r: side_by_side(out, r.seeds[0])),
     ]  # fmt: skip
@@ -303,7 +303,8 @@ def summarise(out: Path, seeds: int) -> str:
     log += [f"{seconds / (len(lines) - seeds):.1f} s a step", "", side_by_side(out, 0, 40)]
     (out / "log.txt").write_text("\n".join(log) + "\n")
     caption = ("SmolLM2-135M-Instruct (float32, all weights trained) learns one-digit sums, differences and products "
-               "from right or wrong alone. Right: the last number of the response.")  # fmt: skip
+               "from right or wrong alone. Right: the last number of the response. Error bars: one standard error over "
+               "problems; begun: the response begins with 7 * 8 = for the model.")  # fmt: skip
     draw(panels(out), results, caption, out / "figure.png")
     return "\n".join(log)
 
