@@ -381,7 +381,7 @@ def test_the_page_of_a_section_says_what_its_summary_says(run):
     assert f"{held} of {len(claims)} claims hold" in page
     for claim in claims:
         row = next(line for line in page.splitlines() if line.startswith(f"| {claim['name']} | "))
-        shown = [f"{value:.3f}" for value in (claim["mean"], *claim["values"].values())]
+        shown = ["none" if value is None else f"{value:.3f}" for value in (claim["mean"], *claim["values"].values())]
         assert all(number in row for number in shown) and ("holds" if claim["passed"] else claim["reason"]) in row
 
 

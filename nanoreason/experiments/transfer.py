@@ -237,9 +237,9 @@ def claims(preset: str) -> list[Claim]:
         Claim("T5: the worst of its own samples - off-policy RL, accuracy without reasoning",
               least([difference(arm, "teacher-rl") for arm in own]), 0.02),
         Claim("T5: off-policy RL - SFT, accuracy without reasoning", difference("teacher-rl", "think"), 0.02),
-        Claim("T5: |GRPO with KL - without|, accuracy without reasoning",
+        Claim("T5: GRPO with KL and without, difference in accuracy without reasoning",
               lambda r: abs(difference("grpo-kl", "grpo")(r)), 0.03, LESS),
-        Claim("T6: R^2 of forgetting, quadratic in D(base || policy) on the target",
+        Claim("T6: R^2 of forgetting, quadratic in the KL on the target",
               lambda r: r.per_seed(lambda seed: explained(all_points(r, seed))), 0.7),
         Claim("T7: SFT / GRPO, PCA shift, least of the three groups",
               least([quotient("think", "grpo", f"pca/{group}") for group in GROUPS]), 1.2, no_effect=1),
@@ -339,7 +339,7 @@ def panels(preset: str) -> list[Panel]:
 
     return [
         Panel("What is kept, against what is learnt", lines, y="acc/non", points=along, also=verdict, marker="o",
-              xlabel="accuracy on the target", ylabel="accuracy without reasoning"),
+              xlabel="accuracy on the target", ylabel="accuracy, tasks without reasoning"),
         Panel("Forgetting, and the KL on the new task", dots, points=forgotten, xscale="log10",
               xlabel="D(base || policy) on the target, nats per token", ylabel="accuracy forgotten elsewhere"),
         Panel("Gains where SFT and GRPO are as accurate on the target", bars, kind="bar", bars=gained,
