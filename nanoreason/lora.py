@@ -110,19 +110,13 @@ def merged(
 
 
 def squares(model: Transformer, before: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The squared norm of how far the weights have moved since `before`, and that of the weights then.
-
-    `before` holds what is trained, by name. An adapter moves the weight that it stands beside, which counts.
-    """
-    named, layers = dict(model.named_parameters()), adapters(model)
-    if not layers:
-        moved = sum((named[name].detach() - old).square().sum() for name, old in before.items())
-        return moved, sum(old.square().sum() for old in before.values())
+    """The squared norm of how far the adapters have moved the weights that they stand beside since `before`, which
+    holds A and B by name, and that of all weights."""
     moved, norm = 0, 0
-    for name, layer in layers.items():
+    for name, layer in adapters(model).items():
         old = layer.change(before[f"{name}.lora_A.weight"], before[f"{name}.lora_B.weight"])
         moved = moved + (layer.change() - old).square().sum()
-    for name, weight in named.items():
+    for name, weight in model.named_parameters():
         norm = norm + (0 if ".lora_" in name else weight.detach().square().sum())
     return moved, norm
 

@@ -76,11 +76,11 @@ def save_policy(
     save_checkpoint(folder / resumed_from(memory), policy, tokenizer, optimizer, state, extra=extra, base=base)
 
 
-def sampling_policy(policy: Transformer, memory: Memory) -> Transformer:
-    """The model that samples a rollout: the policy, or a copy of it in bfloat16 with its adapters merged.
+def sampling_copy(policy: Transformer) -> Transformer:
+    """A copy in bfloat16, with its adapters merged, that samples a rollout.
 
     The copy reads half the bytes per token and is another policy by rounding. Log-probs of the rows are the copy's;
     `logp_diff/mean` says how far the learner is off, and `--algorithm.sampler-cap` weighs it (truncated importance
     sampling). It is made anew for each rollout and gone before the update.
     """
-    return policy if memory.sample_dtype == "float32" else merged(policy, torch.bfloat16)
+    return merged(policy, torch.bfloat16)

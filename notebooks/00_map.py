@@ -19,7 +19,7 @@
 # | [behaviors](behaviors.ipynb) | cognitive behaviours: what a base must bring along, and priming | [docs](../docs/behaviors.md) |
 # | [longcot](longcot.ipynb) | long against short chains of thought, the cosine reward, hacking | [docs](../docs/longcot.md) |
 # | [zoo](zoo.ipynb) | SimpleRL-Zoo: one recipe on many bases, format rewards, hard data | [docs](../docs/zoo.md) |
-# | [transfer](transfer.ipynb) | what SFT and RL keep of everything that was not trained | `docs/transfer.md` |
+# | [transfer](transfer.ipynb) | what SFT and RL keep of everything that was not trained | [docs](../docs/transfer.md) |
 # | [s1](s1.ipynb) | few chosen traces, budget forcing, "wait" | [docs](../docs/s1.md) |
 # | [l1](l1.ipynb) | a length in the prompt: LCPO | [docs](../docs/l1.md) |
 # | [sos](sos.ipynb) | Stream of Search: learning to search from searches | [docs](../docs/sos.md) |

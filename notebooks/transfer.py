@@ -115,8 +115,9 @@ print(table(["", *columns], [[name, *(f"{numbers[name]:.3f}" for numbers in foun
 # Accuracies here are greedy, on few problems: read both policies on the target beside one another, and then what each has moved for
 # it. The teacher's words are there on tasks that no lesson was about; the policy that sampled itself has moved less by two orders of
 # magnitude. (Asked for a length, the greedy base states a right attempt again until the window cuts it, so that whoever forgets to look at
-# the number gains there: forgetting is not always a loss, and a task must be solved before it can be forgotten.) Whether that is the algorithm or only the smaller step is what the section asks: with a sweep of learning rates, at equal
-# accuracy on the target, on eleven other tasks.
+# the number gains there: forgetting is not always a loss, and a task must be solved before it can be forgotten.) Whether that is the
+# algorithm or only the smaller step is what the section asks: with a sweep of learning rates, at equal accuracy on the target, on eleven
+# other tasks.
 #
 # ## The committed run
 
@@ -127,9 +128,12 @@ figure("transfer")
 claims("transfer")
 
 # %% [markdown]
-# **What to see.** The first panel puts accuracy without reasoning against accuracy on the target: read it at one height of the
-# target, not at the ends of the curves. The arms differ in where their labels come from (a teacher, the base, the policy itself) and
-# in how far they move. What decides is said by the claims above; `docs/transfer.md` explains each that fails.
+# **What to see.** The first panel puts accuracy on tasks without reasoning against accuracy on the target: read it at one height of
+# the target, not at the ends of the curves. GRPO's line is level in every seed, that of SFT in the teacher's words falls. But SFT on a solver's
+# solutions in the *base's* words is level too, and reaches further; so is SFT on the base's own right samples. In the second panel
+# forgetting follows the KL on the target, whoever trained. **What failed.** That GRPO keeps more than SFT on the base's own samples (it keeps
+# as much), that one parabola explains forgetting (answers alone have a curve of their own), and everything about off-policy
+# RL, which never raised the target. `docs/transfer.md` explains each.
 #
 # ## Exercises
 #

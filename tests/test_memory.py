@@ -9,7 +9,7 @@ import torch
 from nanoreason.checkpoint import resume, save_checkpoint
 from nanoreason.learn import compute_logprobs, make_optimizer, update
 from nanoreason.lora import add_adapters
-from nanoreason.memory import Memory, check_memory, prepare, sampling_policy
+from nanoreason.memory import Memory, check_memory, prepare, sampling_copy
 from nanoreason.optim import AdamW, rounded_at_random
 from nanoreason.recipes import grpo
 from nanoreason.run import Schedule, read_jsonl
@@ -141,8 +141,7 @@ def test_a_run_with_other_moments_goes_on_bit_equal(make_model, finished, tmp_pa
 def test_a_copy_in_bfloat16_samples_rows_whose_distance_to_the_learner_is_seen(make_model, ragged, shape, rank):
     model = make_model(1, **shape)
     prepare(model, Memory(lora=rank), 5)
-    assert sampling_policy(model, Memory()) is model
-    copy = sampling_policy(model, Memory(sample_dtype="bfloat16"))
+    copy = sampling_copy(model)
     assert {weight.dtype for weight in copy.parameters()} == {torch.bfloat16} and copy.rope.dtype == torch.bfloat16
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     sampler = Sampler(copy, eos_id=0)

@@ -21,10 +21,6 @@ build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 SOURCES = build.sources()
 NAMES = [path.stem for path in SOURCES]
-# A notebook that shows the committed results of a section can run where there are some.
-RUNNABLE = [
-    p for p in SOURCES if p.stem != "transfer" or (notebook.RESULTS / "transfer" / "cpu" / "summary.json").exists()
-]
 
 # Runs the code of some notebooks in one process, each in a namespace and a folder of its own, and says what went wrong.
 RUNNER = """
@@ -64,14 +60,14 @@ def text_of(path: Path) -> str:
 
 @pytest.mark.trains
 def test_every_cell_of_every_notebook_runs_outside_of_the_repository(tmp_path):
-    codes = json.dumps({path.stem: code_of(path) for path in RUNNABLE})
+    codes = json.dumps({path.stem: code_of(path) for path in SOURCES})
     done = subprocess.run([sys.executable, "-c", RUNNER], input=codes, capture_output=True, text=True, cwd=tmp_path,
                           env=environment() | {"TMPDIR": str(tmp_path), "TEMP": str(tmp_path)})  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     failed = {name: text for name, (ran, text, _) in said.items() if not ran}
     assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())
-    assert list(said) == [path.stem for path in RUNNABLE]
+    assert list(said) == [path.stem for path in SOURCES]
     for name, (_, text, left) in said.items():
         assert text.strip() and not left, f"{name} printed {text!r} and left {left} in its folder"
 
@@ -84,7 +80,7 @@ def test_a_notebook_runs_in_jupyter(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [path.stem for path in RUNNABLE])
+@pytest.mark.parametrize("name", [path.stem for path in SOURCES])
 def test_a_notebook_runs_at_its_full_size(name, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     run_in_jupyter(nbformat, nbclient, FOLDER / f"{name}.ipynb", tmp_path, quick=False)

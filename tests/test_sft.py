@@ -212,7 +212,7 @@ def test_no_steps_only_measure(base, tmp_path, assert_same_weights):
 def test_the_optimizer_is_the_one_that_was_chosen(name, kind, slots, tmp_path, monkeypatch):
     made = []
     real = sft.make_optimizer
-    monkeypatch.setattr(sft, "make_optimizer", lambda *how: made.append(real(*how)) or made[-1])
+    monkeypatch.setattr(sft, "make_optimizer", lambda *how, **more: made.append(real(*how, **more)) or made[-1])
     config = replace(TINY, optimizer=name, steps=2, eval_problems=0, out=str(tmp_path / "run"))
     line = sft.run(config)
     (optimizer,) = made

@@ -56,7 +56,7 @@ from nanoreason.learn import (
     update,
 )
 from nanoreason.lora import squares, switched_off
-from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, sampling_policy, save_policy
+from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, sampling_copy, save_policy
 from nanoreason.model import Transformer
 from nanoreason.plan_memory import Work, base_of
 from nanoreason.rewards import (
@@ -312,7 +312,7 @@ def collect(
     refills, cap = config.algorithm.max_refills, config.max_new_tokens.at(step)
     kept: list[list[Rollout]] = []
     groups, scored, parts = [], [], {}
-    sampler = sampling_policy(policy, config.memory)
+    sampler = policy if config.memory.sample_dtype == "float32" else sampling_copy(policy)
     for attempt in range(1 + refills):
         first = ((step - 1) * (1 + refills) + attempt) * config.prompts  # never the same index twice
         missing = range(first, first + config.prompts - len(kept))
@@ -394,9 +394,14 @@ def update_policy(
                        entropy_coef=loss.entropy_coef, measure=loss.measure, update_ratio=measured)
             )  # fmt: skip
     metrics = {"update_ratio": 0.0, **over_updates(found), "updates": len(found), "learning_rate": lr}
-    if before:
-        moved, norm = (together(value) for value in squares(policy, before))
+    if config.memory.lora:
+        moved, norm = squares(policy, before)
         metrics["update_ratio"] = math.sqrt(moved / norm)
+    elif before:
+        now = dict(policy.named_parameters())
+        moved = sum((now[name].detach() - old).square().sum() for name, old in before.items())
+        norm = sum(old.square().sum() for old in before.values())
+        metrics["update_ratio"] = math.sqrt(together(moved) / together(norm))
     return metrics
 
 
