@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from nanoreason import processes
 from nanoreason.checkpoint import found, is_adapter, weight_files
 from nanoreason.hf_config import read_config
 from nanoreason.learn import CHUNK_LOGITS
@@ -99,7 +100,9 @@ def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
     stored = {"float32": 8, "bfloat16": 4, "cpu": 0 if on_card else 8}[m.moments] * (0.5 if work.muon else 1)
     weights = {"weights": 4 * N + (4 * T if m.lora else 0)}
     lasting = weights | {"moments": stored * T, "reference": 4 * N if work.reference and not m.lora else 0}
-    gradients, before = {"gradients": 4 * T}, {"weights before the step": 4 * T if work.prompts else 0}
+    copied = bool(work.prompts) and (work.updates > 1 or bool(m.lora))  # else the optimizer copies some at a time
+    gradients, before = {"gradients": 4 * T}, {"weights before the step": 4 * T if copied else 0}
+    some = {"weights before the step": 4 * min(T, processes.BUCKET) if work.prompts else 0}
     phases = {"load": weights | {"file": work.file_bytes}}
     if work.prompts:
         rows, slots = resident(work, on_card)
@@ -125,7 +128,7 @@ def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
     # float32: a divisor of each weight; else of the largest weight alone both moments, the divisor and random bits
     largest = D * inner if m.lora else max(V * D, D * inner)
     stepping = 4 * T if m.moments == "float32" else 20 * min(largest, T)
-    phases["step"] = lasting | gradients | before | {"work": max(stepping, 2 * head)}
+    phases["step"] = lasting | gradients | (before if copied else some) | {"work": max(stepping, 2 * head)}
     if not on_card:  # asking whether a weight is finite takes 6 bytes of each of its numbers
         heads = V * D * (1 if c.tie_word_embeddings else 2)
         copy = {"merged copy": 4 * (N - heads) if m.lora else 0}  # OUT/policy is made on the CPU
