@@ -50,8 +50,10 @@ SETTINGS = {
     "moments bfloat16": "--memory.moments bfloat16",
     "sample bfloat16": "--memory.sample-dtype bfloat16",
 }
-STEP = "--steps 2 --prompts 2 --group-size 4 --max-new-tokens 32 --micro-tokens 128 --task.digits 2 --preflight 0 " \
-       "--eval-problems 0 --save-every 100"  # fmt: skip
+STEP = (
+    "--steps 2 --prompts 2 --group-size 4 --max-new-tokens 32 --micro-tokens 128 --task.digits 2 --preflight 0 "
+    "--eval-problems 0 --save-every 100 --algorithm.entropy-coef 0.001"
+)  # else equal rewards have no backward pass
 
 
 def make(folder: Path, size: tuple[int, ...]) -> None:
