@@ -221,9 +221,8 @@ def test_a_typed_problem_is_asked_as_a_drawn_one(task, name):
     search = any(word in name for word in ("search", "countdown", "attempts", "suite"))
     problem = task.parse("24 from 9 4 3" if search else "47 + 38")
     assert type(problem) is Problem and task.difficulty(problem) == (3 if search else 2)
-    drawn = task.problem("test", 0).prompt
-    frame = [re.sub(r"[0-9 ]+", "9", text) for text in (problem.prompt, drawn)]  # what is not numbers
-    assert frame[0] == frame[1] or name == "asked_length"  # where 30 in 100 are not asked
+    drawn = {re.sub(r"[0-9 ]+", "9", task.problem("test", i).prompt) for i in range(20)}  # what is not numbers
+    assert re.sub(r"[0-9 ]+", "9", problem.prompt) in drawn or name == "asked_length"  # where 30 in 100 are not asked
     if not search:
         answer = "85" if name.startswith("sums_in_words") else "8 5"
         answer = tagged("", answer) if END in task.stop else answer

@@ -219,7 +219,9 @@ def test_samples_of_another_distribution_are_seen(folder, monkeypatch):
 
 def test_before_and_after_are_compared_problem_by_problem(folder):
     found = real.tested(folder, problems=5, samples=2)
-    assert {*found} == {"free", "begun"} and len(found["free"]["by_problem"]) == len(found["free"]["first"]) == 5
+    assert {*found} == {"free", "begun", "surest"} and len(found["free"]["by_problem"]) == len(
+        found["free"]["first"]
+    ) == 5
     begun = [real.beginning(problem.prompt) for problem in real.TASK.test_problems(5)]
     assert all(text.startswith(start) for text, start in zip(found["begun"]["first"], begun, strict=True))
     before, after = {"by_problem": [0.0, 0.5, 0.25, 0.25]}, {"by_problem": [1.0, 0.5, 0.75, 0.75]}

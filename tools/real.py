@@ -37,7 +37,7 @@ from nanoreason.learn import compute_logprobs
 from nanoreason.model import Transformer
 from nanoreason.recipes import budget, grpo
 from nanoreason.rollout import Rollout, Task, prompt_groups, prompt_rows, response_text, seed_of
-from nanoreason.run import Schedule, read_json, read_jsonl, say, table
+from nanoreason.run import Schedule, read_json, read_jsonl, say
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks.sums import SumsInWords
 from nanoreason.tasks.wrappers import Chat
@@ -136,16 +136,17 @@ def finished(
 def tested(folder: Path, problems: int = ALL, samples: int = SAMPLES) -> dict[str, Any]:
     """Accuracy on every held-out problem, of `samples` responses at temperature 1; the share by problem is kept.
 
-    begun   the same where the response begins with "7 * 8 =" for the model: how much it knows beyond the form
+    begun    the same where the response begins with "7 * 8 =" for the model: how much it knows beyond the form
+    surest   begun so and greedy: how much it knows beyond the form and the spread of its samples
     """
     model, tokenizer = load_checkpoint(folder)
     held_out, found = TASK.test_problems(problems), {}
-    for name, is_begun in (("free", False), ("begun", True)):
-        groups = prompt_groups(tokenizer, held_out, samples, seed_of("real", "test"))
+    for name, temperature in (("free", 1.0), ("begun", 1.0), ("surest", 0.0)):
+        groups = prompt_groups(tokenizer, held_out, samples if temperature else 1, seed_of("real", "test"))
         for row in (rows := [row for group in groups for row in group]):
-            if is_begun:
+            if name != "free":
                 row.force(tokenizer.encode(beginning(row.problem.prompt)))
-        generate(Sampler(model, tokenizer, max_new_tokens=TOKENS), rows, name=name)
+        generate(Sampler(model, tokenizer, max_new_tokens=TOKENS, temperature=temperature), rows, name=name)
         texts = [[response_text(tokenizer, row) for row in group] for group in groups]
         rights = [[TASK.reward(p, text) for text in some] for p, some in zip(held_out, texts, strict=True)]
         shares = [statistics.fmean(right) for right in rights]
@@ -216,9 +217,10 @@ def short(value: float) -> float:
 
 
 WHEN = {"before": Results.first, "after": Results.last}
+LABELS = {"free": "", "begun": ",\nbegun", "surest": ",\nbegun,\ngreedy"}
 ARMS = [
     Line("grpo", f"{when}{label}", color, y=f"{when}/{name}")
-    for name, label in (("free", ""), ("begun", ",\nbegun")) for when, color in (("before", "C7"), ("after", "C0"))
+    for name, label in LABELS.items() for when, color in (("before", "C7"), ("after", "C0"))
 ]  # fmt: skip
 
 
@@ -237,10 +239,8 @@ def error_bars(axis, results: Results) -> None:
 def panels(out: Path) -> list[Panel]:
     share = {"ylim": (0, 1), "ylabel": "share of right answers"}
     return [
-        Panel("accuracy", (Line("grpo", "practised, temperature 1 (mean of 5)", y="reward"),), smooth=5,
+        Panel("accuracy", (Line("grpo", "practised, temperature 1 (mean of 5)", "C7", y="reward"),), smooth=5,
               also=held_out_points, **share),
-        Panel("tokens of a response", (Line("grpo", "mean length"),), "completions/mean_length", smooth=5,
-              ylim=(0, None)),
         Panel("every held-out problem, 2 samples each", ARMS, "accuracy",
               kind="bar", bars=tested_value, also=error_bars, **share),
         Panel("held-out problems, first sample", (), kind="text", text=lambda r: side_by_side(out, r.seeds[0])),
@@ -261,7 +261,9 @@ def side_by_side(out: Path, seed: int, count: int = 18) -> str:
         [f"{beginning(problems[i].prompt)} {problems[i].answer}", *(repr(first[i])[1:-1][:34] for first in tests)]
         for i in chosen
     ]
-    return table(["problem", "before", "after"], cells)
+    rows = [["problem", "before", "after"], *cells]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def floors() -> dict[str, float]:

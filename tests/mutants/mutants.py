@@ -119,6 +119,18 @@ MUTANTS = [
         SAMPLER + "under_top_p_the_stored_logprobs_are_those_of_the_truncated_distribution[0.5]",
     ),
     Mutant(
+        "no gradient through the prompt that rows share", "learn.py",
+        "            self.kv[layer] = k, v\n",
+        "            self.kv[layer] = k.detach(), v.detach()\n",
+        LEARN + "a_prompt_that_rows_share_is_read_once_and_nothing_else_changes[shape0]",
+    ),
+    Mutant(
+        "rows without an advantage never move anything", "learn.py",
+        "        if not may_rest or torch.autograd.grad(loss, logprobs, retain_graph=True)[0].any():\n",
+        "        if not may_rest:\n",
+        LEARN + "rows_without_an_advantage_still_move_what_does_not_hang_on_it[more1]",
+    ),
+    Mutant(
         "log-probs shifted by one column", "learn.py",
         "return F.pad(shifted, (1, 0))",
         "return F.pad(shifted, (0, 1))",
