@@ -144,8 +144,8 @@ def main(argv: list[str]) -> None:
         return
     torch.set_num_threads(1)
     sizes = QUICK if asked.quick else {n: s for n, s in SIZES.items() if not asked.sizes or n in asked.sizes.split(",")}
-    lines = [f"{'weights':8} {'settings':22} {'GB predicted':>12} {'measured':>9} {'ratio':>6}"
-             f" {'s predicted':>12} {'measured':>9} {'ratio':>6}"]  # fmt: skip
+    lines = [f"{'weights':8} {'settings':22} {'GB predicted':>12} {'measured':>9} {'p/m':>6}"
+             f" {'s predicted':>12} {'measured':>9} {'p/m':>6}"]  # fmt: skip
     print(lines[0])
     with tempfile.TemporaryDirectory() as place:
         for name, size in sizes.items():
