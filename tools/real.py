@@ -291,9 +291,9 @@ def summarise(out: Path, seeds: int) -> str:
         for name in ("parity", "saved", "forcing")
         if (out / f"{name}.json").exists()
     }
-    seconds = sum(line.get(f"time/{part}", 0) for line in lines for part in ("rollout", "score", "update"))
+    spent = [sum(line[f"time/{part}"] for part in ("rollout", "score", "update")) for line in lines if "reward" in line]
     claims = [claim.judge(results) for claim in CLAIMS]
-    write(out / "summary.json", what | {"seconds": round(seconds, 1), "claims": claims, "numbers": numbers})
+    write(out / "summary.json", what | {"seconds": round(sum(spent), 1), "claims": claims, "numbers": numbers})
     log = [f"{'holds' if one['passed'] else 'FAILS'}  {one['name']}: {one['mean']:.3f} ({one['direction']} "
            f"{one['threshold']}) {list(one['values'].values())} {one['reason']}" for one in claims]  # fmt: skip
     for test in ("before", *(f"after{seed}" for seed in range(seeds))):
@@ -302,7 +302,7 @@ def summarise(out: Path, seeds: int) -> str:
                        f"{found['tokens']:.1f} tokens, {found['cut']:.2f} cut, "
                        f"{found['strict']:.2f} nothing but the number")  # fmt: skip
     log += [f"{name}: {json.dumps(found)}" for name, found in numbers.items()]
-    log += [f"{seconds / (len(lines) - seeds):.1f} s a step", "", side_by_side(out, 0, 40)]
+    log += [f"{statistics.median(spent):.1f} s a step (median)", "", side_by_side(out, 0, 40)]
     (out / "log.txt").write_text("\n".join(log) + "\n")
     caption = ("SmolLM2-135M-Instruct (float32, all weights trained) learns one-digit sums, differences and products "
                "from right or wrong alone. Right: the last number of the response. Error bars: one standard error over "
