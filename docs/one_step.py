@@ -74,7 +74,7 @@ STOPS = {
     "logprobs": Stop(learn.logprobs_and_entropy, "logprobs = -F.cross_entropy"),
     "loss": Stop(grpo_minimal.loss, "return -ratio"),
     "gradient": Stop(learn.update, "loss.backward()"),
-    "step": Stop(optim.AdamW.step, "torch._foreach_addcdiv_"),
+    "step": Stop(optim.AdamW._move, "torch._foreach_addcdiv_"),
 }
 
 
