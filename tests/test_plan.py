@@ -58,7 +58,10 @@ def test_what_a_step_keeps_by_hand():
     N = 49_152 * 576 + 30 * (576 * (576 * 2 + 192 * 2) + 3 * 576 * 1536 + 2 * 576) + 576
     phases = memory_of(WORK)
     assert {name: phases["step"][name] for name in ("weights", "gradients", "moments", "weights before the step")} == {
-        "weights": 4 * N, "gradients": 4 * N, "moments": 8 * N, "weights before the step": 4 * N}  # fmt: skip
+        "weights": 4 * N, "gradients": 4 * N, "moments": 8 * N, "weights before the step": 4 << 25}  # fmt: skip
+    several = memory_of(replace(WORK, updates=2))  # a copy of all from the first update to the last
+    assert several["step"]["weights before the step"] == several["update"]["weights before the step"] == 4 * N
+    assert phases["update"]["weights before the step"] == 0
     assert phases["load"] == {"weights": 4 * N, "file": 269_000_000}
     of_slot = 30 * 2 * 3 * 64 * 4
     rows = (4 << 30) // (500 * of_slot)  # fewer than 256
