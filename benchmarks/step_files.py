@@ -20,16 +20,8 @@ from nanoreason.recipes import grpo, grpo_minimal
 ROOT = Path(__file__).resolve().parent.parent
 # What every part of a step stands on: the vocabulary, settings and seeds, text <-> tokens, the formula of AdamW, and
 # the helpers of the task
-GROUND = (
-    "rollout.py",
-    "run.py",
-    "processes.py",
-    "sharding.py",
-    "tokenizer.py",
-    "optim.py",
-    "arithmetic.py",
-    "prompts.py",
-)
+GROUND = ("rollout.py", "run.py", "processes.py", "sharding.py", "tokenizer.py", "optim.py", "arithmetic.py",
+          "prompts.py")  # fmt: skip
 
 
 def entered(function: Callable[[], object]) -> list[str]:

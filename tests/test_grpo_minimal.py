@@ -132,16 +132,8 @@ def test_more_steps_than_there_are_of_warm_up_use_the_same_learning_rate():
 
 # What every part of a step stands on: the vocabulary, settings and seeds, text <-> tokens, the formula of AdamW. The
 # task has its sums from arithmetic.py and their spaces from prompts.py.
-GROUND = {
-    "rollout.py",
-    "run.py",
-    "processes.py",
-    "sharding.py",
-    "tokenizer.py",
-    "optim.py",
-    "arithmetic.py",
-    "prompts.py",
-}
+GROUND = {"rollout.py", "run.py", "processes.py", "sharding.py", "tokenizer.py", "optim.py", "arithmetic.py",
+          "prompts.py"}  # fmt: skip
 SHARED = {"environment.py", "sampler.py", "model.py", "learn.py", "tasks/addition.py"}
 
 
