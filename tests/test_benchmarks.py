@@ -1,6 +1,7 @@
 """Every benchmark can be imported, and those that measure speed or stability run on their smallest workload."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -48,3 +49,16 @@ def test_a_measurement_replaces_its_table_and_keeps_the_words_below(tmp_path, mo
     text = timing.RESULTS.read_text()
     assert text.startswith("# Results\n\nHead.\n\n## A\n") and text.count("## B\n") == 1
     assert text.endswith("```\n2 tokens/s\n```\n\nIt is slow.\n") and "1 token/s" not in text
+
+
+def test_the_ranges_of_the_run_exercises_on_the_page_are_those_of_the_log(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    ranges = importlib.import_module("course_ranges")
+    page = (FOLDER.parent / "docs" / "teaching.md").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in ranges.FILE.read_text(encoding="utf-8").splitlines()]
+    assert sorted((line["run"], line["salt"]) for line in lines) == sorted(
+        (run, salt) for run in ranges.RUNS for salt in ranges.SALTS
+    )
+    for row in ranges.table(lines).splitlines()[2:]:
+        assert row in page
+    assert all(line["after"] - line["before"] > ranges.RUNS[line["run"]].gained for line in lines)
