@@ -16,7 +16,7 @@ WORDS = {
     "plan": [],
     "stability": ["none.jsonl"],
 }
-OTHERS = ["timing", "step_files", "demo_portable"]  # no workload; has a test of its own; takes minutes
+OTHERS = ["timing", "step_files", "demo_portable", "course_ranges"]  # no workload; has a test; take minutes
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
