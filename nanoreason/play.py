@@ -15,6 +15,7 @@ import re
 import shutil
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 from nanoreason.checkpoint import load_checkpoint, load_extra
 from nanoreason.environment import check_words
@@ -47,7 +48,9 @@ def task_of(checkpoint: str) -> Task:
     """The task that a checkpoint of ours was trained on."""
     flags = load_extra(checkpoint)
     if "task" not in flags:
-        raise ValueError(f"{checkpoint} does not say which task it is for: name it by --task")
+        inside = Path(checkpoint) / "policy"
+        hint = f"it is a run, its checkpoint is {inside}" if inside.is_dir() else "name it by --task"
+        raise ValueError(f"{checkpoint} does not say which task it is for: {hint}")
     return from_flat("task", flags, TASKS)
 
 

@@ -564,7 +564,7 @@ def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> 
     lines.append(f"Values are those of --preset {preset}; yes and no are --flag and --no-flag; tuples are 1,2,3.")
     run = sections.pop("run", [])
     for heading, entries in [*sections.items(), ("run", run)]:
-        lines.append(f"{heading}:")
+        lines.append(f"{heading or 'settings'}:")
         for flag, value, comment in entries:
             left = f"  --{flag.replace('_', '-')} {value}"
             wrapped = textwrap.wrap(comment, 84) or [""]

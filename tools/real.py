@@ -6,8 +6,9 @@ python tools/real.py --parts parity,forcing  only these
 
 parity    the folder in `transformers`: same logits, same greedy texts, same log-probs of sampled texts
 forcing   accuracy where its thinking is cut, or kept going
+before    every held-out problem, asked of the base; the standard error is one over problems
 grpo      reinforcement learning from the answers alone
-test      every held-out problem before and after; the standard error is one over problems
+after     every held-out problem, asked of what was trained
 saved     parity of what was trained
 summary   metrics.jsonl, summary.json, log.txt and figure.png, as data/results has them
 """
@@ -358,6 +359,8 @@ def main(argv: list[str]) -> int:
     base, seeds = asked.base or out / "base", range(asked.seeds)
     policies = [out / f"seed{seed}" / "policy" for seed in seeds]
     try:
+        if asked.base and not asked.base.is_dir():  # a mistyped name must not become a downloaded model
+            raise ValueError(f"--base {asked.base} is no folder: leave --base out to download SmolLM2")
         if not base.exists():
             say("downloading SmolLM2-135M-Instruct (93 MB)")
             with tempfile.TemporaryDirectory() as folder:
