@@ -61,9 +61,10 @@ def report(work: Work, device: torch.device, card: str = "") -> None:
     on_card = bool(card) or device.type == "cuda"
     phases = memory_of(work, on_card)
     parts = dict.fromkeys(name for phase in phases.values() for name, value in phase.items() if value)
-    lines = [[name, *(f"{phase.get(name, 0) / GB:.2f}" for phase in phases.values())] for name in parts]
-    lines.append(["sum", *(f"{sum(phase.values()) / GB:.2f}" for phase in phases.values())])
-    say("\nmemory in GB, by phase" + (" (bfloat16 passes; not measured)" if on_card else ""))
+    unit, name_of = (GB, "GB") if peak(work, on_card) >= GB else (GB / 1000, "MB")
+    lines = [[name, *(f"{phase.get(name, 0) / unit:.2f}" for phase in phases.values())] for name in parts]
+    lines.append(["sum", *(f"{sum(phase.values()) / unit:.2f}" for phase in phases.values())])
+    say(f"\nmemory in {name_of}, by phase" + (" (bfloat16 passes; not measured)" if on_card else ""))
     say(table(["", *phases], lines))
     speed = stated(work, card) if card else measured(work, device)
     seconds = seconds_of(work, speed)
@@ -73,5 +74,6 @@ def report(work: Work, device: torch.device, card: str = "") -> None:
     say(table([*seconds, "sum"], [[f"{value:.2f}" for value in [*seconds.values(), sum(seconds.values())]]]))
     say("\nwhat fits on a card (computed, not measured)")
     found = [(size, proposal(work, (size - RESERVED) * GB)) for size in SIZES]
-    say("\n".join(f"{size:3} GB  {flags_of(fit)}  ({peak(fit, True) / GB:.1f} GB)" if fit else f"{size:3} GB  nothing: "
-                  "fewer rows, shorter responses or a smaller base" for size, fit in found))  # fmt: skip
+    nothing = "nothing: fewer rows, shorter responses or a smaller base"
+    said = [f"{flags_of(fit)}  ({peak(fit, True) / unit:.1f} {name_of})" if fit else nothing for _, fit in found]
+    say("\n".join(f"{size:3} GB  {line}" for (size, _), line in zip(found, said, strict=True)))

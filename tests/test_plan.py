@@ -190,6 +190,7 @@ def test_a_plan_reads_no_weights_and_leaves_nothing(capsys, tmp_path, monkeypatc
     flags = ["--base", BASE, "--task.form", "direct", "--task.digits", "1", "--out", str(tmp_path / "run")]
     assert main(["grpo", *flags, "--memory.lora", "4", "--plan"]) == 0
     said = capsys.readouterr().out
+    assert "memory in MB" in said  # of a small model GB would all be 0.00
     assert "measured on cpu" in said and "activations" in said and " 80 GB  --micro-tokens 2048" in said
     assert main(["grpo", *flags, "--plan", "a100"]) == 0
     assert "assumed for a100" in capsys.readouterr().out

@@ -279,3 +279,9 @@ def test_the_committed_verdicts_are_those_of_the_committed_metrics():
         row = next(line for line in page.splitlines() if line.startswith(f"| {one['name']} | "))
         assert f"{one['mean']:.3f}" in row and ("holds" if one["passed"] else "fails") in row
     json.dumps(summary, allow_nan=False)
+
+
+def test_a_folder_that_is_not_there_is_refused_instead_of_filled(tmp_path, capsys):
+    typo = tmp_path / "typo"
+    assert real.main(["--base", str(typo), "--out", str(tmp_path / "run")]) != 0
+    assert "is no folder" in capsys.readouterr().err and not typo.exists()
