@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from nanoreason import processes
 from nanoreason.hf_config import huggingface_config, read_config
 from nanoreason.lora import add_stored, merged, peft_config, peft_tensors, put_back
-from nanoreason.model import Transformer, rope_table
+from nanoreason.model import Transformer, assign_weights, on_meta, rope_table
 from nanoreason.run import read_json
 from nanoreason.sharding import is_sharded, load_weights, together
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
@@ -265,8 +265,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Transformer:
             config = replace(config, tie_word_embeddings=False)  # the file has two: both count, as in `transformers`
         elif shared := [tensors[name] for name in (EMBEDDING, HEAD) if name in tensors]:
             tensors[EMBEDDING] = tensors[HEAD] = shared[0]
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
-        model = Transformer(config)
+    model = on_meta(config)
     wanted = model.state_dict()
     missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     if missing or extra:
@@ -283,9 +282,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> Transformer:
                 f"{path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)} "
                 f"(see {fields})"
             )
-    model.load_state_dict(tensors, assign=True)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    assign_weights(model, tensors)
     model.rope = rope_table(config)
     model.stored_config = stored
     for parameter in model.parameters():

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoreason.model import Transformer
+from nanoreason.model import Transformer, plain_copy
 
 ALPHA = 32  # whatever the rank: the best learning rate then hardly depends on it (Schulman et al., 2025)
 PREFIX = "base_model.model."  # `peft` wraps the model twice; its names begin like this
@@ -99,13 +99,9 @@ def merged(
             tensors[name] = (tensors[name] + layer.change()).to(device, dtype)  # in float32, one matrix at a time
         else:
             tensors[name] = tensors[name].to(device, dtype)
-    with torch.device("meta"):
-        plain = Transformer(model.config)
-    plain.load_state_dict(tensors, assign=True)
-    if model.config.tie_word_embeddings:
-        plain.lm_head.weight = plain.model.embed_tokens.weight
-    plain.rope, plain.stored_config = model.rope.to(device, dtype), model.stored_config
-    plain.no_token = None if model.no_token is None else model.no_token.to(device)
+    plain = plain_copy(model, tensors)
+    plain.rope = plain.rope.to(device, dtype)
+    plain.no_token = None if plain.no_token is None else plain.no_token.to(device)
     return plain
 
 

@@ -347,3 +347,27 @@ class Transformer(nn.Module):
     def size(self) -> int:
         """Number of parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def on_meta(config: ModelConfig) -> Transformer:
+    """A model that takes no memory and no random numbers: its weights are about to be replaced, or only counted."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def assign_weights(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
+    """The tensors become the weights, as they are and not copied. Tied, the embedding is the head, which may be left out
+    of the tensors; any other name that is missing or unknown is a RuntimeError."""
+    tied = model.config.tie_word_embeddings
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"]} if tied else {}
+    model.load_state_dict(head | tensors, assign=True)
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def plain_copy(model: Transformer, tensors: dict[str, torch.Tensor]) -> Transformer:
+    """A model like this one with these weights, without what stands around its own (adapters, parts)."""
+    plain = on_meta(model.config)
+    assign_weights(plain, tensors)
+    plain.rope, plain.no_token, plain.stored_config = model.rope, model.no_token, model.stored_config
+    return plain

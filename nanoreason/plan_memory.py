@@ -19,7 +19,7 @@ from nanoreason.checkpoint import found, is_adapter, weight_files
 from nanoreason.hf_config import read_config
 from nanoreason.learn import CHUNK_LOGITS
 from nanoreason.memory import Memory, prepare
-from nanoreason.model import KVCache, ModelConfig, Transformer
+from nanoreason.model import KVCache, ModelConfig, on_meta
 from nanoreason.sampler import PREFILL_TOKENS, WIDEN
 
 KV_BYTES, MAX_ROWS = 4 << 30, 512  # of the sampler, whose defaults the recipes use
@@ -64,8 +64,7 @@ def base_of(folder: str) -> tuple[ModelConfig, int]:
 
 def counted(shape: ModelConfig, memory: Memory) -> tuple[int, int]:
     """(all weights, those that are trained), by making them where they take no memory."""
-    with torch.device("meta"):
-        model = Transformer(shape)
+    model = on_meta(shape)
     size = model.size()
     prepare(model, memory, 0)
     return size, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from nanoreason import processes
-from nanoreason.model import Transformer
+from nanoreason.model import Transformer, plain_copy
 
 
 def check_shard(shard: bool, optimizer: str = "adamw") -> None:
@@ -80,13 +80,7 @@ def whole(model: Transformer) -> Transformer:
     if not is_sharded(model):
         return model
     reshard(model)
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
-        plain = Transformer(model.config)
-    plain.load_state_dict({name: together(w) for name, w in model.named_parameters()}, strict=False, assign=True)
-    if model.config.tie_word_embeddings:
-        plain.lm_head.weight = plain.model.embed_tokens.weight
-    plain.rope, plain.no_token, plain.stored_config = model.rope, model.no_token, model.stored_config
-    return plain
+    return plain_copy(model, {name: together(w) for name, w in model.named_parameters()})
 
 
 @torch.no_grad()
