@@ -356,8 +356,8 @@ def on_meta(config: ModelConfig) -> Transformer:
 
 
 def assign_weights(model: Transformer, tensors: dict[str, torch.Tensor]) -> None:
-    """The tensors become the weights, as they are and not copied. Tied, the embedding is the head, which may be left out
-    of the tensors; any other name that is missing or unknown is a RuntimeError."""
+    """The tensors become the weights, as they are and not copied. Tied, the embedding is the head, which may be
+    left out of the tensors; any other name that is missing or unknown is a RuntimeError."""
     tied = model.config.tie_word_embeddings
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"]} if tied else {}
     model.load_state_dict(head | tensors, assign=True)

@@ -283,7 +283,7 @@ def test_the_starter_tree_holds_stubs_statements_and_public_tests_alone(tmp_path
     assert not (starter / "nanoreason/course").exists()
     everything = "".join(path.read_text() for path in starter.rglob("*.py")) + (starter / "HANDOUT.md").read_text()
     assert "def hidden_" not in everything and "statistics.pstdev(group if" not in everything
-    assert "group of one" in (starter / "exercises/05_advantages.md").read_text()
+    assert "a group of one" in (starter / "exercises/05_advantages.md").read_text()
     assert f"--seed {bundle.number_of('ada', 'grpo')}" in (starter / "HANDOUT.md").read_text()
     assert make.failing_tests(starter) == {"05_advantages": len(ADVANTAGES.public)}
     (one,) = grade.grade(starter, [ADVANTAGES], seed=1)

@@ -16,7 +16,7 @@ import torch
 
 from nanoreason.checkpoint import load_checkpoint, save_checkpoint
 from nanoreason.environment import check_words, log_samples, sample
-from nanoreason.learn import make_optimizer, token_weights, update
+from nanoreason.learn import is_zero_variance, make_optimizer, token_weights, update
 from nanoreason.rollout import Batch, Rollout, Task, response_text, seed_of
 from nanoreason.run import (
     ROWS,
@@ -81,7 +81,8 @@ def grpo_step(
         rewards = [row.reward for row in group]
         mean, std = statistics.fmean(rewards), statistics.pstdev(rewards)
         for row in group:
-            row.advantage = (row.reward - mean) / std if std > 0 else 0.0  # all equal: nothing to learn from
+            # All equal: nothing to learn from, and std may be 1e-17 where the mean is rounded.
+            row.advantage = 0.0 if is_zero_variance(rewards) else (row.reward - mean) / std
     rows = [row for group in groups for row in group]
     weights = token_weights(rows, "sequence")  # 1 / (rows * tokens of the row)
     metrics = update(policy, optimizer, rows, loss, lr=lr, weights=weights, micro_tokens=2048)

@@ -6,8 +6,9 @@ GRPO has no critic: the rewards of the G responses to one problem are compared w
 - `groups` is a list of groups, each a list of rewards; the result has the same shape.
 - Each reward minus the mean of its own group, divided by a standard deviation:
   `"group"` that of the group, `"batch"` that of all rewards of all groups, `"none"` nothing (Dr. GRPO).
-- Deviations have divisor G, the number of rewards, not G - 1.
-- A group whose rewards are all equal (`is_zero_variance`) has the advantages 0.0, exactly, and so has a group of one.
+- Deviations have the number of rewards as their divisor, not one less.
+- A group whose rewards are all equal, `is_zero_variance(group)`, and so a group of one too, has the advantages 0.0,
+  exactly, whatever the others are divided by. With `"batch"` its rewards count in the deviation as all others do.
 """
 
 import math

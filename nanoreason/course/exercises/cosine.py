@@ -8,9 +8,9 @@ in tokens, between 0 and the limit L_max: half a cosine wave from a value r_0 at
 
 Write two methods in `rewards.py`:
 
-- `Scored.exceeds(margin)`: whether the response was cut off, or comes within `margin` tokens of the limit. It was cut
-  off if `self.row.stop_reason` is `"length"`, however short it is: the context may end before the limit does. One that
-  ends by itself with its last allowed token (L + margin = L_max) counts too. `self.tokens` is L, `self.limit` is L_max.
+- `Scored.exceeds(margin)`: whether the response was cut off, or comes within `margin` tokens of the limit,
+  L + margin >= L_max. It was cut off if `self.row.stop_reason` is `"length"`, however short it is: the context may end
+  before the limit does. `self.tokens` is L, `self.limit` is L_max.
 - `Cosine.__call__(scored)`: `self.exceed` where the response exceeds, with `self.margin`, **right or wrong**; else the
   wave, with (r_0, r_L) = `self.right` for a right response and `self.wrong` for any other one. `scored.right` says
   which it is (a verdict of less than 1 is not right), `scored.tokens` is L and `scored.limit` is L_max.

@@ -14,7 +14,7 @@ that of log p: divide by a copy of p that has no gradient (`detach`).
    config.max_new_tokens, seed=seed_of(config.seed, "rollout", step, 0))` returns P groups, lists of G rows.
 2. `row.reward` of each row is `task.reward(row.problem, response_text(tokenizer, row))`.
 3. `row.advantage` is its reward minus the mean of its group, divided by the group's standard deviation (divisor G). In
-   a group of equal rewards it is 0.0.
+   a group of equal rewards, `is_zero_variance(rewards)`, it is 0.0.
 4. One update on all rows: `update(policy, optimizer, rows, loss, lr=lr, weights=weights, micro_tokens=2048)` returns
    metrics. The weights average over the tokens of each row, then over rows: `token_weights(rows, "sequence")`.
 5. Return (the groups, the metrics with one more: "reward", the mean reward of all rows).
@@ -215,7 +215,7 @@ WRONG = {
     "the wrong sign": ("return -ratio * batch.advantages", "return ratio * batch.advantages"),
     "no detached copy: no gradient": ("logprobs - logprobs.detach()", "logprobs - logprobs"),
     "the ratio upside down": ("logprobs - logprobs.detach()", "logprobs.detach() - logprobs"),
-    "no deviation": ("(row.reward - mean) / std if", "(row.reward - mean) if"),
+    "no deviation": ("(row.reward - mean) / std", "(row.reward - mean)"),
     "divisor G - 1": ("statistics.pstdev(", "statistics.stdev("),
     "no baseline": ("(row.reward - mean)", "row.reward"),
     "the mean of all groups": (

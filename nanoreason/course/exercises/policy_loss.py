@@ -6,7 +6,8 @@ says how much each token of the whole step counts. Write three functions in `lea
 `policy_ratio(logprobs, old_logprobs, level="token", mask=None)`, all (B, T) -> r (B, T): exp(logprobs - old_logprobs)
 of each token. At level "sequence" it is the row's: exp of the mean of the differences over those tokens of the row that
 `mask` (bool) counts, the same in all T columns (GSPO, 2507.18071, eq. 7; a row without any has 1). All other levels are
-as "token". What exp is taken of is cut to -20..20 first.
+as "token". What exp is taken of, that difference or that mean, is cut to -20..20 first. (All log-probs are finite, also
+where `mask` is False.)
 
 `clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, *, cap=inf, level="token",
 mask=None)` -> (B, T); advantages A are (B, 1) or (B, T):
