@@ -267,17 +267,27 @@ def dead_gradient(lines: Lines, settings: dict, samples: Lines) -> Finding | Non
     ]
     if not steps or len(dead) < DEAD * len(steps):
         return None
-    flat = numbers(dead, "frac_reward_zero_std")
+    flat, groups = numbers(dead, "frac_reward_zero_std"), groups_of(samples)
     evidence = [f"no gradient in {len(dead)} of {len(steps)} steps (grad_norm, updates)"]
-    evidence += [f"groups of equal rewards in these steps: {short(statistics.fmean(flat))} of all"] if flat else []
-    skipped = all(line.get("updates") == 0 for line in dead)
-    advice = "see how the groups' rewards differ: `python -m nanoreason look RUN`"
-    if skipped and settings.get("algorithm.overlong_filter"):
-        advice = "every row was cut, and --algorithm.overlong-filter drops those: raise --max-new-tokens"
-    elif flat and statistics.fmean(flat) < EQUAL:
-        advice = ("rewards differ, so the gradient is lost behind them: advantages that are 0 (look RUN shows them), "
-                  "an empty loss mask, a clip or an average that leaves nothing")  # fmt: skip
-    return Finding("nothing is learnt: the gradient is 0", evidence, advice, "grad_norm")
+    equal = statistics.fmean(flat) if flat else None
+    if flat:
+        evidence.append(f"groups of equal rewards in these steps: {short(equal)} of all")
+    elif groups:  # grpo_minimal logs no such share
+        alike = [len({line["reward"] for line in group}) == 1 for group in groups]
+        equal = statistics.fmean(alike)
+        evidence.append(f"sampled groups of equal rewards: {sum(alike)} of {len(alike)}")
+    if all(line.get("updates") == 0 for line in dead) and settings.get("algorithm.overlong_filter"):
+        why, advice = "", "every row was cut, and --algorithm.overlong-filter drops those: raise --max-new-tokens"
+    elif equal is None:
+        why, advice = "", "see how the groups' rewards differ: `python -m nanoreason look RUN`"
+    elif equal < EQUAL:
+        why, advice = "", ("rewards differ, so the gradient is lost behind them: advantages that are 0 (look RUN shows "
+                           "them), an empty loss mask, a clip or an average that leaves nothing")  # fmt: skip
+    else:
+        why = "all responses to a problem have the same reward, so "
+        advice = ("problems that are solved now and then (--task...), a larger --group-size, another base: "
+                  "`python -m nanoreason look RUN` shows the groups")  # fmt: skip
+    return Finding(f"nothing is learnt: {why}the gradient is 0", evidence, advice, "grad_norm")
 
 
 def entropy_collapse(lines: Lines, settings: dict, samples: Lines) -> Finding | None:

@@ -255,6 +255,12 @@ def by_difficulty(task: Task, scored: list[Scored]) -> dict[int, list[Scored]]:
 # ---------------------------------------------------------------------------------------------- samples to be read
 
 
+def logged_groups(groups: int, largest: int, count: int = SAMPLED_GROUPS) -> int:
+    """How many of that many groups are logged: `count`, fewer where they would be more than SAMPLED_ROWS responses, but
+    one at least. Groups of one, as greedy tests have them, are not cut."""
+    return min(groups, max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
+
+
 def log_samples(
     run: Run, step: int, kind: str, task: Task, tokenizer: TextTokenizer, groups: Sequence[list[Rollout]], *,
     count: int = SAMPLED_GROUPS, rewarded: bool = False, verdict: Callable[[Rollout], float] | None = None,
@@ -263,8 +269,8 @@ def log_samples(
     """Write a few whole groups of finished rows into samples.jsonl, a line per response: see `sample_line`.
 
     kind       what the rows are: rollout, greedy test, ...
-    count      groups, taken evenly from all of them, so that every difficulty of an ordered list is there; fewer where
-               they would be more than SAMPLED_ROWS responses, but one at least
+    count      groups, taken evenly from all of them, so that every difficulty of an ordered list is there (fewer where
+               they are large: `logged_groups`)
     rewarded   whether the rows have rewards and advantages
     verdict    of a row, where it is not what the task says of the whole response
     policy     that sampled the rows, with `temperature`: of tokens also the entropy is written, by one more forward
@@ -272,8 +278,7 @@ def log_samples(
 
     The first responses of each group also tell of their tokens (`token_line`), as far as LOGGED_TOKENS go.
     """
-    largest = max(map(len, groups), default=1)
-    count = min(len(groups), max(1, min(count, SAMPLED_ROWS // largest if largest > 1 else count)))
+    count = logged_groups(len(groups), max(map(len, groups), default=1), count)
     left = LOGGED_TOKENS
     for part in range(count):
         number = (2 * part + 1) * len(groups) // (2 * count)  # the middle of each of `count` equal parts

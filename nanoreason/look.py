@@ -44,6 +44,8 @@ def runs_below(folder: Path) -> dict[str, Path]:
         return {folder.name or str(folder): folder}
     places = sorted([*folder.glob("*/config.json"), *folder.glob("*/*/config.json")])
     found = [path.parent for path in places if is_run(path.parent)]
+    if not found and is_run(folder.absolute().parent):  # OUT/policy, OUT/adapter
+        raise ValueError(f"{folder} is a part of a run: name the run, {folder.absolute().parent}")
     return {place.relative_to(folder).as_posix(): place for place in found}
 
 

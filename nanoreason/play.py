@@ -181,7 +181,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--word {word}: {error}") from None
         # a searcher's "wait" is to move to some node
         word = "M" if tokenizer.backend.token_to_id("M") is not None else ""
-        say(f"({error}: it is kept from stopping {f'with {word!r}' if word else 'without a word'})")
+        if config.wait:
+            say(f"({error}: it is kept from stopping {f'with {word!r}' if word else 'without a word'})")
     forcing = Forcing(config.budget, config.wait, word)
     say(f"{checkpoint}: {model.size():,} parameters, task {flatten(config)['task']}")
     draw, number = random.Random(config.seed), 0

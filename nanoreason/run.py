@@ -544,6 +544,16 @@ def check_warmup(config: RunConfig) -> None:
         )
 
 
+def with_choices(comment: str, kind: Any) -> str:
+    """What a setting means, and which values it can have where the comment does not name them all.
+
+    >>> with_choices("of the answer", Literal["operations", "expression"])
+    'of the answer (operations, expression)'
+    """
+    choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
+    return comment if {*choices} <= {*re.findall(r"[\w-]+", comment)} else f"{comment} ({', '.join(choices)})".strip()
+
+
 def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> str:
     """A line per setting, by heading: the flag, its value in this preset, what it means."""
     known, sections = tables(config), {}
@@ -551,13 +561,14 @@ def help_text(config: RunConfig, preset: str, presets: list[str], prog: str) -> 
     for field in dataclasses.fields(config):
         value, (comment, heading) = getattr(config, field.name), comments[field.name]
         if field.name not in known:
-            sections.setdefault(heading, []).append((field.name, shown(value), comment))
+            about = with_choices(comment, hints_of(type(config))[field.name])
+            sections.setdefault(heading, []).append((field.name, shown(value), about))
             continue
         table = known[field.name]
         spec = "" if value is None else spec_of(value, table)
         sections.setdefault(heading, []).append((field.name, spec, f"{comment}: {', '.join(table)}"))
         for flag, (owner, part) in parts_of(field.name, value, table).items():
-            about = field_comments(type(owner)).get(part, ("", ""))[0]
+            about = with_choices(field_comments(type(owner)).get(part, ("", ""))[0], hints_of(type(owner))[part])
             sections.setdefault(heading, []).append((flag, shown(getattr(owner, part)), about))
     about = inspect.getdoc(type(config)).split("\n\n")[0].replace("\n", " ")
     lines = [f"usage: {prog} [--preset {'|'.join(presets)}] [--flag value ...]", about]

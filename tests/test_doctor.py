@@ -268,6 +268,20 @@ def test_a_dead_gradient_is_told_by_its_cause():
     assert found_in(lines_of(grad_norm=1e-4)) == [] == found_in(lines_of(updates=1))
 
 
+def test_a_gradient_that_equal_rewards_leave_none_of_is_told_by_them_where_no_share_is_logged():
+    def group(step, rewards):
+        return [{"kind": "rollout", "step": step, "group": 0, "prompt": "1+1", "reward": reward, "advantage": 0.0}
+                for reward in rewards]  # fmt: skip
+
+    alike = group(0, [0.1, 0.1]) + group(1, [1.0, 1.0, 1.0])
+    equal = findings_of(lines_of(grad_norm=0.0), {}, alike)["dead_gradient"]
+    assert equal.title.startswith("nothing is learnt: all responses to a problem have the same reward")
+    assert "2 of 2" in equal.evidence[1] and "larger --group-size" in equal.advice
+    differ = findings_of(lines_of(grad_norm=0.0), {}, group(0, [0.0, 1.0]) + group(1, [1.0, 1.0]))["dead_gradient"]
+    assert differ.title == "nothing is learnt: the gradient is 0" and "1 of 2" in differ.evidence[1]
+    assert "gradient is lost" in differ.advice
+
+
 def test_the_clip_of_the_only_update_of_a_rollout_is_a_mismatch_and_that_of_several_is_not():
     clipped = lines_of(clip_ratio__region_mean=0.01, logp_diff__mean=1e-7)
     assert found_in(clipped, updates_per_rollout=1) == ["mismatch"] == found_in(clipped)

@@ -285,3 +285,10 @@ def test_a_folder_that_is_not_there_is_refused_instead_of_filled(tmp_path, capsy
     typo = tmp_path / "typo"
     assert real.main(["--base", str(typo), "--out", str(tmp_path / "run")]) != 0
     assert "is no folder" in capsys.readouterr().err and not typo.exists()
+
+
+def test_a_base_that_cannot_be_asked_in_chat_is_refused_with_what_to_do(tmp_path, capsys):
+    base = ROOT / "data" / "checkpoints" / "star-base"
+    assert real.main(["--base", str(base), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "has no chat template" in error and "`train.py grpo --base`" in error and error.count("\n") == 1

@@ -254,6 +254,8 @@ MISTAKES = {
     "no name to plot": (["plot"], "required: RUN"),
     "no run": (["look", "other"], "other is no run and has none below it"),
     "no run to plot": (["plot", "other"], "other has no metrics: it is no run, and has none below it"),
+    "a part of a run": (["look", "run/policy"], "run/policy is a part of a run: name the run"),
+    "a part of a run to plot": (["plot", "run/policy"], "run/policy is a part of a run: name the run"),
     "nothing yet": (["look", "empty"], "empty has no samples yet"),
     "nothing to plot yet": (["plot", "empty"], "empty has no metrics yet"),
     "no step": (["look", "run", "--step", "9"], "run has no samples of step 9, but of 1, 2"),
@@ -270,6 +272,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_that_says_what_is_wrong(mistake, run, monkeypatch, capsys):
     monkeypatch.chdir(run.parent)
     Path("other").mkdir()
+    Path("run/policy").mkdir(exist_ok=True)
     run_in(Path("empty"), {}, {})
     flags, named = MISTAKES[mistake]
     assert main(flags) == 2

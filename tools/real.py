@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from convert_gguf import convert, fetch
 
+from nanoreason.chat import chat_template
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.evaluate import standard_error
 from nanoreason.experiments.figure import Line, Panel, draw
@@ -42,7 +43,7 @@ from nanoreason.run import Schedule, read_json, read_jsonl, say
 from nanoreason.sampler import Sampler, generate
 from nanoreason.tasks.sums import SumsInWords
 from nanoreason.tasks.wrappers import Chat
-from nanoreason.tokenizer import TextTokenizer
+from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 # One-digit sums, differences and products: 207 questions, and half of the pairs are held out. A response is right if
 # its last number is, so that a model that writes sentences has something to begin with.
@@ -361,6 +362,13 @@ def main(argv: list[str]) -> int:
     try:
         if asked.base and not asked.base.is_dir():  # a mistyped name must not become a downloaded model
             raise ValueError(f"--base {asked.base} is no folder: leave --base out to download SmolLM2")
+        if asked.base:
+            files = load_tokenizer(asked.base).files
+            try:
+                chat_template(files)
+            except ValueError:
+                raise ValueError(f"--base {asked.base} has no chat template, and here all is asked in chat: "
+                                 "`train.py grpo --base` trains any checkpoint") from None  # fmt: skip
         if not base.exists():
             say("downloading SmolLM2-135M-Instruct (93 MB)")
             with tempfile.TemporaryDirectory() as folder:

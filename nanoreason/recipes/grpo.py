@@ -33,14 +33,13 @@ from nanoreason.checkpoint import existing, found, load_checkpoint, resume, save
 from nanoreason.environment import (
     LOGGED_TOKENS,
     REPEAT_N,
-    SAMPLED_GROUPS,
-    SAMPLED_ROWS,
     check_words,
     compute_rewards,
     evaluate,
     is_flat,
     judge,
     log_samples,
+    logged_groups,
     mean,
     rollout_metrics,
     sample,
@@ -199,7 +198,7 @@ def workload(config: GrpoConfig) -> Work:
     prompt = max(len(prompt_row(tokenizer, problem).tokens) for problem in problems)
     updates, algorithm = config.updates_per_rollout * config.epochs, config.algorithm
     response = min(config.max_new_tokens.largest, shape.max_position_embeddings - prompt)
-    groups = min(config.prompts, max(1, min(SAMPLED_GROUPS, SAMPLED_ROWS // config.group_size)))
+    groups = logged_groups(config.prompts, config.group_size)
     return Work(
         shape, config.prompts * config.group_size, prompt, response, config.micro_tokens, config.memory,
         prompts=config.prompts, updates=updates, epochs=config.epochs,
