@@ -1,6 +1,7 @@
 """The course: regions, the sheet, and an autograder that hostile submissions gain nothing from."""
 
 import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -118,6 +119,16 @@ def test_every_exercise_is_whole(name):
     assert "WRONG" not in public and "hidden_" not in public and "def public_" in public
     for answer in sum(sheet.solution(exercise), []):
         assert answer not in exercise.statement
+    told = [*exercise.hints, exercise.statement]
+    for wrong in exercise.wrong.values():  # a line of the solution, named to be replaced
+        if isinstance(wrong, tuple) and len(wrong[0]) > 12 and not any(wrong[0] in text for text in told):
+            assert wrong[0] not in public
+
+
+def test_the_public_tests_hold_no_helper_that_only_hidden_checks_use():
+    text = sheet.public_part(sheet.load("cosine"))
+    assert "CUT" in inspect.getsource(sheet.load("cosine").module) and "CUT" not in text and "CALLS = (" in text
+    assert "def grown" not in sheet.public_part(sheet.load("threads"))
 
 
 def test_an_unknown_exercise_is_one_clear_line():
@@ -318,7 +329,7 @@ def test_make_refuses_what_its_checks_do_not_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(make, "failing_tests", lambda tree: {"07_kl": 2})
     other = dataclasses.replace(ADVANTAGES, name="kl", number=7)
     assert list(make.entangled(ADVANTAGES, [ADVANTAGES, other])) == [
-        "advantages: 3 of its public tests pass without an answer",
+        f"advantages: {len(ADVANTAGES.public)} of its public tests pass without an answer",
         "kl: 2 of its public tests need advantages, but NEEDS does not say so",
     ]
     assert list(make.entangled(ADVANTAGES, [dataclasses.replace(other, needs=("advantages",))])) == []

@@ -156,7 +156,8 @@ def statement(exercise: Exercise) -> str:
     files = ", ".join(f"`nanoreason/{file}`" for file in exercise.files)
     hints = "\n".join(f"<details><summary>Hint {i}</summary>\n\n{hint}\n\n</details>\n"
                       for i, hint in enumerate(exercise.hints, 1))  # fmt: skip
-    needs = f" Its tests run your answers to {', '.join(exercise.needs)} as well." if exercise.needs else ""
+    needs = (f" Its public tests run your answers to {', '.join(exercise.needs)} too; the grader uses ours."
+             if exercise.needs else "")  # fmt: skip
     return (
         f"# {exercise.number} · {exercise.title}\n\n"
         f"{exercise.part} · {exercise.points} points · tests: about {exercise.seconds:g} s on a laptop · {files}\n\n"

@@ -25,6 +25,7 @@ from typing import Any
 PACKAGE = Path(__file__).parents[1]  # nanoreason/
 SHEET = ("verifier", "mask", "sampling", "star", "advantages", "policy_loss", "kl", "grpo", "traces", "cosine",
          "forcing", "lengths", "threads", "statistics")  # fmt: skip
+ASKED = ("PART", "POINTS", "SECONDS", "FILES", "HINTS", "BUG", "NEEDS", "CALLS")  # of an exercise's module, by `load`
 MOST_REGION = 20_000  # characters of an answer
 
 Call = Callable[..., Any]  # call("name of a function in CALLS", *what JSON can hold)
@@ -193,12 +194,34 @@ def wrong_answer(exercise: Exercise, key: str) -> list[list[str]]:
 
 
 def public_part(exercise: Exercise) -> str:
-    """The module as a student and the worker get it: without hidden checks and without wrong answers."""
+    """The module as a student and the worker get it: without hidden checks, without wrong answers, and without the
+    helpers and texts that nothing of what is left uses."""
     text = inspect.getsource(exercise.module)
-    lines, tree = text.splitlines(keepends=True), ast.parse(text)
-    for node in tree.body:
-        hidden = isinstance(node, ast.FunctionDef) and node.name.startswith(("hidden_", "secret_"))
-        secret = isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "WRONG" for t in node.targets)
-        if hidden or secret:
+    lines, nodes = text.splitlines(keepends=True), ast.parse(text).body
+    kept = [node for node in nodes if not is_secret(node)]
+    while useless := [node for node in kept if is_useless(node, kept)]:
+        kept = [node for node in kept if node not in useless]
+    for node in nodes:
+        if node not in kept:
             lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
     return re.sub(r"\n{4,}", "\n\n\n", "".join(lines)).rstrip() + "\n"
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    """What a statement of a module defines: a function, or names."""
+    if isinstance(node, ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+
+
+def is_secret(node: ast.stmt) -> bool:
+    return any(name == "WRONG" or name.startswith(("hidden_", "secret_")) for name in names_of(node))
+
+
+def is_useless(node: ast.stmt, nodes: list[ast.stmt]) -> bool:
+    """Whether it defines something that neither `Exercise` nor any other of the nodes asks for."""
+    used = {one.id for other in nodes if other is not node for one in ast.walk(other)
+            if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}  # fmt: skip
+    own = names_of(node)
+    return bool(own) and not any(name in used or name in ASKED or name.startswith("public_") for name in own)

@@ -4,9 +4,9 @@ GRPO has no critic: the rewards of the G responses to one problem are compared w
 (DeepSeekMath, 2402.03300, eq. 3 and 4). Write `group_advantages` in `learn.py`.
 
 - `groups` is a list of groups, each a list of rewards; the result has the same shape.
-- Each reward minus the mean of its own group, divided by a standard deviation:
-  `"group"` that of the group, `"batch"` that of all rewards of all groups, `"none"` nothing (Dr. GRPO).
-- Deviations have the number of rewards as their divisor, not one less.
+- Each reward minus the mean of its own group, divided by a standard deviation: `"group"` that of the group, `"batch"`
+  that of all rewards of all groups around the mean of all, `"none"` nothing (Dr. GRPO).
+- Deviations have the number of rewards as their divisor, not one less, and nothing is added to them.
 - A group whose rewards are all equal, `is_zero_variance(group)`, and so a group of one too, has the advantages 0.0,
   exactly, whatever the others are divided by. With `"batch"` its rewards count in the deviation as all others do.
 """
@@ -57,6 +57,11 @@ def public_equal_rewards(call):
 def public_none(call):
     """Dr. GRPO: one right of four has 0.75, the others -0.25"""
     close(call("advantages", [[1.0, 0.0, 0.0, 0.0]], "none"), [[0.75, -0.25, -0.25, -0.25]])
+
+
+def public_batch(call):
+    """Rewards 1 0 and 2 2: all four have the deviation sqrt(11) / 4, and equal ones 0 all the same"""
+    close(call("advantages", [[1.0, 0.0], [2.0, 2.0]], "batch"), [[2 / math.sqrt(11), -2 / math.sqrt(11)], [0.0, 0.0]])
 
 
 def drawn(draw: random.Random):

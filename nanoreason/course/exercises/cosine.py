@@ -13,7 +13,8 @@ Write two methods in `rewards.py`:
   before the limit does. `self.tokens` is L, `self.limit` is L_max.
 - `Cosine.__call__(scored)`: `self.exceed` where the response exceeds, with `self.margin`, **right or wrong**; else the
   wave, with (r_0, r_L) = `self.right` for a right response and `self.wrong` for any other one. `scored.right` says
-  which it is (a verdict of less than 1 is not right), `scored.tokens` is L and `scored.limit` is L_max.
+  which it is (a verdict of less than 1 is not right), `scored.tokens` is L and `scored.limit` is L_max. `self.weight`
+  has no part in it: it is multiplied where rewards are summed.
 
 With the default values a short right answer (2) is worth more than a long one (1), a long wrong one (0) costs less than
 a short one (-10), and being cut off costs 10: think on where you do not know, but come to an end.

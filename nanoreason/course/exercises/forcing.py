@@ -3,11 +3,12 @@
 s1 (2501.19393, section 3.1) makes a model think exactly as long as one wants, without training: it takes the end of the
 thinking back, or forces it. Write two regions in `forcing.py`.
 
-`keep_going(tokenizer, row, word, budget)`: a row was about to end; append the tokens `word` and let it go on. If the
-response (`row.response`, without the prompt) would have `budget` tokens or more with the word, so that nothing could
-follow, do nothing and return False. Else append them with `row.force`, see to it that the next token cannot end the
-row, and return True: while a row has fewer tokens than `row.min_tokens`, its prompt counted, the sampler draws nothing
-that ends it.
+`keep_going(tokenizer, row, word, budget)`: a row was about to end, and what ended it has been taken back already;
+append the tokens `word` (there may be none: then it only may not end) and let it go on. No `tokenizer` is needed for
+it. If the response (`row.response`, without the prompt) would have `budget` tokens or more with the word, so that
+nothing could follow, do nothing and return False. Else append them with `row.force`, see to it that the next token
+cannot end the row, and return True: while a row has fewer tokens than `row.min_tokens`, its prompt counted, the sampler
+draws nothing that ends it.
 
 `on_close(row)`, inside `deliberate`: the sampler calls it whenever a row has stopped thinking. It returns `[row]` to
 let the row go on, or `[]` when its thinking is over. `thought` holds what is known of the row.
@@ -16,16 +17,16 @@ let the row go on, or `[]` when its thinking is over. `thought` holds what is kn
 2. A row that closed by itself: take back what closed it (`take_back_close(tokenizer, row, thought.start)`: EOS, or
    `</think>`, which may be several tokens). If it was kept from closing fewer than `forcing.waits` times, keep it going
    with the tokens `wait`, within `row.max_new_tokens`. If that worked, count it in `thought.waits` and return `[row]`.
-3. Otherwise the thinking ends here (what was taken back stays so): `thought.end` is the number of tokens of the row.
-   Force, in this order:
+3. Otherwise the thinking ends here: it was cut, or has had its waits, or had no room for another (what was taken back
+   stays so, and it is no cut). `thought.end` is the number of tokens of the row now. Then force, in this order:
    - of a cut, `forcing.line_end`, if it is not empty and the decoded thinking, `row.tokens[thought.start:]`, does not
      end in it already;
    - `close`, the tokens of `</think> <answer>`: **always**, so that an answer follows whatever happened;
    - of a cut, `forcing.announce` (s1: "Final Answer:"), if it is not empty. A model that closed by itself needs none.
 
-Call `watch(thought)` each time before you return. Forced tokens were not chosen by the policy: `row.force` keeps them
-out of the loss. `word`, `wait` and `close` are lists of tokens already; `forcing.line_end` and `forcing.announce` are
-text, which `tokenizer.encode(text)` makes tokens of, as `tokenizer.decode(tokens)` makes text.
+Call `watch(thought)` as the last thing before you return, each time. Forced tokens were not chosen by the policy:
+`row.force` keeps them out of the loss. `word`, `wait` and `close` are lists of tokens already; `forcing.line_end` and
+`forcing.announce` are text, which `tokenizer.encode(text)` makes tokens of, as `tokenizer.decode(tokens)` makes text.
 """
 
 import random

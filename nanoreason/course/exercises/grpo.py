@@ -1,12 +1,13 @@
 """One step of GRPO
 
-Write `loss` and the middle of `grpo_step` in `recipes/grpo_minimal.py`: with one optimizer step per rollout the policy
-is still the one that sampled, and the loss is about 0 although it teaches. Why? Say it in a sentence before you read
-on.
+Write `loss` and the rest of `grpo_step` in `recipes/grpo_minimal.py`: with one optimizer step per rollout the policy is
+still the one that sampled, and the loss is about 0 although it teaches. Why? Answer yourself in a sentence before you
+read on.
 
 `loss(logprobs, batch)`: log-probs (B, T) -> the loss of each token (B, T), -r * A. A is `batch.advantages` (B, 1). The
 ratio r = p / p_old (DeepSeekMath, 2402.03300, eq. 3) is 1 in value, p_old being the policy itself, but its gradient is
-that of log p: divide by a copy of p that has no gradient (`detach`).
+that of log p: divide by a copy of p that has no gradient (`detach`), as exp of a difference of log-probs, which holds
+where p itself is 0 in float32. Nothing else of the batch is needed: tokens that do not count get the weight 0 later.
 
 `grpo_step(config, step, policy, tokenizer, optimizer)`; task, P, G, problems (P) and lr are there already:
 

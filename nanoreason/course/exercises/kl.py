@@ -13,7 +13,7 @@ them.
 
 - For k3 alone, d is cut to -20..20 before anything else is done with it, so that a token that the policy has all but
   given up makes no infinite loss.
-- k3 of a small d is about d^2 / 2: exp(d) - 1 must not be rounded to 0 in float32.
+- k3 of a small d is about d^2 / 2, in float32 down to |d| of 1e-5: exp(d) - 1 must not be rounded to 0.
 - Any other name is a ValueError; it is raised for you behind your region, so just do not return.
 """
 

@@ -13,7 +13,7 @@ response, [right] is 1 for a right response and 0 for any other one:
   answer of exactly N tokens is worth.
 - Exact pays for the length of wrong answers too, and may be negative. Max pays for right answers alone, and lies in
   0 to 1: being shorter than asked for is welcome, being a little too long is better than being wrong.
-- The limit (`scored.limit`) has no part in it.
+- The limit (`scored.limit`) has no part in it, nor has `self.weight`, which is multiplied where rewards are summed.
 """
 
 import math

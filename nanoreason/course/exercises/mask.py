@@ -1,7 +1,8 @@
 """Which tokens count, and which state predicts which token
 
-Column t of every tensor of the package is about `tokens[:, t]`, and whether a token counts in the loss is recorded at
-the moment it is appended, never inferred from its value: padding may have the id of EOS, and EOS is always trained.
+Column t of every (B, T) tensor of the package is about `tokens[:, t]`, and whether a token counts in the loss is
+recorded at the moment it is appended, never inferred from its value: padding may have the id of EOS, and EOS is always
+trained.
 
 In `rollout.py`, three methods of `Rollout`, whose lists `tokens`, `loss_mask` and `logprobs` always have equal lengths:
 
@@ -11,6 +12,8 @@ In `rollout.py`, three methods of `Rollout`, whose lists `tokens`, `loss_mask` a
   used.
 - `retract(count)`: drop the last `count` tokens (`keep` tokens stay; that is computed for you). The row is not stopped
   any more: its `stop_reason` becomes "". A retracted token does not give its random number back: `draws` stays.
+
+Nothing else of a row changes.
 
 In `learn.py`, two regions of `logprobs_and_entropy(model, tokens, mask, ...)`, tokens (B, T) int64 and mask (B, T)
 bool:
@@ -65,7 +68,7 @@ def bigram(table, tokens, mask):
     table, V = torch.tensor(table), len(table)
     model = types.SimpleNamespace(
         hidden=lambda tokens: torch.eye(V)[tokens], lm_head=lambda hidden: hidden @ table, no_token=None,
-        config=types.SimpleNamespace(vocab_size=V),
+        config=types.SimpleNamespace(vocab_size=V), recompute=False,
     )  # fmt: skip
     return [values.tolist() for values in logprobs_and_entropy(model, torch.tensor(tokens), torch.tensor(mask))]
 

@@ -4,30 +4,31 @@ Every algorithm of the package is `loss = (per_token_loss * weights).sum()`: the
 says how much each token of the whole step counts. Write three functions in `learn.py`.
 
 `policy_ratio(logprobs, old_logprobs, level="token", mask=None)`, all (B, T) -> r (B, T): exp(logprobs - old_logprobs)
-of each token. At level "sequence" it is the row's: exp of the mean of the differences over those tokens of the row that
-`mask` (bool) counts, the same in all T columns (GSPO, 2507.18071, eq. 7; a row without any has 1). All other levels are
-as "token". What exp is taken of, that difference or that mean, is cut to -20..20 first. (All log-probs are finite, also
-where `mask` is False.)
+of each token. At level "sequence", for which there is a mask, it is the row's: exp of the mean of the differences over
+those tokens of the row that `mask` (bool) counts, the same in all T columns (GSPO, 2507.18071, eq. 7; a row without any
+has 1). All other levels are as "token". What exp is taken of, that difference or that mean, is cut to -20..20 first.
+(All log-probs are finite, also where `mask` is False.)
 
 `clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, *, cap=inf, level="token",
 mask=None)` -> (B, T); advantages A are (B, 1) or (B, T):
 
     -min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)                                   (PPO, 1707.06347, eq. 7)
 
-with r cut to at most `cap` before (two-sided clip). Gradients flow through r into `logprobs`. Level "detached" is
-another loss, without lower bound and cap: -min(r, 1 + clip_high) * A * logprobs, in which the first factor is a number
-without a gradient (CISPO, MiniMax-M1, 2506.13585, eq. 4).
+where r is first replaced by min(r, `cap`), for both signs of A (two-sided clip). Gradients flow through r into
+`logprobs`. Level "detached" is another loss, without lower bound and cap: -min(r, 1 + clip_high) * A * logprobs, in
+which the first factor is a number without a gradient (CISPO, MiniMax-M1, 2506.13585, eq. 4).
 
 `token_weights(rows, average="token", constant=None, rollouts=None)` -> a list per row, a weight per token, 0 where
 `row.loss_mask` is False:
 
-- "token": each token alike, 1 / all loss tokens of the step.
+- "token": each token alike, 1 / all loss tokens of `rows`.
 - "sequence": each rollout alike, 1 / (rollouts * loss tokens of this rollout).
-- "constant": 1 / (rollouts * constant); ValueError without the constant (None or 0).
+- "constant": 1 / (rollouts * constant).
 
-A rollout is a row, or several: rows with the same `row.root` are one rollout, whose loss tokens are those of all of
-them. (Rollouts hash by identity.) The number of rollouts is that of the distinct roots, unless `rollouts` gives it. A
-step without loss tokens has weights of 0 and is no error; any other `average` is a ValueError.
+A rollout is a row, or several: those of `rows` with the same `row.root` are one rollout, whose loss tokens are those of
+all of them. (Rollouts hash by identity.) The number of rollouts is that of the distinct roots, unless `rollouts` gives
+it. Rows without any loss tokens have weights of 0, and are no error. A ValueError is another `average`, and "constant"
+without its constant (None or 0).
 """
 
 import math
@@ -114,6 +115,25 @@ def public_weights(call):
     same(call("weights", masks, average="token"), [[0, 0.25], [0, 0.25, 0.25, 0.25]])
     same(call("weights", masks, average="sequence"), [[0, 1 / 2], [0, 1 / 6, 1 / 6, 1 / 6]])
     same(call("weights", masks, average="constant", constant=5), [[0, 0.1], [0, 0.1, 0.1, 0.1]])
+
+
+def public_cap_and_weights_of_a_gradient(call):
+    """Ratio 3: a cap of 2 bounds it where A is -1; detached, 1.2 * A * log-prob, whose gradient is -1.2 * A"""
+    log, old = math.log(0.6), math.log(0.2)
+    values, gradient = call("loss", [[log], [log]], [[old], [old]], [[-1.0], [1.0]], cap=2.0)
+    same(values, [[2.0], [-1.2]], "loss")
+    same(gradient, [[0.0], [0.0]], "gradient")
+    values, gradient = call("loss", [[log]], [[old]], [[2.0]], level="detached")
+    same(values, [[-2.4 * log]], "loss of level detached")
+    same(gradient, [[-2.4]], "its gradient")
+
+
+def public_weights_of_threads(call):
+    """A row and the row that it spawned are one rollout of three loss tokens; an average of another name is none"""
+    masks = [[True, True], [False, True], [True]]
+    assert call("weights", masks, [None, 0, None], average="mean") == "ValueError"
+    found = call("weights", masks, [None, 0, None], average="sequence")
+    same(found, [[1 / 6, 1 / 6], [0, 1 / 6], [1 / 2]])
 
 
 def hidden_clip(call, draw):

@@ -1,8 +1,8 @@
 """Drawing a token, and its log-prob
 
 Write `draw(logits, u, temperature, top_p=1.0)` in `sampler.py`: logits (B, V) float32 and one number u (B,) in [0, 1)
-for each row -> tokens (B,) int64, log-probs (B,) float32 of the distribution that the tokens were drawn from. Drawing
-is a pure function: all randomness is in u.
+for each row, float64 -> tokens (B,) int64, log-probs (B,) float32 of the distribution that the tokens were drawn from.
+Drawing is a pure function: all randomness is in u.
 
 - The distribution is softmax(logits / temperature).
 - The token is found with the inverse CDF: with C_k the sum of the probabilities of tokens 0..k, it is the first k with
@@ -10,8 +10,9 @@ is a pure function: all randomness is in u.
 - The log-prob is that of the distribution which was drawn from, so that a learner which divides by it gets a ratio of
   1: at this temperature, and with `top_p` < 1 that of the truncated distribution.
 - `top_p` < 1: only the most likely tokens can be drawn, as few of them as reach `top_p` together; the token that
-  reaches it is among them. Their probabilities are scaled to sum to 1.
-- `temperature` 0 takes the most likely token (the first of equals); its log-prob is then the one at temperature 1.
+  reaches it is among them. Their probabilities are scaled to sum to 1; the CDF stays in the order of the vocabulary.
+- `temperature` 0 takes the most likely token (the first of equals); its log-prob is then the one at temperature 1 of
+  the whole distribution, whatever `top_p` is.
 - Sums over the vocabulary are made in the dtype `exact` (float64, but for devices that have none), which is computed
   for you: with float32 a token of probability 1e-8 that comes late in the vocabulary is never drawn. The log-prob is
   float32 again.
@@ -71,6 +72,13 @@ def public_temperature(call):
     wanted = [math.log(1 / 6), math.log(2 / 3), math.log(1 / 6)]
     same(call("draws", logits, [0.16, 0.82, 0.84], 0.5), [0, 1, 2], wanted)
     same(call("draws", logits, [0.0, 0.5, 0.9], 0), [1, 1, 1], [math.log(1 / 2)] * 3)
+
+
+def public_top_p(call):
+    """With top_p 0.6 of 0.2, 0.5, 0.3 the last two are left, which reach it together: 0.625 and 0.375"""
+    logits = [[math.log(0.2), math.log(0.5), math.log(0.3)]] * 4
+    left = [math.log(0.625), math.log(0.375)]
+    same(call("draws", logits, [0.0, 0.62, 0.63, 0.999], 1.0, 0.6), [1, 1, 2, 2], [left[0], left[0], left[1], left[1]])
 
 
 def hidden_frequencies(call, draw):

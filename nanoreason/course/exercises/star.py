@@ -9,9 +9,9 @@ Of a `Scored` you need `one.right` (whether its answer is right: nothing else is
 response) and `one.row.problem`. The problems of a round may repeat.
 
 - First attempt: all problems, at `config.temperature`, under the name "sample".
-- Second attempt: the problems that failed in the first, in their order, and no others (an empty list, if none did, is
-  fine for `attempt`). With `config.rationalize` each with its answer in the prompt, which is the problem that
-  `task.hint(problem)` returns, at `config.temperature`, under the name "hinted"; otherwise, if
+- Second attempt: the problems that failed in the first, in their order, and no others (if none did, you may call
+  `attempt` with an empty list, or not at all). With `config.rationalize` each with its answer in the prompt, which is
+  the problem that `task.hint(problem)` returns, at `config.temperature`, under the name "hinted"; otherwise, if
   `config.retry_temperature` is above 0, as they are, at that temperature, under the name "retry"; otherwise there is no
   second attempt.
 - A right trace becomes `demonstration(tokenizer, problem, text)`, the row that is learnt from, with the text

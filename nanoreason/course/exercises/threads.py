@@ -11,21 +11,22 @@ a `Round`. Read the dataclasses `Round` and `Thread`, then write four regions:
    the row drew since it last stopped, and note in `thread.drawn` how many it has drawn in all. `row.draws` counts what
    the row drew, ever; forced tokens (a join) are read in one go and cost nothing, erased ones were drawn and count.
 2. `join(thread)`, when all children of the last round have ended (`row` and `last` are the thread's row and round):
-   - `last.join = self.task.joined(problems, responses)`: the children's problems and responses, in the block's order.
+   - `last.join = self.task.joined(problems, responses)`: problems and responses of `last.children`, in their order.
      `response_text(self.sampler.tokenizer, child.row)` is a response; that of a child which was cut
      (`child.row.stop_reason == "length"`) is `""`, even if it looks like an answer.
    - `thread.clock` and `last.end`: the parent goes on when the slowest child has ended, and not before it stopped
      itself. A child's `clock` began at its parent's.
-   - Encode the join, `self.sampler.tokenizer.encode`. The row's budget is `row.max_new_tokens` response tokens, or the
-     sampler's `max_new_tokens` where that is None; `row.prompt_len` is the length of its prompt. All its tokens, the
-     prompt too, must fit `self.sampler.context`. If the row with the join would fill its budget or the context, so that
-     nothing could follow, leave the row's tokens as they are and return `self.cut(thread)`, which marks it as cut and
-     calls `end` for you; clocks and `last` stay as you have set them. Else append the join with `row.force` and return
-     `[row]`, so that it goes on.
+   - Encode the join. Of the sampler use `tokenizer`, `max_new_tokens` and `context` alone. The row's budget is
+     `row.max_new_tokens` response tokens, or the sampler's `max_new_tokens` where that is None; `row.prompt_len` is the
+     length of its prompt. All its tokens, the prompt too, must fit `self.sampler.context`. If the row with the join
+     would fill its budget or the context, so that nothing could follow, leave the row's tokens as they are and return
+     `self.cut(thread)`, which marks it as cut and calls `end` for you; clocks and `last` stay as you have set them.
+     Else append the join with `row.force` and return `[row]`, so that it goes on.
 3. `end(thread)`, when a thread says no more. The root, whose `parent` is None: `thread.row.counted = count(thread)`,
    and nothing goes on. A child: its parent waits for one less, `parent.running`, and the last child of a block brings
    its parent back (`join`). Returns the rows that go on.
-4. `count(root)`: a dict of floats; `below()` gives all threads that come from one.
+4. `count(root)`: a dict of floats; `below()` gives all threads that come from one. A child is here every thread but the
+   root, also the child of a child.
 
        threads/children           threads but the root              threads/rounds       blocks of the root
        threads/empty_rounds       blocks without children, of all threads
