@@ -97,7 +97,7 @@ def run_one(config: grpo.GrpoConfig, warm: bool = True) -> dict[str, float]:
         saving.append(time.process_time() - started)
 
     grpo.save_policy = timed_save
-    for _ in grpo.train(config, policy, tokenizer, run, {}):
+    for _ in grpo.train(config, policy, policy, tokenizer, run, {}):
         ends.append(time.process_time())
     grpo.save_policy = save
     run.close()

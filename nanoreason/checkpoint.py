@@ -39,6 +39,7 @@ from nanoreason.sharding import is_sharded, load_weights, together
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 
 SUMS, EXTRA = "checksums.json", "nanoreason.json"
+BASE_SUMS = "base_weights.json"  # beside adapters: which weights they stand beside
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The fields of config.json by which a weight is there, and by which it has its shape; the first part that fits counts.
@@ -110,8 +111,9 @@ def save_checkpoint(
         (temporary / EXTRA).write_text(json.dumps(extra, indent=2) + "\n")
     if optimizer is not None:
         save_tensors(moments, temporary / "training.safetensors")
+    if adapted and existing(base) is not None:
+        (temporary / BASE_SUMS).write_text(json.dumps(base_weights(base), indent=2) + "\n")
     if state is not None:
-        state = state | ({"base_weights": base_weights(base)} if adapted and base else {})
         (temporary / "training.json").write_text(json.dumps(state, indent=2) + "\n")
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     for path in files:
@@ -217,9 +219,8 @@ def read_adapter(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         if not tensor.isfinite().all():
             raise ValueError(f"{path / ADAPTER}: {name} holds values that are not finite")
     verify(path, lambda name: not name.startswith("training."))
-    if (path / "training.json").exists():
-        if (before := read_json(path / "training.json").get("base_weights")) not in (None, base_weights(base)):
-            raise ValueError(f"{path}: the weights in {base} are not those that the adapter stands beside: {before}")
+    if (path / BASE_SUMS).exists() and (before := read_json(path / BASE_SUMS)) != base_weights(base):
+        raise ValueError(f"{path}: the weights in {base} are not those that the adapter stands beside: {before}")
     return config, tensors
 
 

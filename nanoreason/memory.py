@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from nanoreason.checkpoint import save_checkpoint
+from nanoreason.checkpoint import existing, is_adapter, save_checkpoint
 from nanoreason.lora import add_adapters, merged
 from nanoreason.model import Transformer
 from nanoreason.optim import Optimizer
@@ -42,6 +42,9 @@ def check_memory(memory: Memory, base: str, optimizer: str = "adamw") -> None:
     """ValueError in one line if these settings do not go together."""
     if memory.lora and not base:
         raise ValueError("--memory.lora needs --base: adapters stand beside weights that are worth keeping")
+    if memory.lora and existing(base) is not None and is_adapter(existing(base)):
+        raise ValueError(f"--memory.lora on --base {base}, which holds adapters itself: name a whole model, such as "
+                         "OUT/policy of the run that made them")  # fmt: skip
     if memory.lora and optimizer != "adamw":
         raise ValueError(f"--memory.lora with --optimizer {optimizer}: adapters are trained by adamw")
     if memory.moments != "float32" and optimizer != "adamw":

@@ -298,6 +298,7 @@ class Transformer(nn.Module):
         self.stored_config: dict[str, Any] = {}  # the config.json it was loaded from: what is in it is saved again
         # Keep only each block's input for the backward pass, which computes the rest once more: about a third more
         # work, and memory for one block instead of all. The gradients are the same to the bit: nothing here is random.
+        # (The learner then reads a prompt that rows share in each of them, see `states_of`: a difference of rounding.)
         self.recompute = False
         generator = torch.Generator().manual_seed(seed % 2**63)
         for name, parameter in self.named_parameters():

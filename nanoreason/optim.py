@@ -130,7 +130,9 @@ class AdamW(Optimizer):
                 self._move(weights, gradients, states, lr)
             return
         stored = {"dtype": torch.bfloat16} if self.moments == "bfloat16" else {"device": "cpu"}
-        for number, w in enumerate(w for w in self.named.values() if w.grad is not None):
+        for number, w in enumerate(self.named.values()):
+            if w.grad is None:
+                continue
             if w not in self.state:
                 self.state[w] = {"step": torch.zeros(()), **{k: torch.zeros_like(w, **stored) for k in MOMENTS}}
             state = self.state[w]

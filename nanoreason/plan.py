@@ -24,7 +24,8 @@ SIZES = (8, 16, 24, 80)  # GB, of the cards for which settings are proposed
 
 
 def candidates(asked: Memory) -> list[Memory]:
-    """Settings to try, from what was asked for to what changes most: the first two of them change no result."""
+    """Settings to try, from what was asked for to what changes most: the first three of them change a result by
+    rounding at most."""
     less = replace(asked, recompute=True)
     some = [asked, less, replace(less, moments="cpu"), replace(less, moments="bfloat16"), replace(less, lora=16)]
     return list(dict.fromkeys(some))

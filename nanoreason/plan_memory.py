@@ -9,6 +9,7 @@ and nothing of that was measured.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from nanoreason import processes
 from nanoreason.checkpoint import found, is_adapter, weight_files
 from nanoreason.hf_config import read_config
-from nanoreason.learn import CHUNK_LOGITS
+from nanoreason.learn import CHUNK_LOGITS, is_worth_sharing
 from nanoreason.memory import Memory, prepare
 from nanoreason.model import KVCache, ModelConfig, on_meta
 from nanoreason.sampler import PREFILL_TOKENS, WIDEN
@@ -41,6 +42,7 @@ class Work:
     scores: int = 0  # forward passes beside: old log-probs, reference
     logged: int = 0  # rows whose entropies are logged: another forward pass
     reference: bool = False
+    teacher: int = 0  # weights of another model that is sampled
     muon: bool = False
     file_bytes: int = 0
 
@@ -52,6 +54,15 @@ class Work:
     def micro_rows(self) -> int:
         rows = self.rows * self.epochs // self.updates
         return max(1, min(rows, self.micro_tokens // self.length))
+
+
+def read_share(work: Work) -> float:
+    """Of the tokens of a micro-batch the share that the learner reads: a prompt that rows share is read once
+    (`learn.states_of`). Rows of a group stand beside each other."""
+    B, T, L = work.micro_rows, work.length - 1, work.prompt - 1
+    prompts = math.ceil(B * work.prompts / work.rows) if work.prompts else B
+    whole = work.memory.recompute or work.memory.shard or not is_worth_sharing(B, T, L, prompts)
+    return 1.0 if whole else (prompts * L + B * (T - L)) / (B * T)
 
 
 def base_of(folder: str) -> tuple[ModelConfig, int]:
@@ -98,7 +109,8 @@ def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
     wide = 2 if on_card else 4  # bytes of what a forward pass makes
     stored = {"float32": 8, "bfloat16": 4, "cpu": 0 if on_card else 8}[m.moments] * (0.5 if work.muon else 1)
     weights = {"weights": 4 * N + (4 * T if m.lora else 0)}
-    lasting = weights | {"moments": stored * T, "reference": 4 * N if work.reference and not m.lora else 0}
+    others = {"reference": 4 * N if work.reference and not m.lora else 0, "teacher": 4 * work.teacher}
+    lasting = weights | {"moments": stored * T} | others
     copied = bool(work.prompts) and (work.updates > 1 or bool(m.lora))  # else the optimizer copies some at a time
     gradients, before = {"gradients": 4 * T}, {"weights before the step": 4 * T if copied else 0}
     some = {"weights before the step": 4 * min(T, processes.BUCKET) if work.prompts else 0}
@@ -116,12 +128,14 @@ def memory_of(work: Work, on_card: bool = False) -> dict[str, dict[str, float]]:
         logits = 3 * 4 * max(CHUNK_LOGITS, V)
     else:
         logits = (5 if work.prompts else 3) * 4 * targets * V
-    head = 0 if m.lora else 4 * V * D
-    backward = head + tokens * (3 * inner + 2 * D) * 4
+    head, read = 0 if m.lora else 4 * V * D, tokens * read_share(work)
+    backward = head + read * (3 * inner + 2 * D) * 4
+    # keys and values of a shared prompt are copied into its rows
+    copies = 2 * c.num_key_value_heads * c.head_dim * c.num_hidden_layers * tokens if read < tokens else 0
     cast = {"weights in bfloat16": 2 * N} if on_card else {}
     several = work.rows * work.epochs // work.updates > work.micro_rows
     phases["update"] = lasting | (gradients if several else {}) | before | cast | {
-        "activations": saved_floats(work) * tokens * wide,
+        "activations": (saved_floats(work) * read + copies) * wide,
         "logits": logits + (head if chunked else 0), "work": max(0, backward - logits - (head if chunked else 0)),
     }  # fmt: skip
     # float32: a divisor of each weight; else of the largest weight alone both moments, the divisor and random bits

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanoreason.learn import logprobs_and_entropy, token_logprobs
+from nanoreason.learn import logprobs_and_entropy, states_of, token_logprobs
 from nanoreason.lora import merged
 from nanoreason.memory import Memory, prepare
 from nanoreason.model import KVCache, ModelConfig, Transformer
 from nanoreason.optim import AdamW
-from nanoreason.plan_memory import Work, counted, halved, resident
+from nanoreason.plan_memory import Work, counted, halved, read_share, resident
 from nanoreason.sampler import draw
 
 # Public figures: dense bfloat16 TFLOP/s, GB/s.
@@ -42,7 +42,8 @@ class Speed:
 
 def seconds_of(work: Work, speed: Speed) -> dict[str, float]:
     """{phase: seconds} of a step whose responses are all as long as they may be."""
-    c, tokens, targets = work.shape, work.rows * work.length, work.rows * work.response
+    c, targets = work.shape, work.rows * work.response
+    tokens = work.rows * work.length * read_share(work)
     found = {}
     if work.prompts:
         rows, _ = resident(work)
@@ -95,12 +96,14 @@ def measured(work: Work, device: torch.device) -> Speed:
     small = Transformer(c).to(device)
     prepare(small, work.memory, 0)
     tokens = torch.zeros(work.micro_rows, work.length, dtype=torch.int64, device=device)
+    row = torch.arange(work.micro_rows, device=device)
+    tokens[:, 0] = (row * work.prompts // work.rows if work.prompts else row) % V  # rows of a group have one prompt
     mask = torch.arange(work.length, device=device) >= work.prompt
     mask, embedding = mask.expand_as(tokens), small.model.embed_tokens.weight
 
     def blocks() -> None:
         embedding.requires_grad_(False)
-        small.hidden(tokens).sum().backward()
+        states_of(small, tokens[:, :-1], mask).sum().backward()
         embedding.requires_grad_(not work.memory.lora)
 
     def whole() -> None:
@@ -108,7 +111,7 @@ def measured(work: Work, device: torch.device) -> Speed:
 
     def score() -> None:
         with torch.no_grad():
-            small.hidden(tokens)
+            states_of(small, tokens[:, :-1], mask)
 
     def whole_score() -> None:
         with torch.no_grad():
@@ -142,7 +145,8 @@ def measured(work: Work, device: torch.device) -> Speed:
         for weight, old in zip(weights, before, strict=True):
             (weight.detach() - old).square().sum(), old.square().sum()
 
-    took, tokens_in, targets = {}, work.micro_rows * work.length, work.micro_rows * work.response
+    took, targets = {}, work.micro_rows * work.response
+    tokens_in = work.micro_rows * work.length * read_share(work)
     for one in (blocks, whole, score, whole_score, decode, one_draw, step):
         took[one.__name__] = median_of(one, device)
     share = work.shape.vocab_size / V

@@ -11,7 +11,7 @@ import torch
 
 from nanoreason import environment
 from nanoreason.__main__ import main
-from nanoreason.checkpoint import load_checkpoint, load_extra
+from nanoreason.checkpoint import load_checkpoint, load_extra, save_checkpoint
 from nanoreason.environment import compute_rewards, evaluate, is_flat, judge, rollout_metrics, sample
 from nanoreason.evaluate import maj_at_k, pass_at_k
 from nanoreason.learn import (
@@ -805,3 +805,52 @@ def test_countdown_runs_under_the_recipe_and_no_practised_problem_is_tested(tmp_
     drawn = [task.problem(split, i) for i in range(200)]
     assert not tested & {(*sorted(p.info["numbers"]), p.info["target"]) for p in drawn}
     assert len({p.prompt for p in drawn}) > 190
+
+
+# ------------------------------------------------------------------------------------------------- another is sampled
+
+
+def test_a_teacher_must_have_the_same_words_and_is_looked_for_before_anything_is_made(config, make_model, tmp_path):
+    save_checkpoint(tmp_path / "other", make_model(1), word_tokenizer([f"w{i}" for i in range(20)]))
+    for teacher, said in (
+        (tmp_path / "other", "has another tokenizer than --base"),
+        (tmp_path / "no", "no checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            grpo.run(replace(config, teacher=str(teacher)))
+    assert not Path(config.out).exists()
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_kl_in_the_reward_is_that_of_the_policy_and_not_of_who_was_sampled(config, policy_and_words, updates):
+    policy, words = policy_and_words
+    reference, teacher = copy.deepcopy(policy), copy.deepcopy(policy)
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(1.05)
+        teacher.lm_head.weight.mul_(0.7)
+    config = with_algorithm(replace(config, updates_per_rollout=updates, teacher=BASE), kl_coef=0.1, kl_estimator="k1")
+    groups, _ = grpo.collect(config, 1, teacher, words)
+    rows = flat(groups)
+    before = [row.reward for row in rows]
+    grpo.compute_advantages(config, policy, reference, groups)
+    own, others = (compute_logprobs(model, rows, config.temperature, 4096) for model in (policy, reference))
+    wanted = [0.1 * (sum(a) - sum(b)) for a, b in zip(own, others, strict=True)]
+    assert [b - row.reward for b, row in zip(before, rows, strict=True)] == pytest.approx(wanted, abs=1e-4)
+    assert max(map(abs, wanted)) > 1e-3
+
+
+@pytest.mark.parametrize("recipe", [grpo, sft])
+def test_a_run_that_is_killed_right_behind_its_checkpoint_has_kept_what_it_keeps(recipe, config, monkeypatch):
+    if recipe is sft:
+        config = replace(sft.PRESETS["tiny"], task=SUMS, steps=5, out=config.out, eval_problems=0)
+    config, save = replace(config, keep=(2, 4), save_every=2), recipe.save_policy
+
+    def killed(*arguments, **options):
+        save(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipe, "save_policy", killed)
+        recipe.run(config)
+    recipe.run(replace(config, resume=True))
+    assert sorted(path.name for path in (Path(config.out) / "kept").iterdir()) == ["2", "4"]

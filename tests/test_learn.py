@@ -614,6 +614,21 @@ def test_constant_weights_sum_to_one_when_every_row_uses_its_budget_and_to_less_
     ) == pytest.approx(1)
 
 
+def test_rows_without_loss_tokens_are_not_read_however_a_step_is_cut(make_model, count_hidden, finished):
+    """A prompt of one token whose response was erased has no state before any token that could count."""
+    model = make_model(3)
+    rows = finished(3) + [Rollout(Problem("p", "a"), [3], [False], [0.0], 1)]
+    rows[-1].advantage = -1.0
+    found = [update(copy.deepcopy(model), SGD(model), rows, learn.Algorithm(), lr=0.0, micro_tokens=micro,
+                    weights=token_weights(rows, "sequence")) for micro in (1000, 1)]  # fmt: skip
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    reads = count_hidden(model)
+    logprobs = learn.compute_logprobs(model, rows, 1.0, 1)
+    assert len(reads) == 3 and logprobs[-1] == [0.0]
+    assert logprobs[:3] == learn.compute_logprobs(model, rows[:3], 1.0, 1)
+    assert learn.compute_logprobs(model, rows[3:], 1.0, 1) == [[0.0]] and len(reads) == 6
+
+
 def test_a_row_without_loss_tokens_has_weight_zero_and_is_no_division_by_zero():
     for average in ("token", "sequence", "constant"):
         assert token_weights([of_length(0)], average, constant=5) == [[0.0]]

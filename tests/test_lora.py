@@ -290,9 +290,11 @@ def test_peft_loads_the_adapter_and_we_load_what_peft_saves(folder, words, tmp_p
 def test_an_adapter_folder_goes_on_only_beside_the_weights_that_it_was_trained_with(folder, make_model, words):
     model, path = folder
     assert (load_checkpoint(path)[0](ROWS) - model(ROWS)).abs().max() < 1e-4
-    base = path.parent / "base"
+    base, kept = path.parent / "base", path.parent / "kept"
+    save_checkpoint(kept, model, words, base=str(base))  # without a state to go on from
+    assert (load_checkpoint(kept)[0](ROWS) - model(ROWS)).abs().max() < 1e-4
     save_checkpoint(base, make_model(2), words)
-    for load in (load_checkpoint, lambda path: resume(path, adapted(make_model))):
+    for load in (load_checkpoint, lambda path: resume(path, adapted(make_model)), lambda path: load_checkpoint(kept)):
         with pytest.raises(ValueError, match="not those that the adapter stands beside"):
             load(path)
     shutil.rmtree(base)

@@ -11,7 +11,7 @@ from nanoreason.learn import compute_logprobs, make_optimizer, update
 from nanoreason.lora import add_adapters
 from nanoreason.memory import Memory, check_memory, prepare, sampling_copy
 from nanoreason.optim import AdamW, rounded_at_random
-from nanoreason.recipes import grpo
+from nanoreason.recipes import grpo, sft
 from nanoreason.run import Schedule, read_jsonl
 from nanoreason.sampler import Sampler
 from nanoreason.tasks import Addition
@@ -173,3 +173,18 @@ def test_settings_that_do_not_go_together_are_one_line():
         with pytest.raises(ValueError, match=said):
             check_memory(memory, base, optimizer)
     check_memory(Memory(lora=4, moments="cpu"), "a")
+
+
+def test_adapters_stand_beside_a_whole_model_and_not_beside_other_adapters(make_model, tmp_path):
+    words = word_tokenizer([f"w{i}" for i in range(20)])
+    save_checkpoint(tmp_path / "base", make_model(1), words)
+    model = make_model(1)
+    add_adapters(model, 2)
+    save_checkpoint(tmp_path / "adapter", model, words, base=str(tmp_path / "base"))
+    for recipe, more in ((grpo, {"preflight": 0}), (sft, {})):
+        config = replace(recipe.PRESETS["tiny"], base=str(tmp_path / "adapter"), memory=Memory(lora=2),
+                         out=str(tmp_path / "run"), **more)  # fmt: skip
+        with pytest.raises(ValueError, match="which holds adapters itself: name a whole model, such as OUT/policy"):
+            recipe.run(config)
+    assert not (tmp_path / "run").exists()
+    check_memory(Memory(), str(tmp_path / "adapter"))  # all its weights may be trained, merged

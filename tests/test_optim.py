@@ -64,6 +64,20 @@ def test_a_measured_step_is_the_step_and_says_how_far_it_went(make_model, monkey
     assert all(w.grad is None for w in model.parameters())
 
 
+def test_moments_that_are_rounded_at_random_are_the_same_however_the_step_is_cut(make_model, monkeypatch):
+    monkeypatch.setattr(processes, "BUCKET", 700)
+    model = make_model(0)
+    twin = copy.deepcopy(model)
+    ours, plain = (OPTIMIZERS["adamw"](each, moments="bfloat16") for each in (model, twin))
+    for step in range(5):
+        for each in (model, twin):
+            set_gradients(each, step)
+        plain.step(1e-2)
+        ours.measured_step(1e-2)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def reference_muon_step(w, g, memory, lr, weight_decay, momentum=0.95):
     """One matrix, written as Jordan's post and Liu et al. do; torch.optim.Muon is this in bfloat16."""
     memory.mul_(momentum).add_(g, alpha=1 - momentum)

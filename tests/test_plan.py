@@ -121,6 +121,34 @@ def test_seconds_are_pieces_times_their_numbers():
     assert seconds_of(waves, SPEED)["sample"] == pytest.approx(2 * 10 * 30 * 1e-6 + decoding)
 
 
+def test_a_prompt_that_a_group_shares_is_read_once_by_the_learner():
+    work = replace(WORK, rows=8, prompts=2, prompt=41, response=9, micro_tokens=200)  # 4 rows of 49 states, 40 asked of
+    assert plan_memory.read_share(work) == pytest.approx((40 + 4 * 9) / (4 * 49))
+    two = replace(work, micro_tokens=400)  # both groups in one micro-batch
+    assert plan_memory.read_share(two) == pytest.approx((2 * 40 + 8 * 9) / (8 * 49))
+    for other in (replace(work, memory=Memory(recompute=True)), replace(work, prompts=0), replace(work, prompts=8)):
+        assert plan_memory.read_share(other) == 1
+    assert plan_memory.read_share(replace(work, prompt=10, response=40)) == 1  # not worth it: 27 of 196
+    times = [seconds_of(one, SPEED)["update"] for one in (work, replace(work, prompts=8))]
+    heads = 8 * 9 * 9e-6
+    assert (times[0] - heads) / (times[1] - heads) == pytest.approx(76 / 196)
+    parts = [memory_of(one)["update"]["activations"] for one in (work, replace(work, prompts=8))]
+    copies = 2 * 3 * 64 * 30 * 4 * 49 * 4  # keys and values of all columns of all rows, in float32
+    assert parts[0] == pytest.approx(parts[1] * 76 / 196 + copies)
+
+
+def test_a_teacher_stands_in_memory_and_a_prompt_must_leave_room(make_model, tmp_path):
+    own = grpo.workload(replace(grpo.PRESETS["tiny"], base=BASE, task=Addition((1,), form="direct")))
+    taught = replace(grpo.PRESETS["tiny"], base=BASE, teacher=BASE, task=Addition((1,), form="direct"))
+    work = grpo.workload(taught)
+    size = counted(work.shape, Memory())[0]
+    assert work.teacher == size and peak(work) - peak(own) == 4 * size
+    with pytest.raises(ValueError, match="no checkpoint at nowhere"):
+        grpo.workload(replace(taught, teacher="nowhere"))
+    with pytest.raises(ValueError, match="leaves no room for a response in the context of --base"):
+        grpo.workload(replace(taught, task=Addition((30,), form="direct")))
+
+
 def test_flops_of_a_block_by_hand_and_of_a_backward_pass():
     shape = ModelConfig(hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=4)
     weights = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16

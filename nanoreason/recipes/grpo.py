@@ -56,7 +56,7 @@ from nanoreason.learn import (
 )
 from nanoreason.lora import squares, switched_off
 from nanoreason.memory import MEMORY, Memory, check_memory, prepare, resumed_from, sampling_copy, save_policy
-from nanoreason.model import Transformer
+from nanoreason.model import Transformer, on_meta
 from nanoreason.plan_memory import Work, base_of
 from nanoreason.rewards import (
     REWARDS,
@@ -198,11 +198,15 @@ def workload(config: GrpoConfig) -> Work:
     prompt = max(len(prompt_row(tokenizer, problem).tokens) for problem in problems)
     updates, algorithm = config.updates_per_rollout * config.epochs, config.algorithm
     response = min(config.max_new_tokens.largest, shape.max_position_embeddings - prompt)
+    if response < 1:
+        raise ValueError(f"a prompt of {prompt} tokens leaves no room for a response in the context of --base "
+                         f"{config.base}, {shape.max_position_embeddings} tokens")  # fmt: skip
     groups = logged_groups(config.prompts, config.group_size)
     return Work(
         shape, config.prompts * config.group_size, prompt, response, config.micro_tokens, config.memory,
         prompts=config.prompts, updates=updates, epochs=config.epochs,
-        scores=(updates > 1) + algorithm.needs_reference, reference=algorithm.needs_reference,
+        scores=is_scored(config) + algorithm.needs_reference, reference=algorithm.needs_reference,
+        teacher=on_meta(base_of(config.teacher)[0]).size() if config.teacher else 0,
         logged=min(groups * config.group_size, LOGGED_TOKENS // response), file_bytes=size,
     )  # fmt: skip
 
@@ -216,6 +220,7 @@ def run(config: GrpoConfig) -> dict:
     if config.eval_problems and config.eval_task is None:
         check_words(tokenizer, "test", task=config.task)
     prepare(policy, config.memory, seed_of(config.seed, "adapters"))
+    teacher = teacher_of(config, policy, tokenizer)
     fresh = existing(Path(config.out) / resumed_from(config.memory)) is None
     measured = preflight(config, policy, tokenizer) if fresh and config.preflight else {}
     run = Run(config)
@@ -224,7 +229,7 @@ def run(config: GrpoConfig) -> dict:
     if fresh and (config.eval_samples or not config.steps):
         measured |= test(config, 0, policy, tokenizer, run)
     header = True
-    for step, metrics in train(config, policy, tokenizer, run, measured):
+    for step, metrics in train(config, policy, teacher, tokenizer, run, measured):
         if step == config.steps or is_due(step, config.eval_every):
             say(report(step, metrics, header))
             header = False
@@ -232,12 +237,29 @@ def run(config: GrpoConfig) -> dict:
     return run.last_line()
 
 
+def teacher_of(config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer) -> Transformer:
+    """Who is sampled: the policy, or somebody else, to whom the same ids must be the same texts."""
+    if not config.teacher:
+        return policy
+    teacher, words = load_checkpoint(config.teacher, policy.device)
+    if words.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise ValueError(
+            f"--teacher {config.teacher} has another tokenizer than --base {config.base}: its ids are other texts"
+        )
+    return teacher
+
+
 def train(
-    config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer, run: Run, measured: dict[str, float]
+    config: GrpoConfig,
+    policy: Transformer,
+    teacher: Transformer,
+    tokenizer: TextTokenizer,
+    run: Run,
+    measured: dict[str, float],
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `measured`: of the base."""
+    """Yields (step, its metrics) after each step 1..S that is still to do; logs and saves. `teacher`: who is sampled;
+    `measured`: of the base."""
     optimizer = make_optimizer(policy, moments=config.memory.moments)
-    teacher = load_checkpoint(config.teacher, policy.device)[0] if config.teacher else policy
     folder = run.folder / resumed_from(config.memory)
     state = resume(folder, policy, optimizer, tokenizer)
     if state:
@@ -278,12 +300,12 @@ def train(
             if step == config.steps or is_due(step, config.eval_every):
                 metrics |= test(config, step, policy, tokenizer, run)
             run.log(step, **metrics)
+            if step in config.keep:  # first: a run that is stopped in between does the step again
+                save_checkpoint(run.folder / "kept" / str(step), policy, tokenizer, base=config.base,
+                                extra=task_flags(flatten(config)))  # fmt: skip
             if step == config.steps or is_due(step, config.save_every) or replaces_reference(config, step):
                 save_policy(run.folder, config.memory, policy, tokenizer, optimizer, state | {"logged": run.logged},
                             base=config.base, extra=task_flags(flatten(config)), last=step == config.steps)  # fmt: skip
-            if step in config.keep:
-                save_checkpoint(run.folder / "kept" / str(step), policy, tokenizer, base=config.base,
-                                extra=task_flags(flatten(config)))  # fmt: skip
             progress.update(tokens=tokens, reward=metrics["reward"])
             yield step, metrics
 
@@ -339,22 +361,32 @@ def repeat_n(config: GrpoConfig) -> int:
 # --------------------------------------------------------------------------------------------- advantages and updates
 
 
+def is_scored(config: GrpoConfig) -> bool:
+    """Whether the policy's log-probs of a rollout are computed before its updates: several of them compare with these,
+    and so does a KL in the reward where somebody else has sampled."""
+    in_reward = config.algorithm.needs_reference and config.algorithm.kl_estimator == "k1"
+    return config.updates_per_rollout * config.epochs > 1 or (bool(config.teacher) and in_reward)
+
+
 def compute_advantages(
     config: GrpoConfig, policy: Transformer, reference: Transformer | None, groups: list[list[Rollout]]
 ) -> None:
     """Sets each row's advantage, and the log-probs that its updates compare with."""
     algorithm, how = config.algorithm, (config.temperature, config.micro_tokens)
     rows = [row for group in groups for root in group for row in root.family]
+    of_policy = [row.logprobs for row in rows]
+    if is_scored(config):
+        of_policy = compute_logprobs(policy, rows, *how)
     if config.updates_per_rollout * config.epochs > 1:
-        for row, values in zip(rows, compute_logprobs(policy, rows, *how), strict=True):
+        for row, values in zip(rows, of_policy, strict=True):
             row.old_logprobs = values
     if reference is not None:
         with switched_off(reference):
             of_reference = compute_logprobs(reference, rows, *how)
-        for row, values in zip(rows, of_reference, strict=True):
+        for row, own, values in zip(rows, of_policy, of_reference, strict=True):
             row.ref_logprobs = values
             if algorithm.kl_estimator == "k1":  # in the reward: the sum of log p/q over the row
-                row.root.reward -= algorithm.kl_coef * (sum(row.old_logprobs or row.logprobs) - sum(values))
+                row.root.reward -= algorithm.kl_coef * (sum(own) - sum(values))
     rewards = [[row.reward for row in group] for group in groups]
     advantages = group_advantages(rewards, algorithm.divide_by) if algorithm.baseline == "group" else rewards
     for group, values in zip(groups, advantages, strict=True):

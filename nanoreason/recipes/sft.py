@@ -179,12 +179,12 @@ def run(config: SftConfig) -> dict:
         if tested or is_due(done, config.log_every):
             shares = {"dropped_share": counts["dropped"] / counts["problems"]} if counts["problems"] else {}
             run.log(done, **metrics, **counts, **shares)
+        if done in config.keep:  # first: a run that is stopped in between does the step again
+            save_checkpoint(run.folder / "kept" / str(done), model, tokenizer, base=config.base, extra=extra)
         if last or is_due(done, config.save_every):
             state = {"step": done, "counts": dict(counts), "logged": run.logged}
             save_policy(run.folder, config.memory, model, tokenizer, optimizer, state, base=config.base, extra=extra,
                         last=last)  # fmt: skip
-        if done in config.keep:
-            save_checkpoint(run.folder / "kept" / str(done), model, tokenizer, base=config.base, extra=extra)
 
     if first == config.steps == 0:
         finish(0, {})  # only to measure
