@@ -535,7 +535,6 @@ def update(
 
     entropy_coef   subtracts this much of the entropy from each token's loss and returns "entropy"; 0 only measures it
     measure        more per-token values to return, as means over loss tokens (names that end in /max: as maxima)
-
     update_ratio   return it too: the norm of the step over that of the weights
 
     A loss or gradient that is not finite stops the run with FloatingPointError before any weight is touched. Of several
