@@ -14,7 +14,7 @@ from nanoreason.evaluate import control
 from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces, transfer, zoo
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
-from nanoreason.experiments.results import Results
+from nanoreason.experiments.results import PerSeed, Results
 from nanoreason.recipes import budget
 
 STEPS = 20
@@ -573,6 +573,22 @@ def test_transfer_is_compared_where_two_arms_are_as_accurate_on_the_target():
     # the best rate is the one that keeps most; one that never gets so far is not compared
     more = Results([base, *sft, *rl, line("think_3", 1, 0.75, 0.9), line("think_50", 1, 0.26, 0.95)])
     assert transfer.best_of_sweep(more)[0] == pytest.approx(0.8 - 0.9)
+
+
+def test_transfer_begins_at_what_the_base_measures_beside_itself():
+    base = {"arm": "base-test", "seed": 0, "step": 0, "acc/target": 0.25}
+    kept = {"arm": "grpo-test", "seed": 0, "step": 1, "acc/target": 0.75,
+            "length/non": 2.0, "kl/non": 0.5, "leak/non": 0.5}  # fmt: skip
+    unmeasured = {"arm": "grpo-test", "seed": 0, "step": 2, "acc/target": 0.8}
+
+    def halfway(key: str, **more: float) -> float | None:
+        r = Results([base | more, kept, unmeasured])
+        return transfer.at(r, "grpo", key, PerSeed({0: 0.5})).get(0)
+
+    assert halfway("length/non") == 1.5  # as long as itself, once
+    assert halfway("kl/non") == 0.25 == halfway("leak/non")  # nothing has moved; a leak that was not logged is none
+    assert halfway("leak/non", **{"leak/non": 0.125}) == (0.125 + 0.5) / 2
+    assert transfer.at(Results([base, kept, unmeasured]), "grpo", "kl/non", PerSeed({0: 0.8})) == {}  # no number: none
 
 
 def test_a_parabola_explains_what_it_can():

@@ -108,7 +108,8 @@ def test_the_base_is_as_far_from_itself_as_it_should_be_and_a_trained_policy_is_
     (itself,) = read_jsonl(tmp_path / "self" / "metrics.jsonl")
     first, last = read_jsonl(tmp_path / "tuned" / "metrics.jsonl")
     assert (alone["step"], itself["step"], first["step"], last["step"]) == (0, 7, 1, 3)
-    assert all(itself[key] == value for key, value in alone.items() if key.startswith("acc/"))
+    assert all(itself[key] == value for key, value in alone.items() if key.startswith(("acc/", "leak/")))
+    assert {key for key in alone if key.startswith("leak/")} == {f"leak/{group}" for group in Suite().groups()}
     for group in ("target", "other", "non"):
         for key in ("kl", "rank", "changed", "pca"):
             assert itself[f"{key}/{group}"] == pytest.approx(0, abs=1e-6)

@@ -121,11 +121,18 @@ AS_MUCH = 0.02  # of the accuracy without reasoning: a difference below this is 
 LEAST_RISE = 0.1  # of the target's accuracy, else there is nothing to compare at
 
 
+def beside_itself(key: str) -> float:
+    """What a base that is measured beside itself has of a number: it is as long as itself, and shifted by nothing."""
+    return 1.0 if key.startswith("length/") else 0.0
+
+
 def course(results: Results, arm: str, key: str, seed: int) -> list[tuple[float, float]]:
-    """(target accuracy, a number) of the base, then of each kept checkpoint. What has no number at the base is 0."""
-    start = results.lines("base-test", "acc/target", seed)
-    lines = [line for line, _ in start] + [line for line, _ in results.lines(f"{arm}-test", "acc/target", seed)]
-    return [(line["acc/target"], line.get(key, 0.0)) for line in lines]
+    """(target accuracy, a number) of the base, then of each kept checkpoint that has it."""
+    base = [line for line, _ in results.lines("base-test", "acc/target", seed)]
+    kept = [line for line, _ in results.lines(f"{arm}-test", key, seed)]
+    return [(line["acc/target"], line.get(key, beside_itself(key))) for line in base] + [
+        (line["acc/target"], line[key]) for line in kept
+    ]
 
 
 def crossing(points: list[tuple[float, float]], level: float) -> float | None:
