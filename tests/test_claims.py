@@ -6,6 +6,7 @@ fails here until its section's world shows it.
 """
 
 import math
+import random
 
 import pytest
 
@@ -589,6 +590,25 @@ def test_transfer_begins_at_what_the_base_measures_beside_itself():
     assert halfway("kl/non") == 0.25 == halfway("leak/non")  # nothing has moved; a leak that was not logged is none
     assert halfway("leak/non", **{"leak/non": 0.125}) == (0.125 + 0.5) / 2
     assert transfer.at(Results([base, kept, unmeasured]), "grpo", "kl/non", PerSeed({0: 0.8})) == {}  # no number: none
+
+
+def test_the_smaller_of_two_noisy_maxima_is_biased_against_the_arm_that_goes_on_rising():
+    """What `transfer.level` and its page say of it: two arms of the same law, without noise in what they keep."""
+    draw = random.Random(0)
+
+    def apart(stops: str, rises: str) -> float:
+        def measured(arm: str, step: int, accuracy: float) -> dict:
+            solved = sum(draw.random() < accuracy for _ in range(120)) / 120
+            return {"arm": f"{arm}-test", "seed": step // 10, "step": step % 10, "acc/target": solved,
+                    "acc/non": 0.72 - 0.6 * accuracy}  # fmt: skip
+
+        paths = {"base": [0.2], stops: [0.3, 0.45, 0.55, 0.55, 0.55], rises: [0.3, 0.45, 0.6, 0.75, 0.9]}
+        lines = [measured(arm, 10 * run + i, accuracy) for run in range(100)
+                 for arm, path in paths.items() for i, accuracy in enumerate(path)]  # fmt: skip
+        return transfer.difference("grpo", "think")(Results(lines)).mean
+
+    assert 0.015 < apart("grpo", "think") < 0.03
+    assert -0.03 < apart("think", "grpo") < -0.015
 
 
 def test_a_parabola_explains_what_it_can():
