@@ -38,6 +38,14 @@ def test_the_groups_are_all_tasks_once_each():
         assert all(getattr(Suite().tasks()[name], field) == size for field, size in sizes.items())
 
 
+def test_held_out_problems_are_as_often_different_as_is_said_where_the_sizes_are():
+    different = {name: len({p.prompt for p in task.test_problems(120)}) for name, task in Suite().tasks().items()}
+    repeated = {name: count for name, count in different.items() if count < 120}
+    assert repeated == {"mul": 17, "gcd": 57, "sub": 106, "chain": 114, "mod": 116, "count": 116}
+    page = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text(encoding="utf-8")
+    assert "`mul` are 17 different ones" in page and "of `gcd` 57, of `sub` 106, of `chain` 114" in page
+
+
 def test_one_vocabulary_has_all_words_and_problems_are_judged_by_their_own_task():
     suite = Suite(others=0.9)
     for problem in of(suite, 200):

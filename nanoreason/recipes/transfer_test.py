@@ -36,7 +36,7 @@ class TransferTestConfig(RunConfig):
     base: str = ""  # checkpoint folder of the base; needed
     trained: str = ""  # folder of kept checkpoints, OUT/kept of a run with --keep; empty: the base is measured alone
     task: Task = chosen(TASKS, Suite())  # the suite, and which of its tasks is the target
-    problems: Rows = 200  # held-out problems of each task, one response to each: the same ones for every checkpoint
+    problems: Rows = 200  # held-out problems of each task, where small ones repeat some; one response to each
     analysed: Rows = 40  # of these, how many distributions, ranks and hidden states are made of; three at least
     max_new_tokens: Positive = 256  # response tokens after which a row is cut
 
