@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.experiments.results import Results
 from nanoreason.model import Transformer, small_config
-from nanoreason.run import read_json, read_jsonl
+from nanoreason.run import Run, read_json, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -237,17 +237,22 @@ def test_half_of_all_questions_is_held_out_and_none_of_them_practised():
     assert not swapped & {p.split("?")[0] + "?" for p in train}
 
 
-@pytest.mark.trains
-def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
-    small = {"steps": 2, "prompts": 2, "group_size": 2, "eval_problems": 3, "eval_every": 1}
-    monkeypatch.setattr(real, "GRPO", real.replace(real.GRPO, **small))
+@pytest.fixture
+def small(monkeypatch):
+    """All parts of `real`, each as small as it can be."""
+    less = {"steps": 2, "prompts": 2, "group_size": 2, "eval_problems": 3, "eval_every": 1}
+    monkeypatch.setattr(real, "GRPO", real.replace(real.GRPO, **less))
     less = {"problems": 2, "methods": ("forcing",), "budgets": (1, 4), "longest": 4, "answer_tokens": 3}
     monkeypatch.setattr(real, "FORCING", real.replace(real.FORCING, **less))
     monkeypatch.setattr(real, "ALL", 3)
     for name in ("parity", "tested"):
         function, how = getattr(real, name), {"parity": (2, 4), "tested": (3, 2)}[name]
         monkeypatch.setattr(real, name, lambda folder, function=function, how=how: function(folder, *how))
+
+
+@pytest.mark.trains
+def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, small, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
     # a random model is never right, and equal rewards have no standard error
     monkeypatch.setattr(real, "gain", lambda before, after: (0.5, 0.1))
     argv = ["--base", str(folder), "--out", str(tmp_path / "out"), "--steps", "2"]
@@ -265,6 +270,61 @@ def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, 
     written = (out / "after0.json").stat().st_mtime_ns
     assert real.main(argv) == 0 and (out / "after0.json").stat().st_mtime_ns == written
     assert read_jsonl(out / "metrics.jsonl") == lines
+
+
+class Stopped(BaseException):
+    """As a kill: nothing here catches it."""
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(("part", "name"), [("forcing", "forcing"), ("grpo", "seed0")])
+def test_a_part_that_was_stopped_before_it_saved_anything_is_done_by_the_same_command(
+    folder, small, tmp_path, monkeypatch, capsys, part, name
+):
+    argv = ["--base", str(folder), "--out", str(tmp_path), "--steps", "2", "--parts", part]
+
+    def log_once(run, step, log=Run.log, **metrics):
+        if (run.folder / "metrics.jsonl").exists():
+            raise Stopped
+        log(run, step, **metrics)
+
+    with monkeypatch.context() as now:
+        now.setattr(Run, "log", log_once)
+        try:  # pytest.raises would keep the folder's lock in the traceback
+            real.main(argv)
+        except Stopped:
+            pass
+    assert len(read_jsonl(tmp_path / name / "metrics.jsonl")) == 1
+    assert real.main(argv) == 0, capsys.readouterr().err
+    steps = [line["step"] for line in read_jsonl(tmp_path / name / "metrics.jsonl")]
+    assert steps == {"forcing": [1, 2], "grpo": [0, 1, 2]}[part]
+
+
+@pytest.mark.trains
+def test_what_more_steps_made_is_measured_again_and_a_policy_that_did_not_change_is_no_crash(
+    folder, small, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
+    monkeypatch.setattr(real, "GRPO", real.replace(real.GRPO, lr=0.0))
+
+    def run(steps: int, parts: str = "before,grpo,after,saved,summary") -> int:
+        return real.main(["--base", str(folder), "--out", str(tmp_path), "--steps", str(steps), "--parts", parts])
+
+    assert run(1) == 0  # no problem changes, and 0 over a standard error of 0 is no number
+    last = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert last["test/gain"] == last["test/gain_se"] == 0 and "test/gain_in_errors" not in last
+    claim = read_json(tmp_path / "summary.json")["claims"][0]
+    assert not claim["passed"] and claim["mean"] is None and "in standard errors: none" in capsys.readouterr().out
+    for name in ("after0.json", "saved.json"):
+        assert read_json(tmp_path / name)["step"] == 1
+    assert run(3, "grpo,summary") == 2  # the test is still that of step 1
+    assert "after0.json is of step 1, seed0 has come to step 3: run --parts" in capsys.readouterr().err
+    assert run(3) == 0
+    for name in ("after0.json", "saved.json"):
+        assert read_json(tmp_path / name)["step"] == 3
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["step"] == 3
+    written = (tmp_path / "after0.json").stat().st_mtime_ns
+    assert run(3) == 0 and (tmp_path / "after0.json").stat().st_mtime_ns == written
 
 
 COMMITTED = ROOT / "data" / "results" / "real" / "cpu"
