@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,9 @@ def text(value: str) -> bytes:
 
 
 def fact(name: str, value) -> bytes:
-    """One fact: a whole number, a fraction, a text, a list of texts or of whole numbers."""
-    kinds = {int: (4, lambda v: struct.pack("<I", v)), float: (6, lambda v: struct.pack("<f", v)), str: (8, text)}
+    """One fact: a whole number, a fraction, a text, true or false, a list of texts or of whole numbers."""
+    kinds = {int: (4, lambda v: struct.pack("<I", v)), float: (6, lambda v: struct.pack("<f", v)), str: (8, text),
+             bool: (7, lambda v: struct.pack("<?", v))}  # fmt: skip
     if not isinstance(value, list):
         kind, written = kinds[type(value)]
         return text(name) + struct.pack("<I", kind) + written(value)
@@ -109,6 +111,17 @@ def test_a_gguf_file_becomes_a_folder_with_the_same_logits_that_speaks_its_templ
     assert shown == [*body, "<|im_start|>", *"assistant", "Ċ"]  # digits one by one
 
 
+def test_what_a_file_says_beyond_the_sizes_is_taken_where_it_is_what_is_done_here(model, tmp_path):
+    more = {"general.alignment": 32, "llama.vocab_size": len(TOKENS), "llama.rope.dimension_count": 8,
+            "llama.attention.key_length": 8, "llama.attention.value_length": 8, "tokenizer.ggml.add_bos_token": False,
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.chat_template": "{{ bos_token }}" + CHATML}  # fmt: skip
+    path = gguf_file(tmp_path / "small.gguf", FACTS | more, as_gguf(model))
+    assert gguf.main([str(path), str(tmp_path / "base")]) == 0
+    loaded, tokenizer = load_checkpoint(tmp_path / "base")
+    assert loaded.config == replace(model.config, rms_norm_eps=loaded.config.rms_norm_eps)  # a float32 in the file
+    assert [TOKENS[i] for i in tokenizer.encode_chat("a")][:2] == ["<|im_start|>"] * 2
+
+
 def test_blocks_are_scale_times_number_plus_minimum():
     def half(x):
         return np.array([x], "<f2").tobytes()
@@ -135,6 +148,20 @@ def test_blocks_are_scale_times_number_plus_minimum():
         ({"tokenizer.ggml.pre": "llama-bpe"}, None, "is not supported: ('gpt2', 'smollm') is"),
         ({"tokenizer.ggml.merges": ["a very", "much"]}, None, "tokens or merges: "),
         ({"llama.rope.scaling.factor": 8.0}, None, "llama.rope.scaling.factor is not supported"),
+        ({"llama.rope.scale_linear": 2.0}, None, "llama.rope.scale_linear is not supported"),  # its older name
+        ({"llama.attention.clamp_kqv": 8.0}, None, "llama.attention.clamp_kqv is not supported"),
+        ({"llama.rope.dimension_count": 4}, None, "rope.dimension_count=4 is not supported: a head's key has 8"),
+        ({"llama.attention.value_length": 16}, None, "attention.value_length=16 is not supported"),
+        ({"llama.attention.head_count": 0}, None, "llama.attention.head_count is 0 instead of a whole number"),
+        ({"llama.attention.head_count_kv": 0}, None, "num_key_value_heads is 0 instead of a whole number"),
+        ({"llama.attention.head_count": [4, 4]}, None, "llama.attention.head_count is [4, 4] instead of"),
+        ({"llama.rope.freq_base": float("inf")}, None, "rope_theta is inf instead of a number"),
+        ({"general.alignment": float("inf")}, None, "general.alignment is inf instead of a whole number"),
+        ({"general.alignment": float("nan")}, None, "general.alignment is nan instead of a whole number"),
+        ({"general.alignment": 0}, None, "general.alignment is 0 instead of a whole number"),
+        ({"tokenizer.ggml.add_bos_token": True}, None, "tokenizer.ggml.add_bos_token is not supported"),
+        ({"tokenizer.ggml.add_eos_token": True}, None, "tokenizer.ggml.add_eos_token is not supported"),
+        ({"tokenizer.ggml.eos_token_id": 10000}, None, "tokenizer.ggml.eos_token_id is 10000 instead of"),
         ({"llama.embedding_length": 48}, None, "is invalid for input of size"),
         ({"llama.feed_forward_length": 80}, None, "size mismatch"),
         ({}, lambda tensors: tensors.pop("output_norm.weight"), "Missing key"),
