@@ -120,7 +120,7 @@ def draw_words(words: list[ShiftedWord], path: Path) -> None:
     for structure, label, color in ((True, "structure", "C1"), (False, "content", "C0")):
         places = [i for i, word in enumerate(words) if word.structure == structure]
         axis.barh(places, [words[i].gained for i in places], color=color, label=label)
-    axis.set_yticks(range(len(words)), [repr(word.word)[1:-1].replace("$", r"\$") for word in words])
+    axis.set_yticks(range(len(words)), [repr(word.word)[1:-1] for word in words], parse_math=False)
     axis.invert_yaxis()
     axis.set_xlabel("places gained in the ranking, summed over the policy's texts")
     axis.legend()

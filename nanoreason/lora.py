@@ -22,12 +22,16 @@ from nanoreason.model import Transformer, plain_copy
 
 ALPHA = 32  # whatever the rank: the best learning rate then hardly depends on it (Schulman et al., 2025)
 PREFIX = "base_model.model."  # `peft` wraps the model twice; its names begin like this
-# What an adapter_config.json may say beyond the rank: nothing that changes what is computed here.
+# What an adapter_config.json may say (LoraConfig of `peft` 0.21). These have no say in what a stored adapter computes:
+READ = ("r", "lora_alpha", "target_modules", "base_model_name_or_path")
+UNUSED = ("task_type", "inference_mode", "revision", "auto_mapping", "peft_version", "lora_dropout", "megatron_core",
+          "qalora_group_size", "eva_config", "ensure_weight_tying")  # fmt: skip
+# these only with some values (other ways to begin, such as pissa, change the weights of the base as well),
 PLAIN: dict[str, tuple] = {
-    "peft_type": ("LORA",), "bias": ("none", None), "fan_in_fan_out": (False, None), "use_rslora": (False, None),
-    "use_dora": (False, None), "modules_to_save": (None, []), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
-    "layer_replication": (None,), "trainable_token_indices": (None,), "lora_bias": (False, None),
+    "peft_type": ("LORA",), "bias": ("none", None),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", "mica"),
 }  # fmt: skip
+OFF = (None, False, [], {})  # and any other one, known or not, only switched off
 
 
 class LoraLinear(nn.Module):
@@ -140,9 +144,9 @@ def peft_tensors(model: Transformer) -> dict[str, torch.Tensor]:
 
 def add_stored(model: Transformer, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Put the adapters that a folder in `peft`'s layout holds beside the weights; ValueError says what does not fit."""
-    for name, allowed in PLAIN.items():
-        if name in config and config[name] not in allowed:
-            raise ValueError(f"{name}={config[name]!r:.60} is not supported")
+    for name, value in config.items():
+        if name not in READ + UNUSED and value not in PLAIN.get(name, OFF):
+            raise ValueError(f"{name}={value!r:.60} is not supported")
     rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if type(rank) is not int or not 1 <= rank <= 1 << 16:
         raise ValueError(f"r is {rank!r:.60} instead of a rank")

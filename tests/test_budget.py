@@ -366,6 +366,8 @@ def test_the_standard_error_counts_problems_not_responses():
     assert budget.standard_error(rows, [True, True, False, False]) == pytest.approx(0.5)
     assert budget.standard_error(rows, [True, False, False, True]) == 0.0
     assert budget.standard_error(rows[:2], [True, False]) == 0.0
+    again = [demonstration(SUMS, Problem(prompt, prompt), "so") for prompt in "1122"]  # the task repeats a problem
+    assert budget.standard_error(again, [True, True, False, False]) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("task", [ThinkingAddition((1, 2)), Templated(ThinkingAddition((1, 2)))], ids=["bare", "tags"])

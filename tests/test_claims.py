@@ -6,6 +6,7 @@ fails here until its section's world shows it.
 """
 
 import math
+import random
 
 import pytest
 
@@ -14,7 +15,7 @@ from nanoreason.evaluate import control
 from nanoreason.experiments import apr, behaviors, l1, longcot, r1, s1, sos, star, traces, transfer, zoo
 from nanoreason.experiments.figure import draw
 from nanoreason.experiments.reproduce import jobs_of, section_of
-from nanoreason.experiments.results import Results
+from nanoreason.experiments.results import PerSeed, Results
 from nanoreason.recipes import budget
 
 STEPS = 20
@@ -573,6 +574,41 @@ def test_transfer_is_compared_where_two_arms_are_as_accurate_on_the_target():
     # the best rate is the one that keeps most; one that never gets so far is not compared
     more = Results([base, *sft, *rl, line("think_3", 1, 0.75, 0.9), line("think_50", 1, 0.26, 0.95)])
     assert transfer.best_of_sweep(more)[0] == pytest.approx(0.8 - 0.9)
+
+
+def test_transfer_begins_at_what_the_base_measures_beside_itself():
+    base = {"arm": "base-test", "seed": 0, "step": 0, "acc/target": 0.25}
+    kept = {"arm": "grpo-test", "seed": 0, "step": 1, "acc/target": 0.75,
+            "length/non": 2.0, "kl/non": 0.5, "leak/non": 0.5}  # fmt: skip
+    unmeasured = {"arm": "grpo-test", "seed": 0, "step": 2, "acc/target": 0.8}
+
+    def halfway(key: str, **more: float) -> float | None:
+        r = Results([base | more, kept, unmeasured])
+        return transfer.at(r, "grpo", key, PerSeed({0: 0.5})).get(0)
+
+    assert halfway("length/non") == 1.5  # as long as itself, once
+    assert halfway("kl/non") == 0.25 == halfway("leak/non")  # nothing has moved; a leak that was not logged is none
+    assert halfway("leak/non", **{"leak/non": 0.125}) == (0.125 + 0.5) / 2
+    assert transfer.at(Results([base, kept, unmeasured]), "grpo", "kl/non", PerSeed({0: 0.8})) == {}  # no number: none
+
+
+def test_the_smaller_of_two_noisy_maxima_is_biased_against_the_arm_that_goes_on_rising():
+    """What `transfer.level` and its page say of it: two arms of the same law, without noise in what they keep."""
+    draw = random.Random(0)
+
+    def apart(stops: str, rises: str) -> float:
+        def measured(arm: str, step: int, accuracy: float) -> dict:
+            solved = sum(draw.random() < accuracy for _ in range(120)) / 120
+            return {"arm": f"{arm}-test", "seed": step // 10, "step": step % 10, "acc/target": solved,
+                    "acc/non": 0.72 - 0.6 * accuracy}  # fmt: skip
+
+        paths = {"base": [0.2], stops: [0.3, 0.45, 0.55, 0.55, 0.55], rises: [0.3, 0.45, 0.6, 0.75, 0.9]}
+        lines = [measured(arm, 10 * run + i, accuracy) for run in range(100)
+                 for arm, path in paths.items() for i, accuracy in enumerate(path)]  # fmt: skip
+        return transfer.difference("grpo", "think")(Results(lines)).mean
+
+    assert 0.015 < apart("grpo", "think") < 0.03
+    assert -0.03 < apart("think", "grpo") < -0.015
 
 
 def test_a_parabola_explains_what_it_can():

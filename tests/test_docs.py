@@ -1,6 +1,7 @@
 """What the documentation shows is run as it stands, and what it names exists."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_every_command_names_what_exists_and_every_link_leads_somewhere(page):
             assert set(command[3].split("|")) <= set(SECTIONS), command
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_table_has_a_row_twice(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for is_table, group in itertools.groupby(lines, key=lambda line: line.startswith("|")):
+        rows = list(group)
+        assert not is_table or len(rows) == len(set(rows)), rows[0]
+
+
+def test_the_table_of_the_plan_is_what_was_measured():
+    log = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").partition("\n## Plan\n")[2]
+    measured = [re.split(r"\s{2,}", line) for line in log.split("```")[1].strip().splitlines()[1:]]
+    lines = (ROOT / "docs" / "from-laptop-to-gpu.md").read_text(encoding="utf-8").splitlines()
+    shown = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| \d+ M \|", line)]
+    assert shown == measured and len(shown) == 8
 
 
 def test_every_page_and_notebook_is_linked_from_the_readme_or_from_the_map():

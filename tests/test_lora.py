@@ -309,6 +309,13 @@ def test_an_adapter_folder_goes_on_only_beside_the_weights_that_it_was_trained_w
         ({"lora_alpha": None}, "lora_alpha is None"), ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"use_dora": True}, "use_dora=True is not supported"), ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        *(({"init_lora_weights": way}, f"init_lora_weights='{way}' is not supported")
+          for way in ("pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga")),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens=[1, 2] is not supported"),
+        ({"use_qalora": True}, "use_qalora=True is not supported"), ({"layers_to_transform": [0]}, "layers_to_transf"),
+        ({"exclude_modules": ["q_proj"]}, "exclude_modules"), ({"target_parameters": ["w"]}, "target_parameters"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config"), ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+        ({"named_by_a_later_version": True}, "named_by_a_later_version=True is not supported"),
         ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
         ({"target_modules": ["q_proj"]}, "has the unknown weight"), ({"base_model_name_or_path": 7}, "its base 7"),
     ],
@@ -321,6 +328,17 @@ def test_what_is_not_computed_here_or_does_not_fit_is_one_line(folder, change, s
     with pytest.raises(ValueError) as error:
         load_checkpoint(path)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("way", [True, False, "gaussian", "eva", "orthogonal", "mica"])
+def test_how_a_and_b_began_does_not_matter_where_the_base_stayed_as_it_was(folder, way):
+    model, path = folder
+    config = json.loads((path / "adapter_config.json").read_text())
+    off = {"use_qalora": False, "qalora_group_size": 16, "alora_invocation_tokens": None, "loftq_config": {},
+           "megatron_core": "megatron.core", "layers_to_transform": None, "later": None}  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(config | off | {"init_lora_weights": way}))
+    (path / "checksums.json").unlink()
+    assert (load_checkpoint(path)[0](ROWS) - model(ROWS)).abs().max() < 1e-4
 
 
 def test_a_damaged_adapter_is_refused(folder):

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoreason.__main__ import SECTIONS, main
+from nanoreason.analysis import ShiftedWord
+from nanoreason.compare import draw_words
 from nanoreason.experiments import reproduce as reproduction
 from nanoreason.experiments.figure import Line, Panel, draw, smoothed
 from nanoreason.experiments.reproduce import (
@@ -400,3 +402,35 @@ def test_a_figure_of_every_kind_of_panel(tmp_path):
     draw(panels, r, "A setting.", tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000 and len(special) == 1
     assert smoothed([0.0, 3.0, 6.0], 3) == [1.5, 3.0, 4.5]
+
+
+@pytest.mark.parametrize("dollars", [r"is $\boxed{56}$.", "$5^ and $6_", "$" * 4, r"\$"])
+def test_a_dollar_is_no_formula_wherever_a_model_or_a_person_wrote_it(dollars, tmp_path):
+    pytest.importorskip("matplotlib")
+    r = Results([line("a", s, x=float(s), y=10.0**s) for s in range(1, 5)])
+    axes = []
+
+    def also(axis, r: Results) -> None:
+        axis.text(1, 2, dollars)
+        axes.append(axis)
+
+    arms = (Line("a", dollars),)
+    how = {"xlabel": dollars, "ylabel": dollars, "also": also, "yscale": "log"}
+    panels = [
+        Panel(dollars, arms, {dollars: "x", "y": "y"}, xscale="log10", **how),
+        Panel(dollars, arms, {dollars: "x", "y": "y"}, kind="bar", **how),
+        Panel(dollars, (), kind="text", text=lambda r: dollars),
+    ]
+    draw(panels, r, dollars, tmp_path / "figure.png")
+    curves, bars = axes
+    assert curves.get_xlabel() == bars.get_title() == bars.get_xticklabels()[0].get_text() == dollars
+    for axis in axes:
+        legend = axis.get_legend().get_texts()
+        ours = [axis.title, axis.xaxis.label, axis.yaxis.label, *axis.texts, *legend]
+        assert legend and not any(text.get_parse_math() for text in ours)
+    assert not bars.get_xticklabels()[0].get_parse_math()
+    powers = [label for label in curves.get_yticklabels() if "10^" in label.get_text()]
+    assert powers and all(label.get_parse_math() for label in powers)  # these are matplotlib's own
+    words = [ShiftedWord(dollars, True, 1, (1, 0, 0), 2)]
+    draw_words(words, tmp_path / "words.png")
+    assert (tmp_path / "words.png").exists()

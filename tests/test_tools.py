@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tokenizers import pre_tokenizers
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.experiments.results import Results
 from nanoreason.model import Transformer, small_config
-from nanoreason.run import read_json, read_jsonl
+from nanoreason.run import Run, read_json, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -36,8 +37,9 @@ def text(value: str) -> bytes:
 
 
 def fact(name: str, value) -> bytes:
-    """One fact: a whole number, a fraction, a text, a list of texts or of whole numbers."""
-    kinds = {int: (4, lambda v: struct.pack("<I", v)), float: (6, lambda v: struct.pack("<f", v)), str: (8, text)}
+    """One fact: a whole number, a fraction, a text, true or false, a list of texts or of whole numbers."""
+    kinds = {int: (4, lambda v: struct.pack("<I", v)), float: (6, lambda v: struct.pack("<f", v)), str: (8, text),
+             bool: (7, lambda v: struct.pack("<?", v))}  # fmt: skip
     if not isinstance(value, list):
         kind, written = kinds[type(value)]
         return text(name) + struct.pack("<I", kind) + written(value)
@@ -109,6 +111,17 @@ def test_a_gguf_file_becomes_a_folder_with_the_same_logits_that_speaks_its_templ
     assert shown == [*body, "<|im_start|>", *"assistant", "Ċ"]  # digits one by one
 
 
+def test_what_a_file_says_beyond_the_sizes_is_taken_where_it_is_what_is_done_here(model, tmp_path):
+    more = {"general.alignment": 32, "llama.vocab_size": len(TOKENS), "llama.rope.dimension_count": 8,
+            "llama.attention.key_length": 8, "llama.attention.value_length": 8, "tokenizer.ggml.add_bos_token": False,
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.chat_template": "{{ bos_token }}" + CHATML}  # fmt: skip
+    path = gguf_file(tmp_path / "small.gguf", FACTS | more, as_gguf(model))
+    assert gguf.main([str(path), str(tmp_path / "base")]) == 0
+    loaded, tokenizer = load_checkpoint(tmp_path / "base")
+    assert loaded.config == replace(model.config, rms_norm_eps=loaded.config.rms_norm_eps)  # a float32 in the file
+    assert [TOKENS[i] for i in tokenizer.encode_chat("a")][:2] == ["<|im_start|>"] * 2
+
+
 def test_blocks_are_scale_times_number_plus_minimum():
     def half(x):
         return np.array([x], "<f2").tobytes()
@@ -135,6 +148,20 @@ def test_blocks_are_scale_times_number_plus_minimum():
         ({"tokenizer.ggml.pre": "llama-bpe"}, None, "is not supported: ('gpt2', 'smollm') is"),
         ({"tokenizer.ggml.merges": ["a very", "much"]}, None, "tokens or merges: "),
         ({"llama.rope.scaling.factor": 8.0}, None, "llama.rope.scaling.factor is not supported"),
+        ({"llama.rope.scale_linear": 2.0}, None, "llama.rope.scale_linear is not supported"),  # its older name
+        ({"llama.attention.clamp_kqv": 8.0}, None, "llama.attention.clamp_kqv is not supported"),
+        ({"llama.rope.dimension_count": 4}, None, "rope.dimension_count=4 is not supported: a head's key has 8"),
+        ({"llama.attention.value_length": 16}, None, "attention.value_length=16 is not supported"),
+        ({"llama.attention.head_count": 0}, None, "llama.attention.head_count is 0 instead of a whole number"),
+        ({"llama.attention.head_count_kv": 0}, None, "num_key_value_heads is 0 instead of a whole number"),
+        ({"llama.attention.head_count": [4, 4]}, None, "llama.attention.head_count is [4, 4] instead of"),
+        ({"llama.rope.freq_base": float("inf")}, None, "rope_theta is inf instead of a number"),
+        ({"general.alignment": float("inf")}, None, "general.alignment is inf instead of a whole number"),
+        ({"general.alignment": float("nan")}, None, "general.alignment is nan instead of a whole number"),
+        ({"general.alignment": 0}, None, "general.alignment is 0 instead of a whole number"),
+        ({"tokenizer.ggml.add_bos_token": True}, None, "tokenizer.ggml.add_bos_token is not supported"),
+        ({"tokenizer.ggml.add_eos_token": True}, None, "tokenizer.ggml.add_eos_token is not supported"),
+        ({"tokenizer.ggml.eos_token_id": 10000}, None, "tokenizer.ggml.eos_token_id is 10000 instead of"),
         ({"llama.embedding_length": 48}, None, "is invalid for input of size"),
         ({"llama.feed_forward_length": 80}, None, "size mismatch"),
         ({}, lambda tensors: tensors.pop("output_norm.weight"), "Missing key"),
@@ -237,17 +264,22 @@ def test_half_of_all_questions_is_held_out_and_none_of_them_practised():
     assert not swapped & {p.split("?")[0] + "?" for p in train}
 
 
-@pytest.mark.trains
-def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
-    small = {"steps": 2, "prompts": 2, "group_size": 2, "eval_problems": 3, "eval_every": 1}
-    monkeypatch.setattr(real, "GRPO", real.replace(real.GRPO, **small))
+@pytest.fixture
+def small(monkeypatch):
+    """All parts of `real`, each as small as it can be."""
+    less = {"steps": 2, "prompts": 2, "group_size": 2, "eval_problems": 3, "eval_every": 1}
+    monkeypatch.setattr(real, "GRPO", real.replace(real.GRPO, **less))
     less = {"problems": 2, "methods": ("forcing",), "budgets": (1, 4), "longest": 4, "answer_tokens": 3}
     monkeypatch.setattr(real, "FORCING", real.replace(real.FORCING, **less))
     monkeypatch.setattr(real, "ALL", 3)
     for name in ("parity", "tested"):
         function, how = getattr(real, name), {"parity": (2, 4), "tested": (3, 2)}[name]
         monkeypatch.setattr(real, name, lambda folder, function=function, how=how: function(folder, *how))
+
+
+@pytest.mark.trains
+def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, small, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
     # a random model is never right, and equal rewards have no standard error
     monkeypatch.setattr(real, "gain", lambda before, after: (0.5, 0.1))
     argv = ["--base", str(folder), "--out", str(tmp_path / "out"), "--steps", "2"]
@@ -265,6 +297,61 @@ def test_all_parts_leave_what_data_results_keeps_and_are_not_done_twice(folder, 
     written = (out / "after0.json").stat().st_mtime_ns
     assert real.main(argv) == 0 and (out / "after0.json").stat().st_mtime_ns == written
     assert read_jsonl(out / "metrics.jsonl") == lines
+
+
+class Stopped(BaseException):
+    """As a kill: nothing here catches it."""
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize(("part", "name"), [("forcing", "forcing"), ("grpo", "seed0")])
+def test_a_part_that_was_stopped_before_it_saved_anything_is_done_by_the_same_command(
+    folder, small, tmp_path, monkeypatch, capsys, part, name
+):
+    argv = ["--base", str(folder), "--out", str(tmp_path), "--steps", "2", "--parts", part]
+
+    def log_once(run, step, log=Run.log, **metrics):
+        if (run.folder / "metrics.jsonl").exists():
+            raise Stopped
+        log(run, step, **metrics)
+
+    with monkeypatch.context() as now:
+        now.setattr(Run, "log", log_once)
+        try:  # pytest.raises would keep the folder's lock in the traceback
+            real.main(argv)
+        except Stopped:
+            pass
+    assert len(read_jsonl(tmp_path / name / "metrics.jsonl")) == 1
+    assert real.main(argv) == 0, capsys.readouterr().err
+    steps = [line["step"] for line in read_jsonl(tmp_path / name / "metrics.jsonl")]
+    assert steps == {"forcing": [1, 2], "grpo": [0, 1, 2]}[part]
+
+
+@pytest.mark.trains
+def test_what_more_steps_made_is_measured_again_and_a_policy_that_did_not_change_is_no_crash(
+    folder, small, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("transformers"), pytest.importorskip("matplotlib")
+    monkeypatch.setattr(real, "GRPO", real.replace(real.GRPO, lr=0.0))
+
+    def run(steps: int, parts: str = "before,grpo,after,saved,summary") -> int:
+        return real.main(["--base", str(folder), "--out", str(tmp_path), "--steps", str(steps), "--parts", parts])
+
+    assert run(1) == 0  # no problem changes, and 0 over a standard error of 0 is no number
+    last = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert last["test/gain"] == last["test/gain_se"] == 0 and "test/gain_in_errors" not in last
+    claim = read_json(tmp_path / "summary.json")["claims"][0]
+    assert not claim["passed"] and claim["mean"] is None and "in standard errors: none" in capsys.readouterr().out
+    for name in ("after0.json", "saved.json"):
+        assert read_json(tmp_path / name)["step"] == 1
+    assert run(3, "grpo,summary") == 2  # the test is still that of step 1
+    assert "after0.json is of step 1, seed0 has come to step 3: run --parts" in capsys.readouterr().err
+    assert run(3) == 0
+    for name in ("after0.json", "saved.json"):
+        assert read_json(tmp_path / name)["step"] == 3
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["step"] == 3
+    written = (tmp_path / "after0.json").stat().st_mtime_ns
+    assert run(3) == 0 and (tmp_path / "after0.json").stat().st_mtime_ns == written
 
 
 COMMITTED = ROOT / "data" / "results" / "real" / "cpu"

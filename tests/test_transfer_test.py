@@ -38,6 +38,14 @@ def test_the_groups_are_all_tasks_once_each():
         assert all(getattr(Suite().tasks()[name], field) == size for field, size in sizes.items())
 
 
+def test_held_out_problems_are_as_often_different_as_is_said_where_the_sizes_are():
+    different = {name: len({p.prompt for p in task.test_problems(120)}) for name, task in Suite().tasks().items()}
+    repeated = {name: count for name, count in different.items() if count < 120}
+    assert repeated == {"mul": 17, "gcd": 57, "sub": 106, "chain": 114, "mod": 116, "count": 116}
+    page = (Path(__file__).parents[1] / "docs" / "transfer.md").read_text(encoding="utf-8")
+    assert "`mul` are 17 different ones" in page and "of `gcd` 57, of `sub` 106, of `chain` 114" in page
+
+
 def test_one_vocabulary_has_all_words_and_problems_are_judged_by_their_own_task():
     suite = Suite(others=0.9)
     for problem in of(suite, 200):
@@ -108,7 +116,8 @@ def test_the_base_is_as_far_from_itself_as_it_should_be_and_a_trained_policy_is_
     (itself,) = read_jsonl(tmp_path / "self" / "metrics.jsonl")
     first, last = read_jsonl(tmp_path / "tuned" / "metrics.jsonl")
     assert (alone["step"], itself["step"], first["step"], last["step"]) == (0, 7, 1, 3)
-    assert all(itself[key] == value for key, value in alone.items() if key.startswith("acc/"))
+    assert all(itself[key] == value for key, value in alone.items() if key.startswith(("acc/", "leak/")))
+    assert {key for key in alone if key.startswith("leak/")} == {f"leak/{group}" for group in Suite().groups()}
     for group in ("target", "other", "non"):
         for key in ("kl", "rank", "changed", "pca"):
             assert itself[f"{key}/{group}"] == pytest.approx(0, abs=1e-6)

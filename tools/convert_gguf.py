@@ -32,7 +32,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from nanoreason.checkpoint import save_checkpoint
-from nanoreason.model import ModelConfig, Transformer
+from nanoreason.model import LARGEST, ModelConfig, Transformer, check
 from nanoreason.tokenizer import TextTokenizer
 
 # SmolLM2-135M-Instruct (Hugging Face, 2025; weights under Apache-2.0), 4 bits a weight, as this package carries it.
@@ -48,6 +48,11 @@ NAMES = {  # of one layer, here and there
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
+UNDERSTOOD = ["llama." + name for name in (
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base",
+)]  # fmt: skip
 OUTSIDE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
            "output.weight": "lm_head.weight"}  # fmt: skip
 
@@ -103,7 +108,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         name, dimensions = reader.text(), reader.number(4)
         shape = [reader.number(10) for _ in range(dimensions)][::-1]
         described.append((name, shape, reader.number(4), reader.number(10)))
-    aligned = max(1, int(facts.get("general.alignment", 32)))
+    check("general.alignment", aligned := facts.get("general.alignment", 32), int, 1, 1 << 20)
     first = -(-reader.at // aligned) * aligned
     tensors = {}
     for name, shape, kind, offset in described:
@@ -143,11 +148,16 @@ TYPES: dict[int, tuple[tuple[int, int], Callable[[np.ndarray], np.ndarray]]] = {
 def config_of(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ModelConfig:
     if (kind := facts.get("general.architecture")) != "llama":
         raise ValueError(f"the architecture {kind!r} is not supported: llama is")
-    if scaled := [name for name in facts if name.startswith("llama.rope.scaling") or name.startswith("llama.expert")]:
-        raise ValueError(f"{scaled[0]} is not supported")
+    if others := [name for name in facts if name.startswith("llama.") and name not in UNDERSTOOD]:
+        raise ValueError(f"{others[0]} is not supported")
     if "rope_freqs.weight" in tensors:
         raise ValueError("rope_freqs.weight is not supported: the rotary embedding is scaled")
     heads, width = facts["llama.attention.head_count"], facts["llama.embedding_length"]
+    check("llama.attention.head_count", heads, int, 1, LARGEST["num_attention_heads"])
+    head_dim = facts.get("llama.attention.key_length", width // heads)
+    for name in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if facts.get(name, head_dim) != head_dim:
+            raise ValueError(f"{name}={facts[name]!r:.60} is not supported: a head's key has {head_dim} dimensions")
     return ModelConfig(
         vocab_size=len(facts["tokenizer.ggml.tokens"]),
         hidden_size=width,
@@ -155,7 +165,7 @@ def config_of(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ModelC
         num_hidden_layers=facts["llama.block_count"],
         num_attention_heads=heads,
         num_key_value_heads=facts.get("llama.attention.head_count_kv", heads),
-        head_dim=facts.get("llama.attention.key_length", width // heads),
+        head_dim=head_dim,
         max_position_embeddings=facts["llama.context_length"],
         rms_norm_eps=facts["llama.attention.layer_norm_rms_epsilon"],
         rope_theta=facts.get("llama.rope.freq_base", 10000.0),
@@ -191,6 +201,9 @@ def tokenizer_of(facts: dict[str, Any]) -> TextTokenizer:
     kind = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
     if kind != ("gpt2", "smollm"):
         raise ValueError(f"the tokenizer {kind} is not supported: ('gpt2', 'smollm') is")
+    for name in ("add_bos_token", "add_eos_token", "add_sep_token"):
+        if facts.get(f"tokenizer.ggml.{name}"):
+            raise ValueError(f"tokenizer.ggml.{name} is not supported: nothing is added to a text here")
     tokens = facts["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in facts["tokenizer.ggml.merges"]]
     try:
@@ -205,12 +218,21 @@ def tokenizer_of(facts: dict[str, Any]) -> TextTokenizer:
     backend.add_special_tokens(
         [AddedToken(token, normalized=False) for token, of in zip(tokens, types, strict=True) if of in SPECIAL]
     )
-    eos = tokens[facts["tokenizer.ggml.eos_token_id"]]
+    eos = special(facts, "eos")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": eos,
               "clean_up_tokenization_spaces": False}  # fmt: skip
+    if "tokenizer.ggml.bos_token_id" in facts:  # a chat template may write it
+        config["bos_token"] = special(facts, "bos")
     if "tokenizer.chat_template" in facts:
         config["chat_template"] = facts["tokenizer.chat_template"]
     return TextTokenizer(backend, eos, files={"tokenizer_config.json": json.dumps(config, indent=2).encode()})
+
+
+def special(facts: dict[str, Any], name: str) -> str:
+    """The token that the file says is its eos or bos."""
+    tokens, token_id = facts["tokenizer.ggml.tokens"], facts[f"tokenizer.ggml.{name}_token_id"]
+    check(f"tokenizer.ggml.{name}_token_id", token_id, int, 0, len(tokens) - 1)
+    return tokens[token_id]
 
 
 def convert(path: Path, out: Path) -> None:

@@ -34,7 +34,7 @@ from nanoreason.chat import chat_template
 from nanoreason.checkpoint import load_checkpoint
 from nanoreason.evaluate import standard_error
 from nanoreason.experiments.figure import Line, Panel, draw
-from nanoreason.experiments.results import Claim, PerSeed, Results
+from nanoreason.experiments.results import Claim, PerSeed, Results, verdict
 from nanoreason.learn import compute_logprobs
 from nanoreason.model import Transformer
 from nanoreason.recipes import budget, grpo
@@ -201,12 +201,17 @@ def lines_of(out: Path, seed: int) -> list[dict]:
         {"arm": "grpo", "seed": seed, "step": line["step"]} | {name: short(line[name]) for name in KEPT if name in line}
         for line in read_jsonl(out / f"seed{seed}" / "metrics.jsonl")
     ]
-    before, after = read_json(out / "before.json"), read_json(out / f"after{seed}.json")
+    before, after, last = read_json(out / "before.json"), read_json(out / f"after{seed}.json"), lines[-1]["step"]
+    if after.get("step") != last:
+        raise ValueError(f"after{seed}.json is of step {after.get('step')}, seed{seed} has come to step {last}: "
+                         "run --parts grpo,after,saved,summary")  # fmt: skip
     for line, test in ((lines[0], before), (lines[-1], after)):
-        for name, found in test.items():
-            line |= {f"test/{name}/{key}": short(v) for key, v in found.items() if isinstance(v, float)}
+        for name in LABELS:
+            line |= {f"test/{name}/{key}": short(v) for key, v in test[name].items() if isinstance(v, float)}
     rise, error = gain(before["free"], after["free"])
-    lines[-1] |= {"test/gain": short(rise), "test/gain_se": short(error), "test/gain_in_errors": short(rise / error)}
+    lines[-1] |= {"test/gain": short(rise), "test/gain_se": short(error)}
+    if error:  # 0 where no problem changed: then there is no such number, and the claim fails
+        lines[-1]["test/gain_in_errors"] = short(rise / error)
     return lines
 
 
@@ -296,10 +301,9 @@ def summarise(out: Path, seeds: int) -> str:
     spent = [sum(line[f"time/{part}"] for part in ("rollout", "score", "update")) for line in lines if "reward" in line]
     claims = [claim.judge(results) for claim in CLAIMS]
     write(out / "summary.json", what | {"seconds": round(sum(spent), 1), "claims": claims, "numbers": numbers})
-    log = [f"{'holds' if one['passed'] else 'FAILS'}  {one['name']}: {one['mean']:.3f} ({one['direction']} "
-           f"{one['threshold']}) {list(one['values'].values())} {one['reason']}" for one in claims]  # fmt: skip
+    log = list(map(verdict, claims))
     for test in ("before", *(f"after{seed}" for seed in range(seeds))):
-        for name, found in read_json(out / f"{test}.json").items():
+        for name, found in ((name, read_json(out / f"{test}.json")[name]) for name in LABELS):
             log.append(f"{test}, {name}: {found['accuracy']:.3f} ± {found['standard_error']:.3f}, "
                        f"{found['tokens']:.1f} tokens, {found['cut']:.2f} cut, "
                        f"{found['strict']:.2f} nothing but the number")  # fmt: skip
@@ -328,16 +332,22 @@ def write(path: Path, value: Any) -> None:
 
 
 def forced(base: Path, out: Path, threads: int) -> dict[str, list[dict]]:
-    budget.run(replace(FORCING, base=str(base), out=str(out / "forcing"), threads=threads))
+    run = out / "forcing"  # one that was stopped is measured again as a whole
+    budget.run(replace(FORCING, base=str(base), out=str(run), threads=threads, resume=was_begun(run)))
     names = ("method", "asked", "accuracy", "accuracy_se", "thinking", "cut", "waits")
-    lines = read_jsonl(out / "forcing" / "metrics.jsonl")
+    lines = read_jsonl(run / "metrics.jsonl")
     return {"lines": [{name: line[name] for name in names} for line in lines]}
 
 
-def once(path: Path, work: Callable[[], Any]) -> None:
-    """Write what `work` finds, unless the file is there."""
-    if not path.exists():
-        write(path, work())
+def was_begun(run: Path) -> bool:
+    return (run / "config.json").exists()
+
+
+def once(path: Path, work: Callable[[], dict], policy: Path | None = None) -> None:
+    """Write what `work` finds, unless the file is there; of a policy, unless the file is of the step that it is at."""
+    step = {"step": read_json(policy / "training.json")["step"]} if policy else {}
+    if not path.exists() or not step.items() <= read_json(path).items():
+        write(path, work() | step)
 
 
 PARTS = ("parity", "forcing", "before", "grpo", "after", "saved", "summary")
@@ -384,12 +394,12 @@ def main(argv: list[str]) -> int:
             elif part == "grpo":
                 for seed, policy in enumerate(policies):  # goes on from its own checkpoint, and knows if it is done
                     grpo.run(replace(GRPO, base=str(base), out=str(policy.parent), threads=asked.threads, seed=seed,
-                                     steps=asked.steps, resume=policy.exists()))  # fmt: skip
+                                     steps=asked.steps, resume=was_begun(policy.parent)))  # fmt: skip
             elif part == "after":
                 for seed, policy in enumerate(policies):
-                    once(out / f"after{seed}.json", lambda policy=policy: tested(policy))
+                    once(out / f"after{seed}.json", lambda policy=policy: tested(policy), policy)
             elif part == "saved":
-                once(out / "saved.json", lambda: parity(policies[0]))
+                once(out / "saved.json", lambda: parity(policies[0]), policies[0])
             else:
                 say(summarise(out, asked.seeds))
             say(f"{part}: {time.perf_counter() - started:.0f} s")

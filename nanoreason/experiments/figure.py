@@ -101,11 +101,28 @@ def draw(panels: list[Panel], results: Results, caption: str, path: Path, about_
     if about_seeds:
         caption += f" Mean of {len(results.seeds)} seeds; {thin}." if thin else " One seed."
     figure.suptitle("\n".join(textwrap.wrap(caption, 62 * columns)), fontsize=11)
+    without_formulas(figure)
     figure.draw_without_rendering()
     for axis in axes.flat:
         legend_below(axis)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def without_formulas(figure) -> None:
+    """A `$` that a model wrote, or that stands in the name of a run or of a metric, is a dollar and begins no formula.
+
+    Only matplotlib itself writes formulas: powers of ten along a logarithmic axis.
+    """
+    from matplotlib.text import Text
+
+    powers: set[Text] = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                powers |= {*axis.findobj(Text)} - {axis.label}
+    for text in {*figure.findobj(Text)} - powers:
+        text.set_parse_math(False)
 
 
 def finish(axis, panel: Panel, results: Results) -> None:
@@ -127,8 +144,10 @@ def legend_below(axis) -> None:
         columns = 1 if longest > 34 else 2 if longest > 16 or len(labels) < 3 else 3
         box = axis.get_window_extent()
         below = (axis.xaxis.get_tightbbox().y0 - box.y0) / box.height - 0.02
-        axis.legend(handles, labels, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, below),
-                    frameon=False, handlelength=2.4)  # fmt: skip
+        legend = axis.legend(handles, labels, fontsize=8, ncols=columns, loc="upper center",
+                             bbox_to_anchor=(0.5, below), frameon=False, handlelength=2.4)  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def draw_lines(axis, panel: Panel, results: Results) -> None:

@@ -193,10 +193,11 @@ def line_of(
 
 
 def standard_error(rows: list[Rollout], right: list[bool]) -> float:
-    """Of the mean, by problem: thoughts about the same problem are no independent evidence of how hard problems are."""
-    by_problem: dict[int, list[bool]] = {}
+    """Of the mean, by problem: thoughts about the same problem, which a small task may hand out twice, are no
+    independent evidence of how hard problems are."""
+    by_problem: dict[str, list[bool]] = {}
     for row, one in zip(rows, right, strict=True):
-        by_problem.setdefault(id(row.problem), []).append(one)
+        by_problem.setdefault(row.problem.prompt, []).append(one)
     return evaluate.standard_error([statistics.fmean(some) for some in by_problem.values()])
 
 

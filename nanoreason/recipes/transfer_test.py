@@ -3,9 +3,9 @@
     BASE, each of TRAINED/STEP --a sample of each problem, T = 1--> accuracies, rank shift, style leak, shifted words,
                                                                     KL both ways;  prompts -> PCA shift;  weights
 
-A line of metrics per checkpoint, under its step; without TRAINED one line of the base. Names end in a group of the
-suite (target, other, non), `acc/` also in a task. The measures are `analysis.py`'s, the protocol is that of "Does Math
-Reasoning Improve General LLM Capabilities?" (2507.00432). No training.
+A line of metrics per checkpoint, under its step; without TRAINED one line of the base: accuracies and style leak.
+Names end in a group of the suite (target, other, non), `acc/` also in a task. The measures are `analysis.py`'s, the
+protocol is that of "Does Math Reasoning Improve General LLM Capabilities?" (2507.00432). No training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TransferTestConfig(RunConfig):
     base: str = ""  # checkpoint folder of the base; needed
     trained: str = ""  # folder of kept checkpoints, OUT/kept of a run with --keep; empty: the base is measured alone
     task: Task = chosen(TASKS, Suite())  # the suite, and which of its tasks is the target
-    problems: Rows = 200  # held-out problems of each task, one response to each: the same ones for every checkpoint
+    problems: Rows = 200  # held-out problems of each task, where small ones repeat some; one response to each
     analysed: Rows = 40  # of these, how many distributions, ranks and hidden states are made of; three at least
     max_new_tokens: Positive = 256  # response tokens after which a row is cut
 
@@ -63,7 +63,7 @@ def run(config: TransferTestConfig) -> dict:
     run = Run(config)
     run.rewind(-1)
     if not steps:
-        run.log(0, **accuracies(config.task, before.right))
+        run.log(0, **accuracies(config.task, before.right), **leaks(config.task, tokenizer, before))
     for step in steps:
         policy, theirs = load_checkpoint(Path(config.trained) / str(step), base.device)
         if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
@@ -103,6 +103,16 @@ def accuracies(suite: Suite, right: dict[str, float]) -> dict[str, float]:
     return found | {f"acc/{group}": mean([right[name] for name in names]) for group, names in suite.groups().items()}
 
 
+def leaks(suite: Suite, tokenizer: TextTokenizer, texts: Texts) -> dict[str, float]:
+    """Of each group the share of all responses with a marker."""
+    return {
+        f"leak/{group}": style_leak_rate(
+            [response_text(tokenizer, row) for name in names for row in texts.rows[name]], MARKERS
+        )
+        for group, names in suite.groups().items()
+    }
+
+
 def measure(
     config: TransferTestConfig, base: Transformer, before: Texts, policy: Transformer, tokenizer: TextTokenizer
 ) -> dict:
@@ -116,7 +126,7 @@ def measure(
     pca, pca_relative, pca_paper/GROUP, distance   shift of hidden states, of weights (Euclidean)
     """
     after, own = Texts(config, policy, tokenizer), config.task.groups()
-    numbers: dict = accuracies(config.task, after.right)
+    numbers: dict = accuracies(config.task, after.right) | leaks(config.task, tokenizer, after)
     others = [*own["other"], *own["non"]]
     numbers["forgotten"] = forgetting([before.right[n] for n in others], [after.right[n] for n in others])
     (target,) = own["target"]
@@ -125,8 +135,7 @@ def measure(
     for group, names in own.items():
         rows = [row for name in names for row in after.rows[name][: config.analysed]]
         shifts = token_shifts(base, policy, rows)
-        all_rows, theirs = ([row for name in names for row in texts.rows[name]] for texts in (after, before))
-        lengths = [mean([len(row.response) for row in some]) for some in (all_rows, theirs)]
+        lengths = [mean([len(row.response) for name in names for row in texts.rows[name]]) for texts in (after, before)]
         prompts = [row.tokens[: row.prompt_len] for row in rows]
         moved = pca_shift(pooled_states(base, prompts), pooled_states(policy, prompts))
         found = {
@@ -134,7 +143,6 @@ def measure(
             "kl_estimate": shifts.mean(shifts.log_ratio),
             "rank": shifts.mean(shifts.rank_shift),
             "changed": float((shifts.rank_shift != 0).sum()) / len(rows),
-            "leak": style_leak_rate([response_text(tokenizer, row) for row in all_rows], MARKERS),
             "length": lengths[0] / max(1.0, lengths[1]),
             "pca": moved.distance,
             "pca_relative": mean(moved.relative),

@@ -734,8 +734,14 @@ MUTANTS = [
     ),
     Mutant(
         "the responses to one problem count as independent", "recipes/budget.py",
-        "by_problem.setdefault(id(row.problem), [])",
+        "by_problem.setdefault(row.problem.prompt, [])",
         "by_problem.setdefault(id(row), [])",
+        BUDGET + "the_standard_error_counts_problems_not_responses",
+    ),
+    Mutant(
+        "a problem that the task hands out twice counts as two", "recipes/budget.py",
+        "by_problem.setdefault(row.problem.prompt, [])",
+        "by_problem.setdefault(id(row.problem), [])",
         BUDGET + "the_standard_error_counts_problems_not_responses",
     ),
     Mutant(
