@@ -149,10 +149,10 @@ def first_and_last_gain(preset: str):
     def of(r: Results) -> PerSeed:
         rounds = list(r.by("sos_star", BOTH, "step").values())
         if "sos_star_model" in r.arms:  # its own tests, on new inputs; the first one is before any round
-            before, *rounds = r.by("sos_star_model", f"acc/{inputs}", "step").values()
+            rounds = list(r.by("sos_star_model", f"acc/{inputs}", "step").values())
         else:
-            before = r.last("sos", BOTH)
-        return (rounds[0] - before) - (rounds[-1] - rounds[-2]) if len(rounds) > 1 else PerSeed()
+            rounds.insert(0, r.last("sos", BOTH))
+        return (rounds[1] - rounds[0]) - (rounds[-1] - rounds[-2]) if len(rounds) > 2 else PerSeed()
 
     return of
 
