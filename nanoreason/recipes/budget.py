@@ -55,7 +55,7 @@ class BudgetConfig(RunConfig):
     task: Task = chosen(TASKS, Templated(ThinkingAddition((1, 2))))  # what it is asked
     problems: Rows = 150  # held-out problems, of each difficulty where the task has several
     repeats: Rows = 1  # thoughts per problem in every run
-    # methods: forcing, until, wait, words, suppressed, tokens, steps, class, samples; L1: exact, max, free, truncated, s1
+    # methods (forcing, until, wait, words, suppressed, tokens, steps, class, samples, exact, max, free, truncated, s1)
     methods: tuple[str, ...] = ("forcing", "wait")  # ways to make a thought shorter or longer
     temperature: Rate = 1.0  # of the thinking; answers are greedy
     budgets: tuple[Positive, ...] = (8, 16, 32, 48, 64, 96)  # thinking tokens; for L1's those of the whole response
