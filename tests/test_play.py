@@ -243,7 +243,7 @@ def test_the_searcher_that_is_shipped_solves_drawn_problems_and_moves_on_where_i
     assert "«M»" in capsys.readouterr().out
     model, tokenizer = load_checkpoint(folder)
     drawn = [task.problem("test", i) for i in range(20)]
-    assert sum(play.play(model, tokenizer, task, problem, Forcing(0, word=""), 0.0, 0) for problem in drawn) >= 6
+    assert sum(play.play(model, tokenizer, task, problem, Forcing(0, word=""), 0.0, 0) for problem in drawn) >= 12
 
 
 def test_the_checkpoint_that_is_shipped_adds_and_goes_on_after_a_wait(capsys):
