@@ -158,6 +158,27 @@ def test_a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped
     assert_same_run(left_by(tmp_path / "run"), whole_star)
 
 
+def test_a_resumed_star_run_goes_on_with_the_round_behind_its_last_checkpoint(scripted_answers, tmp_path, monkeypatch):
+    """Repeating that round would waste it, and show in nothing else where each round starts from the base."""
+    config, done, one_round, save = replace(STAR, out=str(tmp_path / "run")), [], star.one_round, star.save_checkpoint
+
+    def counted(config, round, *more):
+        done.append(round)
+        return one_round(config, round, *more)
+
+    def killed(*arguments, **options):
+        save(*arguments, **options)
+        if options["state"]["round"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(star, "one_round", counted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(star, "save_checkpoint", killed)
+        star.run(config)
+    star.run(replace(config, resume=True))
+    assert done == [1, 2, 3]
+
+
 @pytest.mark.parametrize("recipe", ["sft", "star"])
 def test_resuming_a_finished_run_changes_nothing_and_returns_its_last_line(
     whole_sft, whole_star, tmp_path, recipe, monkeypatch

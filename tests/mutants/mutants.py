@@ -62,7 +62,6 @@ MICRO_BATCHES = LEARN + "the_gradient_does_not_depend_on_the_micro_batch_size[sf
 SIGN_TABLE = LEARN + "clipping_stops_the_gradient_only_of_moves_that_went_far_enough"
 KILLED = CHECKPOINT + "a_kill_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new_one[False]"
 SFT_RESUME = RESUME + "a_stopped_and_resumed_sft_run_ends_bit_equal_to_one_that_never_stopped"
-STAR_RESUME = RESUME + "a_stopped_and_resumed_star_run_ends_bit_equal_to_one_that_never_stopped"
 GRPO_RESUME = GRPO + "a_stopped_and_resumed_run_ends_bit_equal_to_one_that_never_stopped"
 
 MUTANTS = [
@@ -320,7 +319,7 @@ MUTANTS = [
         "a resumed run repeats its last round", "recipes/star.py",
         "[\"round\"] + 1",
         "[\"round\"]",
-        STAR_RESUME,
+        RESUME + "a_resumed_star_run_goes_on_with_the_round_behind_its_last_checkpoint",
     ),
     Mutant(
         "lines behind the last checkpoint logged twice", "run.py",
