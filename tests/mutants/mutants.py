@@ -1536,7 +1536,7 @@ MUTANTS = [
         "a path goes on from the latest pool that has its first numbers", "behavior_rules.py",
         "fits = next((j for j in possible if goes_on(pools[j], steps, i, text)), possible[0] if possible else None)",
         "fits = possible[0] if possible else None",
-        BEHAVIORS + "of_attempts_read_attempts_counts_the_same",
+        BEHAVIORS + "a_calculation_goes_on_from_the_pool_that_what_follows_it_needs_too",
     ),
     Mutant(
         "every word for a check counts, not every checked calculation", "behavior_rules.py",
