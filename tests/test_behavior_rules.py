@@ -158,7 +158,7 @@ def test_of_attempts_read_attempts_counts_the_same():
 
 
 def test_a_calculation_goes_on_from_the_pool_that_what_follows_it_needs_too():
-    """Of 8 3 2 7: 2 * 7 can follow 8 - 3 = 5, but the 8 that comes next is used up there: the first step was given up."""
+    """Of 8 3 2 7: 2 * 7 can follow 8 - 3 = 5, but the 8 that comes next is used up there: the first was given up."""
     given_up = count_behaviors((8, 3, 2, 7), 22, "8 - 3 = 5\n2 * 7 = 14\n14 + 8 = 22")
     assert (given_up.backtracking, given_up.invalid, given_up.equations) == (1, 0, 3)
     gone_on = count_behaviors((8, 3, 2, 7), 19, "8 - 3 = 5\n2 * 7 = 14\n14 + 5 = 19")
