@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from nanoreason import processes
 from nanoreason.hf_config import huggingface_config, read_config
 from nanoreason.lora import add_stored, merged, peft_config, peft_tensors, put_back
-from nanoreason.model import Transformer, assign_weights, on_meta, rope_table
+from nanoreason.model import EMBEDDING, HEAD, Transformer, assign_weights, on_meta, rope_table
 from nanoreason.run import read_json
 from nanoreason.sharding import is_sharded, load_weights, together
 from nanoreason.tokenizer import TextTokenizer, load_tokenizer
@@ -41,7 +41,6 @@ from nanoreason.tokenizer import TextTokenizer, load_tokenizer
 SUMS, EXTRA = "checksums.json", "nanoreason.json"
 BASE_SUMS = "base_weights.json"  # beside adapters: which weights they stand beside
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The fields of config.json by which a weight is there, and by which it has its shape; the first part that fits counts.
 NUMBER_DECIDED_BY = {".bias": "attention_bias, model_type", "_norm.": "model_type", HEAD: "tie_word_embeddings",
                      ".layers.": "num_hidden_layers", "": "model_type"}  # fmt: skip
@@ -399,7 +398,7 @@ def resume(
     stored, words = load_checkpoint(folder, "cpu" if is_sharded(model) else model.device)
     if stored.config != model.config:
         raise ValueError(f"{folder} holds a model of another shape: {stored.config} instead of {model.config}")
-    if tokenizer is not None and words.backend.get_vocab() != tokenizer.backend.get_vocab():
+    if tokenizer is not None and not words.has_ids_of(tokenizer):
         raise ValueError(f"{folder} holds another tokenizer than this run's: the same ids are other texts there")
     load_weights(model, stored)
     return load_training(folder, model, optimizer)

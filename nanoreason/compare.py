@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
         tasks[name] = from_spec(name, TASKS, "others", None)
     device = pick_device(config.device)
     (base, tokenizer), (policy, theirs) = (load_checkpoint(folder, device) for folder in (*folders, checkpoint))
-    if tokenizer.backend.get_vocab() != theirs.backend.get_vocab():
+    if not tokenizer.has_ids_of(theirs):
         raise ValueError(f"{folders[0]} and {checkpoint} have different vocabularies: nothing can be compared")
     check_words(tokenizer, "test", **{"task" if name == "the task" else "others": task for name, task in tasks.items()})
     found = {name: compare_on(name, task, base, policy, tokenizer, config) for name, task in tasks.items()}

@@ -276,13 +276,14 @@ def dead_gradient(lines: Lines, settings: dict, samples: Lines) -> Finding | Non
         alike = [len({line["reward"] for line in group}) == 1 for group in groups]
         equal = statistics.fmean(alike)
         evidence.append(f"sampled groups of equal rewards: {sum(alike)} of {len(alike)}")
+    why = ""
     if all(line.get("updates") == 0 for line in dead) and settings.get("algorithm.overlong_filter"):
-        why, advice = "", "every row was cut, and --algorithm.overlong-filter drops those: raise --max-new-tokens"
+        advice = "every row was cut, and --algorithm.overlong-filter drops those: raise --max-new-tokens"
     elif equal is None:
-        why, advice = "", "see how the groups' rewards differ: `python -m nanoreason look RUN`"
+        advice = "see how the groups' rewards differ: `python -m nanoreason look RUN`"
     elif equal < EQUAL:
-        why, advice = "", ("rewards differ, so the gradient is lost behind them: advantages that are 0 (look RUN shows "
-                           "them), an empty loss mask, a clip or an average that leaves nothing")  # fmt: skip
+        advice = ("rewards differ, so the gradient is lost behind them: advantages that are 0 (look RUN shows them), "
+                  "an empty loss mask, a clip or an average that leaves nothing")  # fmt: skip
     else:
         why = "all responses to a problem have the same reward, so "
         advice = ("problems that are solved now and then (--task...), a larger --group-size, another base: "

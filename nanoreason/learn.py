@@ -489,6 +489,12 @@ def micro_batches(lengths: list[int], micro_tokens: int) -> list[list[int]]:
     return cut[::-1]
 
 
+def row_batches(rollouts: list[Rollout], indices: list[int], micro_tokens: int) -> list[list[int]]:
+    """`micro_batches` of the rollouts with these indices, each as such indices."""
+    cut = micro_batches([len(rollouts[i].tokens) for i in indices], micro_tokens)
+    return [[indices[i] for i in part] for part in cut]
+
+
 def own_batches(model: Transformer, batches: list[list[int]]) -> list[tuple[list[int], bool]]:
     """This process's share of all micro-batches, and whether each counts. Of a sharded model every process does as
     many, since they put its blocks together at the same time: one that has too few does the cheapest again, which does
@@ -555,8 +561,7 @@ def update(
     total = 0.0
     measured: dict[str, list[torch.Tensor]] = {}
     moving, still = by_advantage(rollouts)
-    batches = [[some[i] for i in part] for some in (moving, still)
-               for part in micro_batches([len(rollouts[i].tokens) for i in some], micro_tokens)]  # fmt: skip
+    batches = [part for some in (moving, still) for part in row_batches(rollouts, some, micro_tokens)]
     for indices, counts in own_batches(model, batches):
         batch = collate([rollouts[i] for i in indices], [weights[i] for i in indices], model.device)
         batch.weights.mul_(counts)
@@ -641,9 +646,7 @@ def compute_logprobs(
     weights = token_weights(rollouts)  # collate wants them; no loss is made of them here
     scores: dict[int, list[float]] = {}
     asked = [i for i, row in enumerate(rollouts) if any(row.loss_mask)]
-    cut = micro_batches([len(rollouts[i].tokens) for i in asked], micro_tokens)
-    batches = [[asked[i] for i in part] for part in cut]
-    for indices, counts in own_batches(model, batches):
+    for indices, counts in own_batches(model, row_batches(rollouts, asked, micro_tokens)):
         rows = [rollouts[i] for i in indices]
         batch = collate(rows, [weights[i] for i in indices], model.device)
         found = logprobs_and_entropy(model, batch.tokens, batch.loss_mask, temperature, entropies)[entropies]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Bounds well above any model there is, so that a damaged number is refused before memory is asked for.
 LARGEST = {
     "vocab_size": 1 << 22, "hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 1 << 10,
@@ -360,7 +361,7 @@ def assign_weights(model: Transformer, tensors: dict[str, torch.Tensor]) -> None
     """The tensors become the weights, as they are and not copied. Tied, the embedding is the head, which may be
     left out of the tensors; any other name that is missing or unknown is a RuntimeError."""
     tied = model.config.tie_word_embeddings
-    head = {"lm_head.weight": tensors["model.embed_tokens.weight"]} if tied else {}
+    head = {HEAD: tensors[EMBEDDING]} if tied else {}
     model.load_state_dict(head | tensors, assign=True)
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight

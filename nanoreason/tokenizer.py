@@ -74,6 +74,10 @@ class TextTokenizer:
         # The text itself has sequence id 0, what the rules add has None.
         return probe.ids[: probe.sequence_ids.index(0)] if 0 in probe.sequence_ids else []
 
+    def has_ids_of(self, other: TextTokenizer) -> bool:
+        """Whether the same ids are the same tokens in both."""
+        return self.backend.get_vocab() == other.backend.get_vocab()
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text` itself; nothing is put before or behind it."""
         try:

@@ -137,6 +137,11 @@ class GrpoConfig(RunConfig):
     save_every: Positive = 10  # steps between checkpoints
     keep: tuple[Positive, ...] = ()  # steps after which the policy is kept besides, in OUT/kept/STEP
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps on one rollout."""
+        return self.updates_per_rollout * self.epochs
+
 
 PRESETS = {
     "cpu": GrpoConfig(),
@@ -171,8 +176,8 @@ def check_config(config: GrpoConfig) -> None:
     if config.algorithm.baseline == "group" and config.group_size < 2:
         raise ValueError("--group-size 1 compares nothing: use at least 2, or --algorithm.baseline none")
     check_memory(config.memory, config.base)
-    updates = config.steps * config.updates_per_rollout * config.epochs
-    if config.memory.lora and config.algorithm.needs_reference and 0 < config.algorithm.reference_every <= updates:
+    updates, every = config.steps * config.updates, config.algorithm.reference_every
+    if config.memory.lora and config.algorithm.needs_reference and 0 < every <= updates:
         raise ValueError("with adapters the reference is the base throughout: set --algorithm.reference-every 0")
     if config.temperature <= 0:
         raise ValueError(f"--temperature {config.temperature}: all samples of a group would be equal, use more than 0")
@@ -196,7 +201,7 @@ def workload(config: GrpoConfig) -> Work:
     check_words(tokenizer, task=config.task)
     problems = [config.task.problem(f"rl-{config.seed}", i) for i in range(min(config.prompts, 32))]
     prompt = max(len(prompt_row(tokenizer, problem).tokens) for problem in problems)
-    updates, algorithm = config.updates_per_rollout * config.epochs, config.algorithm
+    updates, algorithm = config.updates, config.algorithm
     response = min(config.max_new_tokens.largest, shape.max_position_embeddings - prompt)
     if response < 1:
         raise ValueError(f"a prompt of {prompt} tokens leaves no room for a response in the context of --base "
@@ -242,7 +247,7 @@ def teacher_of(config: GrpoConfig, policy: Transformer, tokenizer: TextTokenizer
     if not config.teacher:
         return policy
     teacher, words = load_checkpoint(config.teacher, policy.device)
-    if words.backend.get_vocab() != tokenizer.backend.get_vocab():
+    if not words.has_ids_of(tokenizer):
         raise ValueError(
             f"--teacher {config.teacher} has another tokenizer than --base {config.base}: its ids are other texts"
         )
@@ -315,7 +320,7 @@ def replaces_reference(config: GrpoConfig, step: int) -> bool:
 
     The policy is saved right before, so that a run that was stopped anywhere replaces it by the same weights.
     """
-    updates, every = config.updates_per_rollout * config.epochs, config.algorithm.reference_every
+    updates, every = config.updates, config.algorithm.reference_every
     is_time = step == 0 or (every > 0 and step * updates // every > (step - 1) * updates // every)
     return config.algorithm.needs_reference and is_time
 
@@ -365,7 +370,7 @@ def is_scored(config: GrpoConfig) -> bool:
     """Whether the policy's log-probs of a rollout are computed before its updates: several of them compare with these,
     and so does a KL in the reward where somebody else has sampled."""
     in_reward = config.algorithm.needs_reference and config.algorithm.kl_estimator == "k1"
-    return config.updates_per_rollout * config.epochs > 1 or (bool(config.teacher) and in_reward)
+    return config.updates > 1 or (bool(config.teacher) and in_reward)
 
 
 def compute_advantages(
@@ -377,7 +382,7 @@ def compute_advantages(
     of_policy = [row.logprobs for row in rows]
     if is_scored(config):
         of_policy = compute_logprobs(policy, rows, *how)
-    if config.updates_per_rollout * config.epochs > 1:
+    if config.updates > 1:
         for row, values in zip(rows, of_policy, strict=True):
             row.old_logprobs = values
     if reference is not None:
@@ -400,7 +405,7 @@ def update_policy(
     """The updates on one rollout: its rows are shuffled and dealt out into the minibatches, once per epoch, each with
     all rows of its family: they have the root's advantage and together count as one."""
     rows = [row for group in groups for row in group]
-    updates = config.updates_per_rollout * config.epochs
+    updates = config.updates
     loss = replace(config.algorithm, on_policy=updates == 1)
     constant = loss.length_constant or config.max_new_tokens.largest
     measured = updates == 1 and not config.memory.lora  # by the optimizer in its step, without this copy

@@ -66,7 +66,7 @@ def run(config: TransferTestConfig) -> dict:
         run.log(0, **accuracies(config.task, before.right), **leaks(config.task, tokenizer, before))
     for step in steps:
         policy, theirs = load_checkpoint(Path(config.trained) / str(step), base.device)
-        if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
+        if not theirs.has_ids_of(tokenizer):
             raise ValueError(f"{config.trained}/{step} and {config.base} have different vocabularies")
         run.log(step, **measure(config, base, before, policy, tokenizer))
     run.close()
